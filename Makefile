@@ -1,0 +1,54 @@
+# Two commands do everything: `make repro` and `make test`. Both use the active virtual environment,
+# or make one in .venv, install what is pinned in constraints.txt, and say so.
+
+PYTHON ?= python3
+VENV := $(or $(VIRTUAL_ENV),$(CONDA_PREFIX),$(CURDIR)/.venv)
+BIN := $(VENV)/bin
+# Named after the environment, so that changing environments installs again.
+STAMP := work/installed$(subst /,-,$(VENV))
+
+export PATH := $(BIN):$(PATH)
+export PYTHONPATH := $(CURDIR)/src
+export DVC_NO_ANALYTICS := 1
+
+.PHONY: help install repro test test-slow lint format clean
+
+help:  ## Show the targets
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+repro: install  ## Install, then run the whole pipeline (dvc repro) on the digits dataset
+	dvc repro
+	@echo
+	@cat metrics/tables/table1.md
+	@echo
+	@echo "Tables: metrics/tables   Figures: plots   Next: dvc exp run -S synthesize.draw=1"
+
+test: install  ## Install, then run the tests (a few minutes)
+	python -m pytest -m "not slow"
+
+test-slow: install  ## The long tests alone
+	python -m pytest -m slow
+
+lint: install  ## Format check, lint and types
+	ruff format --check src tests
+	ruff check src tests
+	mypy
+
+format: install  ## Format and fix what can be fixed
+	ruff format src tests
+	ruff check --fix src tests
+
+install: $(STAMP)  ## Install into the active virtual environment, or into .venv
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "error: Python 3.11 or newer is needed; found $$($(PYTHON) --version). Try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	@if [ -x "$(BIN)/python" ]; then echo "Installing into the environment $(VENV)"; \
+		else echo "Creating the environment $(VENV)"; $(PYTHON) -m venv "$(VENV)"; fi
+	@echo "Installing pinned dependencies; PyTorch takes a few minutes the first time"
+	"$(BIN)/python" -m pip install --quiet --disable-pip-version-check \
+		--constraint constraints.txt --editable '.[dev]'
+	@mkdir -p work && touch $@
+
+clean:  ## Remove resume state and logs (results and caches stay)
+	rm -rf work logs

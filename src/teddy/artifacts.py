@@ -1,0 +1,177 @@
+"""Files of the pipeline: tensors (safetensors) and JSON, written whole or not at all.
+
+Nothing here loads pickled code. A tensor file carries one JSON record that says what kind of
+artifact it is; the record is a single string because safetensors does not keep the order of
+several metadata entries, and equal content must give equal bytes.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from teddy.errors import TeddyError
+
+Json = dict[str, Any]
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Temporary sibling of ``path`` that takes its place only if the block succeeds.
+
+    Raises:
+        TeddyError: the folder cannot be written to, or the disk is full.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        os.close(handle)
+    except OSError as error:
+        raise TeddyError(f"{path}: cannot write here: {error.strerror or error}") from error
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    except (OSError, SafetensorError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise TeddyError(f"{path}: cannot write here: {reason}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def check_writable(*paths: Path) -> None:
+    """Refuse before hours are spent if any of ``paths`` could not be written at the end."""
+    for path in paths:
+        with contextlib.suppress(_Abandon), atomic_path(path):
+            raise _Abandon
+
+
+class _Abandon(Exception):
+    """Leaves :func:`atomic_path` without writing."""
+
+
+def write_json(path: Path, record: Json) -> None:
+    """Write ``record`` as indented JSON with sorted keys and a final newline."""
+    text = json.dumps(record, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def read_json(path: Path) -> Json:
+    """Read a JSON object.
+
+    Raises:
+        TeddyError: the file is missing or is not a JSON object.
+    """
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise TeddyError(f"{path}: cannot read: {error.strerror}") from error
+    except ValueError as error:
+        raise TeddyError(f"{path}: expected JSON, got {error}") from error
+    if not isinstance(record, dict):
+        raise TeddyError(f"{path}: expected a JSON object, got {type(record).__name__}")
+    return record
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], *, kind: str, record: Json) -> None:
+    """Write tensors and their JSON record as one safetensors file of the given ``kind``."""
+    text = json.dumps({"kind": kind, **record}, sort_keys=True, ensure_ascii=False)
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with atomic_path(path) as temporary:
+        save_file(contiguous, temporary, metadata={"teddy": text})
+
+
+def read_tensors(path: Path, *, kind: str) -> tuple[dict[str, Tensor], Json]:
+    """Read a file of :func:`write_tensors`.
+
+    Returns:
+        The tensors on the CPU, and the record without its ``kind``.
+
+    Raises:
+        TeddyError: missing, truncated, not safetensors, or of another kind.
+    """
+    record = read_record(path, kind=kind)
+    with safe_open(path, framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, record
+
+
+def read_record(path: Path, *, kind: str) -> Json:
+    """Read only the JSON record of a tensor file; errors as for :func:`read_tensors`."""
+    if not path.is_file():
+        raise TeddyError(f"{path}: expected a {kind} file, found nothing there")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise TeddyError(
+            f"{path}: expected a {kind} file, but it is damaged or not safetensors ({error})"
+        ) from error
+    try:
+        record = dict(json.loads(metadata.get("teddy", "{}")))
+    except (ValueError, TypeError):
+        record = {}
+    found = record.pop("kind", "a foreign safetensors file")
+    if found != kind:
+        raise TeddyError(f"{path}: expected a {kind} file, got {found}")
+    return dict(record)
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file, or of a folder's relative names and contents in sorted order."""
+    sha = hashlib.sha256()
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    for file in files:
+        sha.update(file.relative_to(path).as_posix().encode())
+        with file.open("rb") as opened:
+            sha.update(hashlib.file_digest(opened, "sha256").digest())
+    return sha.hexdigest()
+
+
+def source_digest() -> str:
+    """SHA-256 of this package's source, so that work of other code is never resumed."""
+    root = Path(__file__).parent
+    sha = hashlib.sha256()
+    for file in sorted(root.rglob("*.py")):
+        sha.update(file.relative_to(root).as_posix().encode())
+        sha.update(file.read_bytes())
+    return sha.hexdigest()
+
+
+class WorkDir:
+    """Where a stage keeps finished items and resume points until its outputs are written.
+
+    The folder is named after a fingerprint of everything that can change a result, so a changed
+    setting starts afresh and an unchanged one continues. DVC does not know it; it lies under
+    ``work/`` or ``$TEDDY_WORK`` and :meth:`discard` removes it when the stage has succeeded.
+    """
+
+    def __init__(self, stage: str, name: str, **inputs: Any) -> None:
+        inputs |= {"source": source_digest()}
+        text = json.dumps(inputs, sort_keys=True, default=str)
+        fingerprint = hashlib.sha256(text.encode()).hexdigest()[:16]
+        root = Path(os.environ.get("TEDDY_WORK", "work"))
+        self.path = root / stage / f"{name.replace('/', '.')}-{fingerprint}"
+
+    def __truediv__(self, name: str) -> Path:
+        return self.path / name
+
+    def publish(self, out: Path, names: Iterable[str]) -> None:
+        """Put finished files into the output folder ``out``."""
+        for name in names:
+            with atomic_path(out / name) as temporary:
+                shutil.copyfile(self.path / name, temporary)
+
+    def discard(self) -> None:
+        """Remove the folder: its content is in the stage's outputs now."""
+        shutil.rmtree(self.path, ignore_errors=True)

@@ -1,0 +1,50 @@
+"""Prepare a dataset: load, split by class, and write its arrays with a manifest."""
+
+from collections.abc import Sequence
+
+from teddy.artifacts import check_writable
+from teddy.config import Params
+from teddy.data import SPLITS, ImageDataset, prepare, write_dataset
+from teddy.errors import TeddyError
+from teddy.runtime import run_stage
+from teddy.stages.command import parse
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the stage."""
+    args = parse(__doc__, argv, "key of datasets in params.yaml", out="folder to write")
+
+    def stage() -> str:
+        params = Params(args.params)
+        config = params.prepare(args.name)
+        check_writable(args.out / "manifest.json")
+        dataset = prepare(config, params.seed)
+        _refuse_large_ipc(params, args.name, dataset)
+        write_dataset(args.out, dataset, config.source)
+        counts = ", ".join(f"{len(dataset.split(split))} {split}" for split in SPLITS)
+        return f"{args.name}: {counts} images in {dataset.num_classes} classes"
+
+    run_stage("prepare", stage)
+
+
+def _refuse_large_ipc(params: Params, name: str, dataset: ImageDataset) -> None:
+    """Refuse sets that need more real images per class than there are, before hours are spent."""
+    smallest = int(dataset.train.labels.bincount(minlength=dataset.num_classes).min())
+    for key, row in params.sets.items():
+        if row.dataset != name:
+            continue
+        config = params.synthesize(key)
+        random = params.methods[row.method].images == "random"
+        real = not random and config.initialise == "real"
+        size = 1 if random else config.indices_per_batch
+        needed = -(-row.ipc // size) * size
+        if (random or real) and needed > smallest:
+            grouped = f" (groups of synthesize.indices_per_batch {size})" if real else ""
+            raise TeddyError(
+                f"{params.path}: sets.{key} needs {needed} real images per class{grouped}, but the "
+                f"smallest class of {name} has {smallest} for training; choose a smaller ipc"
+            )
+
+
+if __name__ == "__main__":
+    main()

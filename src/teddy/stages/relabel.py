@@ -1,0 +1,55 @@
+"""Label every augmented, CutMixed view of a distilled set with the whole pool's ensemble."""
+
+from collections.abc import Sequence
+
+from teddy.artifacts import Json, WorkDir, check_writable, digest, write_json
+from teddy.config import Params, to_json
+from teddy.distilled import load
+from teddy.labels import MANIFEST, OnlineLabels, TrainingViews, store_labels
+from teddy.pool import open_pool
+from teddy.runtime import pick_device, run_stage
+from teddy.stages.command import manifest_digest, parse
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the stage."""
+    args = parse(
+        __doc__,
+        argv,
+        "key of sets in params.yaml",
+        set="distilled set",
+        pool="folder of the pool",
+        out="folder for the labels and their manifest",
+    )
+
+    def stage() -> str:
+        params = Params(args.params)
+        config = params.relabel(args.name)
+        check_writable(args.out / MANIFEST)
+        distilled, pool, device = load(args.set), open_pool(args.pool), pick_device()
+        manifest: Json = {
+            "set": digest(args.set),
+            "pool": manifest_digest(args.pool),
+            "settings": to_json(config),
+            "seed": params.seed,
+            "shards": [],
+        }
+        work = WorkDir("relabel", args.name, **manifest)
+        if config.store:
+            views = TrainingViews(
+                distilled.as_images().to(device), distilled.normalisation, config, params.seed
+            )
+            teachers = [pool.member(index, device) for index in range(len(pool))]
+            labels = OnlineLabels(views, teachers)
+            manifest["shards"] = store_labels(labels, distilled.num_classes, work)
+            work.publish(args.out, [shard["file"] for shard in manifest["shards"]])
+        write_json(args.out / MANIFEST, manifest)
+        work.discard()
+        how = "stored" if config.store else "left to be computed while training"
+        return f"{args.name}: {config.epochs} epochs of {len(distilled)} labels {how}"
+
+    run_stage("relabel", stage)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""Make a distilled set: optimise images by Eq. 7, or select random real ones (the baseline)."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import teddy
+from teddy.artifacts import Json, WorkDir, check_writable, read_json, write_json
+from teddy.config import Params, ViewConfig, from_json, to_json
+from teddy.data import ImageDataset, read_dataset, select_random
+from teddy.distilled import DistilledSet, save_distilled
+from teddy.pool import MANIFEST, open_pool
+from teddy.runtime import pick_device, run_stage
+from teddy.stages.command import manifest_digest, parse
+from teddy.synthesis import Synthesiser, synthesise
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the stage."""
+    args = parse(
+        __doc__,
+        argv,
+        "key of sets in params.yaml",
+        data="prepared dataset",
+        pool="folder of the pool",
+        out="distilled set to write",
+        history="JSON to write with the loss curve of every item",
+    )
+
+    def stage() -> str:
+        params = Params(args.params)
+        row, config = params.row("sets", args.name), params.synthesize(args.name)
+        method = params.methods[row.method]
+        check_writable(args.out, args.history)
+        dataset = read_dataset(args.data)
+        provenance: Json = {
+            "set": args.name,
+            "dataset": row.dataset,
+            "method": row.method,
+            "images": method.images,
+            "seed": params.seed,
+            "data": manifest_digest(args.data),
+            "software": {"teddy": teddy.__version__, "torch": torch.__version__},
+        }
+        records: list[Json] = []
+        if method.images == "random":
+            images, labels = _random(dataset, row.ipc, params.seed)
+        else:
+            provenance |= {"pool": manifest_digest(args.pool), "settings": to_json(config)}
+            work = WorkDir("synthesize", args.name, **provenance)
+            images, labels, records = _synthesise(params, args.name, args.pool, dataset, work)
+        distilled = DistilledSet(
+            images, labels, dataset.class_names, dataset.normalisation, provenance
+        )
+        save_distilled(args.out, distilled)
+        write_json(args.history, {"set": args.name, "items": records})
+        if records:
+            work.discard()
+        return f"{args.name}: {distilled}"
+
+    run_stage("synthesize", stage)
+
+
+def _random(dataset: ImageDataset, ipc: int, seed: int) -> tuple[Tensor, Tensor]:
+    chosen = select_random(dataset.train.labels, dataset.num_classes, range(ipc), seed).flatten()
+    return dataset.train.images[chosen], dataset.train.labels[chosen]
+
+
+def _synthesise(
+    params: Params, name: str, pool: Path, dataset: ImageDataset, work: WorkDir
+) -> tuple[Tensor, Tensor, list[Json]]:
+    views = read_json(pool / MANIFEST)["training_views"]
+    synthesiser = Synthesiser(
+        params.synthesize(name),
+        open_pool(pool),
+        dataset,
+        from_json(ViewConfig, views, f"{pool / MANIFEST}: training_views"),
+        params.seed,
+        pick_device(),
+    )
+    return synthesise(synthesiser, params.row("sets", name).ipc, work)
+
+
+if __name__ == "__main__":
+    main()

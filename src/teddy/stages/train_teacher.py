@@ -1,0 +1,53 @@
+"""Train the one base model of a dataset; its checkpoints are what pools are made from."""
+
+from collections.abc import Sequence
+
+from teddy.artifacts import WorkDir, check_writable, write_json
+from teddy.config import Params, to_json
+from teddy.data import read_dataset
+from teddy.runtime import pick_device, run_stage, use_threads
+from teddy.seeding import derive
+from teddy.stages.command import manifest_digest, parse
+from teddy.teachers import RECORD, checkpoint_name, train_base
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the stage."""
+    args = parse(
+        __doc__,
+        argv,
+        "key of bases in params.yaml",
+        data="prepared dataset",
+        out="folder for the checkpoints and their record",
+        curve="JSON to write with the held-out accuracy of every checkpoint",
+    )
+
+    def stage() -> str:
+        params = Params(args.params)
+        config = params.train_teacher(args.name)
+        check_writable(args.out / RECORD, args.curve)
+        dataset, device = read_dataset(args.data), pick_device()
+        use_threads(device, dataset.image_shape)
+        seed = derive(params.seed, "base", args.name)
+        work = WorkDir(
+            "train_teacher", args.name, config=to_json(config), seed=seed,
+            data=manifest_digest(args.data),
+        )  # fmt: skip
+        epochs = train_base(config, dataset, seed, work, device)
+        work.publish(args.out, [checkpoint_name(record["epoch"]) for record in epochs])
+        record = {
+            "base": args.name,
+            "views": to_json(config.views),
+            "network": to_json(config.network),
+            "epochs": epochs,
+        }
+        write_json(args.out / RECORD, record)
+        write_json(args.curve, {"base": args.name, "epochs": epochs})
+        work.discard()
+        return f"{args.name}: {epochs[-1]['val_top1']:.1f} % held-out after {len(epochs)} epochs"
+
+    run_stage("train_teacher", stage)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,154 @@
+"""Try settings on the validation split and keep the record.
+
+``python -m teddy.tune digits/prior/ipc10 synthesize.lr=0.05,0.1 relabel.epochs=200`` runs the chain
+of one set (prepare to evaluate) for every combination of the values, with students measured on the
+validation split, and appends one line per combination to the record. The test split is never
+looked at. A stage's key means that of the set's dataset. Upstream artifacts are kept under
+``work/tune`` and shared between combinations that do not change them.
+"""
+
+import argparse
+import hashlib
+import itertools
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from teddy.artifacts import read_json
+from teddy.config import STAGES, Params, to_json
+from teddy.errors import TeddyError
+from teddy.evaluation import mean_and_std
+from teddy.runtime import log, run_stage
+from teddy.stages import build_pool, evaluate, prepare, relabel, synthesize, train_teacher
+
+Override = tuple[str, Any]
+_UPSTREAM = ("seed", "prepare", "train_teacher", "pool")
+_RECORDED = ("synthesize", "relabel", "evaluate")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("name", help="key of sets in params.yaml")
+    parser.add_argument("settings", nargs="*", help="key=value[,value…] of params.yaml")
+    parser.add_argument("--params", type=Path, default=Path("params.yaml"))
+    parser.add_argument("--record", type=Path, default=Path("metrics/tuning.jsonl"))
+    args = parser.parse_args(argv)
+    os.environ["TEDDY_WORKERS"] = "1"  # workers are forked, and this process trains networks itself
+
+    def stage() -> str:
+        combinations = list(itertools.product(*(_values(text) for text in args.settings)))
+        for overrides in combinations:
+            result = _try(args.name, overrides, args.params)
+            args.record.parent.mkdir(parents=True, exist_ok=True)
+            with args.record.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(result, sort_keys=True) + "\n")
+            log(f"  {_line(result)}")
+        return f"{args.name}: {len(combinations)} combinations, recorded in {args.record}"
+
+    run_stage("tune", stage)
+
+
+def _values(text: str) -> list[Override]:
+    """``a.b=1,2`` as [("a.b", 1), ("a.b", 2)]; a value in brackets is a list."""
+    key, separator, values = text.partition("=")
+    if not separator:
+        raise TeddyError(f"expected key=value, got {text!r}")
+    parse = YAML(typ="safe").load
+    if values.startswith("["):
+        return [(key, value) for value in parse(f"[{values}]")]
+    return [(key, parse(value)) for value in values.split(",")]
+
+
+def _try(name: str, overrides: Sequence[Override], path: Path) -> dict[str, Any]:
+    """Run the chain of a set under some overrides; its validation accuracy."""
+    yaml = YAML()
+    raw = yaml.load(path)
+    dataset = Params(path).row("sets", name).dataset
+    for key, value in overrides:
+        layer = f"datasets.{dataset}." if key.split(".")[0] in STAGES else ""
+        _assign(raw, layer + key, value)
+    with tempfile.TemporaryDirectory() as folder:
+        changed = Path(folder) / "params.yaml"
+        yaml.dump(raw, changed)
+        config = Params(changed)
+        row = config.row("sets", name)
+        upstream = [o for o in overrides if o[0].split(".")[0] in _UPSTREAM]
+        base_params = yaml.load(path)
+        common = {key: base_params[key] for key in ("bases", "pools", "datasets", *_UPSTREAM)}
+        root = Path("work/tune") / _key([*upstream, ("pool", row.pool), ("common", common)])
+        if not root.exists():
+            _make_upstream(row, changed, root)
+        out = Path(folder)
+        record = _score(name, row, changed, root, out)
+    result: dict[str, Any] = {
+        "set": name,
+        "tried": dict(overrides),
+        "split": "val",
+        "settings": {stage: to_json(getattr(config, stage)(name)) for stage in _RECORDED},
+    }
+    for kind, runs in record["labels"].items():
+        mean, std = mean_and_std([run["top1_last"] for run in runs])
+        result[kind] = {"top1_mean": round(mean, 2), "top1_std": round(std, 2), "n": len(runs)}
+    return result
+
+
+def _line(result: dict[str, Any]) -> str:
+    scores = (f"{kind} {result[kind]['top1_mean']}" for kind in ("hard", "soft") if kind in result)
+    return f"{result['tried']}: {', '.join(scores)} % on the validation split"
+
+
+def _assign(raw: Any, key: str, value: Any) -> None:
+    *parents, last = key.split(".")
+    for part in parents:
+        raw = raw.setdefault(part, {})
+    raw[last] = value
+
+
+def _key(overrides: Iterable[Override]) -> str:
+    return hashlib.sha256(json.dumps(list(overrides), default=str).encode()).hexdigest()[:12]
+
+
+def _make_upstream(row: Any, params: Path, root: Path) -> None:
+    """Dataset, base run and pool of a set, in a folder that appears whole."""
+    root.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=root.parent) as folder:
+        new = Path(folder) / "new"
+        base_name = Params(params).row("pools", row.pool).base
+        data, base = str(new / "data"), str(new / base_name)
+        common = ["--params", str(params)]
+        prepare.main([row.dataset, "--out", data, *common])
+        train_teacher.main(
+            [base_name, "--data", data, "--out", base, "--curve", f"{folder}/curve.json", *common]
+        )
+        build_pool.main(
+            [row.pool, "--data", data, "--base", base, "--out", str(new / row.pool),
+             "--facts", f"{folder}/pool.json", *common]
+        )  # fmt: skip
+        new.rename(root)
+
+
+def _score(name: str, row: Any, params: Path, root: Path, out: Path) -> dict[str, Any]:
+    data, pool = str(root / "data"), str(root / row.pool)
+    images, labels, score = str(out / "set"), str(out / "labels"), str(out / "score.json")
+    common = ["--pool", pool, "--params", str(params)]
+    synthesize.main(
+        [name, "--data", data, "--out", images, "--history", str(out / "history.json"), *common]
+    )
+    relabel.main([name, "--set", images, "--out", labels, *common])
+    evaluate.main(
+        [name, "--data", data, "--set", images, "--labels", labels, "--out", score,
+         "--split", "val", *common]
+    )  # fmt: skip
+    return read_json(Path(score))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,226 @@
+"""Pixel range and normalisation, splits, random selection, and datasets on disk.
+
+`katNN` are the known-answer tests of the specification, by its numbering. No GPU, no downloads.
+"""
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from teddy.artifacts import read_json, write_json
+from teddy.config import PrepareConfig
+from teddy.data import (
+    ImageDataset,
+    Normalisation,
+    prepare,
+    read_dataset,
+    read_manifest,
+    select_random,
+    stratified_split,
+    write_dataset,
+)
+from teddy.errors import TeddyError
+
+IMAGENET = Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+TINY = Normalisation((0.4802, 0.4481, 0.3975), (0.2302, 0.2265, 0.2262))
+CIFAR10 = Normalisation((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
+CIFAR100 = Normalisation((0.5071, 0.4866, 0.4409), (0.2673, 0.2564, 0.2762))
+NONE = Normalisation((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+
+
+def all_bytes() -> Tensor:
+    """Every uint8 value in each of three channels; uint8 (1, 3, 16, 16)."""
+    return torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16).expand(1, 3, 16, 16)
+
+
+# -------------------------------------------------------------------------------- normalisation
+
+
+@pytest.mark.parametrize(
+    ("normalisation", "low", "high"),
+    [
+        (IMAGENET, [-2.1179, -2.0357, -1.8044], [2.2489, 2.4286, 2.6400]),
+        (TINY, [-2.0860, -1.9784, -1.7573], [2.2580, 2.4366, 2.6636]),
+    ],
+)
+def test_kat19_bounds_of_clipping(
+    normalisation: Normalisation, low: list[float], high: list[float]
+) -> None:
+    got_low, got_high = normalisation.bounds()
+    assert got_low.shape == got_high.shape == (1, 3, 1, 1)
+    assert got_low.flatten().tolist() == pytest.approx(low, abs=5.1e-5)
+    assert got_high.flatten().tolist() == pytest.approx(high, abs=5.1e-5)
+    mean, std = (
+        torch.tensor(v)[None, :, None, None] for v in (normalisation.mean, normalisation.std)
+    )
+    torch.testing.assert_close(got_low * std + mean, torch.zeros(1, 3, 1, 1), rtol=0, atol=1e-6)
+    torch.testing.assert_close(got_high * std + mean, torch.ones(1, 3, 1, 1), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("normalisation", [IMAGENET, TINY, CIFAR10, CIFAR100, NONE])
+def test_kat19_bounds_are_black_and_white(normalisation: Normalisation) -> None:
+    low, high = (bound.expand(1, 3, 2, 2) for bound in normalisation.bounds())
+    assert normalisation.to_uint8(low).unique().tolist() == [0]
+    assert normalisation.to_uint8(high).unique().tolist() == [255]
+    assert normalisation.to_uint8(low - 5).unique().tolist() == [0]
+    assert normalisation.to_uint8(high + 5).unique().tolist() == [255]
+
+
+@pytest.mark.parametrize("normalisation", [IMAGENET, TINY, CIFAR10, CIFAR100, NONE])
+@pytest.mark.parametrize(("pixel", "byte"), [(0.999, 254), (0.5, 127), (0.0039, 0), (1.0, 255)])
+def test_kat19_pixels_are_truncated(normalisation: Normalisation, pixel: float, byte: int) -> None:
+    mean, std = (
+        torch.tensor(v)[None, :, None, None] for v in (normalisation.mean, normalisation.std)
+    )
+    assert normalisation.to_uint8((pixel - mean) / std).unique().tolist() == [byte]
+
+
+@pytest.mark.parametrize("normalisation", [IMAGENET, TINY, CIFAR10, CIFAR100, NONE])
+def test_kat19_bytes_survive_the_round_trip(normalisation: Normalisation) -> None:
+    images = all_bytes()
+    normalised = normalisation.apply(images)
+    assert normalised.dtype == torch.float32
+    assert torch.equal(normalisation.to_uint8(normalised), images)
+
+
+@given(st.floats(0, 1), st.floats(0.02, 1))
+def test_bytes_survive_the_round_trip_for_any_statistics(mean: float, std: float) -> None:
+    images = all_bytes()[:, :1]
+    normalisation = Normalisation((mean,), (std,))
+    assert torch.equal(normalisation.to_uint8(normalisation.apply(images)), images)
+
+
+def test_normalised_images_have_mean_zero_and_variance_one() -> None:
+    dataset = prepare(PrepareConfig(source="digits", val_fraction=0.15, test_fraction=0.25), seed=0)
+    inputs = dataset.normalisation.apply(dataset.train.images).double()
+    assert inputs.mean().item() == pytest.approx(0, abs=1e-5)
+    assert inputs.std(correction=0).item() == pytest.approx(1, abs=1e-5)
+
+
+# ---------------------------------------------------------------------------------------- splits
+
+
+@st.composite
+def labelled(draw: st.DrawFn) -> tuple[Tensor, int]:
+    """Labels of a few classes with 8 to 30 images each, shuffled."""
+    sizes = draw(st.lists(st.integers(8, 30), min_size=1, max_size=4))
+    labels = torch.cat([torch.full((size,), label) for label, size in enumerate(sizes)])
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(sum(sizes)))
+    return labels[order], len(sizes)
+
+
+@given(labelled(), st.integers(0, 5))
+def test_split_is_a_stratified_partition(case: tuple[Tensor, int], seed: int) -> None:
+    labels, num_classes = case
+    fractions = (0.25, 0.15)
+    parts = stratified_split(labels, num_classes, fractions, seed)
+    assert len(parts) == 3
+    assert sorted(torch.cat(parts).tolist()) == list(range(len(labels)))
+    for part in parts:
+        assert part.tolist() == sorted(part.tolist())
+    for label in range(num_classes):
+        total = int((labels == label).sum())
+        for part, fraction in zip(parts, fractions, strict=False):
+            assert int((labels[part] == label).sum()) == round(fraction * total)
+
+
+def test_split_of_a_class_depends_on_the_seed_and_not_on_other_classes() -> None:
+    labels = torch.arange(60) % 3
+    first = stratified_split(labels, 3, (0.25,), 0)[0]
+    assert torch.equal(first, stratified_split(labels, 3, (0.25,), 0)[0])
+    assert not torch.equal(first, stratified_split(labels, 3, (0.25,), 1)[0])
+    alone = stratified_split(torch.where(labels == 1, 1, 0), 2, (0.25,), 0)[0]
+    assert [i for i in first.tolist() if i % 3 == 1] == [i for i in alone.tolist() if i % 3 == 1]
+
+
+def test_class_too_small_to_split_is_refused() -> None:
+    labels = torch.tensor([0] * 20 + [1] * 2)
+    with pytest.raises(TeddyError, match="class 1 has 2 images, too few for parts"):
+        stratified_split(labels, 2, (0.15, 0.25), 0)
+    with pytest.raises(TeddyError, match="class 2 has 0 images"):
+        stratified_split(labels, 3, (0.5,), 0)
+
+
+def test_digits_are_split_and_normalised_by_the_training_images() -> None:
+    config = PrepareConfig(source="digits", val_fraction=0.15, test_fraction=0.25)
+    dataset, again = prepare(config, seed=0), prepare(config, seed=0)
+    assert dataset.image_shape == (1, 8, 8)
+    assert dataset.num_classes == 10
+    assert len(dataset.train) + len(dataset.val) + len(dataset.test) == 1797
+    assert len(dataset.test) == pytest.approx(0.25 * 1797, abs=10)
+    assert torch.equal(dataset.train.images, again.train.images)
+    assert dataset.train.images.dtype == torch.uint8
+    assert dataset.train.images.max() == 255
+    pixels = dataset.train.images.double() / 255
+    assert dataset.normalisation.mean == pytest.approx([pixels.mean().item()], abs=1e-6)
+    assert dataset.normalisation.std == pytest.approx([pixels.std().item()], rel=1e-4)
+    assert not torch.equal(prepare(config, seed=1).train.images, dataset.train.images)
+
+
+# ------------------------------------------------------------------------------ random selection
+
+
+def test_selected_images_are_distinct_and_of_their_class(dataset: ImageDataset) -> None:
+    chosen = select_random(dataset.train.labels, 3, range(16), seed=0)
+    assert chosen.shape == (16, 3)
+    assert sorted(chosen.flatten().tolist()) == list(range(48)), "all images, each once"
+    for label in range(3):
+        assert (dataset.train.labels[chosen[:, label]] == label).all()
+
+
+def test_selection_of_an_index_does_not_depend_on_the_others(dataset: ImageDataset) -> None:
+    labels = dataset.train.labels
+    chosen = select_random(labels, 3, range(16), seed=0)
+    for indices in ([0], [15, 3], range(4, 9)):
+        assert torch.equal(select_random(labels, 3, indices, seed=0), chosen[list(indices)])
+    assert not torch.equal(select_random(labels, 3, range(16), seed=1), chosen)
+    assert (chosen // 3 != chosen[:, :1] // 3).any(), "each class has its own shuffle"
+
+
+def test_more_images_than_a_class_has_are_refused(dataset: ImageDataset) -> None:
+    expected = r"ipc 17 is more than the 16 training images of class 0; choose a smaller ipc"
+    with pytest.raises(TeddyError, match=expected):
+        select_random(dataset.train.labels, 3, range(17), seed=0)
+    with pytest.raises(TeddyError, match="the 2 training images of class 1"):
+        select_random(torch.tensor([0, 0, 0, 1, 1]), 2, [2], seed=0)
+
+
+# --------------------------------------------------------------------------------------- on disk
+
+
+def test_dataset_is_read_back_as_written(dataset: ImageDataset, tmp_path: Path) -> None:
+    write_dataset(tmp_path, dataset, "stripes")
+    again = read_dataset(tmp_path)
+    for name in ("train", "val", "test"):
+        split, other = dataset.split(name), again.split(name)
+        assert torch.equal(split.images, other.images)
+        assert torch.equal(split.labels, other.labels)
+    assert again.normalisation == dataset.normalisation
+    assert again.class_names == dataset.class_names
+    manifest = read_manifest(tmp_path)
+    assert manifest["images_per_class"] == {"train": [16] * 3, "val": [4] * 3, "test": [4] * 3}
+    assert manifest["source"] == "stripes"
+
+
+def test_equal_datasets_are_equal_files(dataset: ImageDataset, tmp_path: Path) -> None:
+    write_dataset(tmp_path / "a", dataset, "stripes")
+    write_dataset(tmp_path / "b", dataset, "stripes")
+    for file in (tmp_path / "a").iterdir():
+        assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes()
+
+
+def test_dataset_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(TeddyError, match="run the prepare stage first"):
+        read_dataset(tmp_path)
+
+
+def test_changed_arrays_are_refused(dataset: ImageDataset, tmp_path: Path) -> None:
+    write_dataset(tmp_path, dataset, "stripes")
+    manifest = read_json(tmp_path / "manifest.json")
+    write_json(tmp_path / "manifest.json", manifest | {"sha256": "0" * 64})
+    with pytest.raises(TeddyError, match=r"arrays\.safetensors: checksum differs"):
+        read_dataset(tmp_path)

@@ -1,0 +1,565 @@
+"""The pipeline as users meet it: ``dvc.yaml`` against the code, stages through their entrypoints,
+kill and resume, refusals. Needs no GPU and no data beyond scikit-learn's digits.
+"""
+
+import ast
+import json
+import multiprocessing
+import os
+import random
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+import teddy
+from teddy import config
+from teddy.artifacts import digest, read_json
+from teddy.stages import build_pool, evaluate, prepare, relabel, report, synthesize, train_teacher
+
+ROOT = Path(__file__).parents[1]
+SOURCE = ROOT / "src" / "teddy"
+DVC: dict[str, Any] = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
+MAINS = {
+    "prepare": prepare.main,
+    "train_teacher": train_teacher.main,
+    "build_pool": build_pool.main,
+    "synthesize": synthesize.main,
+    "relabel": relabel.main,
+    "evaluate": evaluate.main,
+    "report": report.main,
+}
+
+# ------------------------------------------------------------------- dvc.yaml agrees with the code
+
+
+def body(stage: str) -> dict[str, Any]:
+    found: dict[str, Any] = DVC[stage].get("do", DVC[stage])
+    return found
+
+
+def imports(file: Path) -> set[Path]:
+    """Modules of the package that a file imports directly."""
+    names = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    files = {ROOT / "src" / (name.replace(".", "/") + ".py") for name in names}
+    return {file for file in files if file.is_file()}
+
+
+def import_closure(file: Path) -> set[str]:
+    seen, todo = {file}, [file]
+    while todo:
+        for found in imports(todo.pop()) - seen:
+            seen.add(found)
+            todo.append(found)
+    return {found.relative_to(ROOT).as_posix() for found in seen}
+
+
+@pytest.mark.parametrize("stage", DVC)
+def test_stage_declares_exactly_the_modules_it_imports(stage: str) -> None:
+    declared = {dep for dep in body(stage)["deps"] if dep.startswith("src/")}
+    assert declared == import_closure(SOURCE / "stages" / f"{stage}.py")
+
+
+@pytest.mark.parametrize("stage", DVC)
+def test_stage_command_uses_exactly_the_declared_paths(stage: str) -> None:
+    entry = body(stage)
+    outs = [next(iter(out)) if isinstance(out, dict) else out for out in entry["outs"]]
+    inputs = [dep for dep in entry["deps"] if not dep.startswith("src/")]
+    used = re.findall(r"--(?!params)[a-z]+\s+(\S+)", entry["cmd"])
+    assert sorted(used) == sorted(inputs + outs)
+    assert f"-m teddy.stages.{stage} " in entry["cmd"] + " "
+
+
+def test_every_stage_has_an_entrypoint_and_the_other_way_round() -> None:
+    files = {file.stem for file in (SOURCE / "stages").glob("*.py")} - {"__init__", "command"}
+    assert files == set(DVC) == set(MAINS)
+
+
+@pytest.mark.parametrize(
+    ("stage", "section"),
+    [("prepare",) * 2, ("train_teacher",) * 2, ("build_pool", "pool"), ("synthesize",) * 2,
+     ("relabel",) * 2, ("evaluate",) * 2, ("evaluate", "relabel")],
+)  # fmt: skip
+def test_stage_depends_on_all_layers_of_its_settings(stage: str, section: str) -> None:
+    params = body(stage)["params"]
+    dataset = "${key}" if stage == "prepare" else "${item.dataset}"
+    assert {"seed", section, f"datasets.{dataset}.{section}"} <= set(params)
+
+
+@pytest.mark.parametrize(
+    ("stage", "rows"), [("train_teacher", "bases"), ("build_pool", "pools"), ("synthesize", "sets")]
+)
+def test_stage_runs_for_every_row_and_depends_on_it(stage: str, rows: str) -> None:
+    assert DVC[stage]["foreach"] == f"${{{rows}}}"
+    assert f"{rows}.${{key}}" in body(stage)["params"]
+
+
+def test_params_of_stages_exist_for_every_row() -> None:
+    raw = YAML(typ="safe").load(ROOT / "params.yaml")
+    for stage, entry in DVC.items():
+        rows = raw[entry["foreach"][2:-1]] if "foreach" in entry else {"": {}}
+        for key, row in rows.items():
+            for param in body(stage)["params"]:
+                fields = {f"${{item.{name}}}": str(value) for name, value in row.items()}
+                for pattern, value in {"${key}": key, **fields}.items():
+                    param = param.replace(pattern, value)
+                found = raw
+                for part in param.split("."):
+                    assert part in found, f"{stage}: {param}"
+                    found = found[part]
+
+
+# ----------------------------------------------------------------------------- a tiny pipeline run
+
+
+def tiny_params(path: Path, **changes: Any) -> Path:
+    """The repository's settings, shrunk until the whole method takes seconds."""
+    yaml = YAML()
+    raw = yaml.load(ROOT / "params.yaml")
+    small = {
+        "train_teacher.network.width": 4,
+        "train_teacher.epochs": 6,
+        "pool.prior.epochs": [3, 4, 6],
+        "pool.post.size": 3,
+        "pool.post.max_epochs": 1,
+        "synthesize.iterations": 120,
+        "synthesize.indices_per_batch": 2,
+        "synthesize.draw": 2,
+        "relabel.epochs": 8,
+        "evaluate.network.width": 4,
+        "evaluate.seeds": [0, 1],
+        "evaluate.eval_epochs": 4,
+    }
+    for key, value in {**small, **{k.replace("__", "."): v for k, v in changes.items()}}.items():
+        assign(raw["datasets"]["digits"], key, value)
+    raw["sets"] = {
+        "digits/random/ipc3": set_row("random", "prior"),
+        "digits/sre2l/ipc3": {**set_row("sre2l", "converged"), "draw": 1},
+        "digits/post/ipc3": set_row("teddy-post", "post"),
+        "digits/prior/ipc3": set_row("teddy-prior", "prior"),
+    }
+    yaml.dump(raw, path)
+    return path
+
+
+def assign(section: dict[str, Any], key: str, value: Any) -> None:
+    *parents, last = key.split(".")
+    for part in parents:
+        section = section.setdefault(part, {})
+    section[last] = value
+
+
+def set_row(method: str, pool: str) -> dict[str, Any]:
+    return {"dataset": "digits", "method": method, "pool": f"digits/{pool}", "ipc": 3}
+
+
+def commands(rows: dict[str, Any], stage: str) -> Iterator[list[str]]:
+    """Command lines of a stage, as ``dvc.yaml`` writes them, without the launcher."""
+    entry = DVC[stage]
+    keys = rows[entry["foreach"][2:-1]] if "foreach" in entry else {"": {}}
+    for key, row in keys.items():
+        command = body(stage)["cmd"].replace("${key}", key)
+        for name, value in row.items():
+            command = command.replace(f"${{item.{name}}}", str(value))
+        yield command.split(f"teddy.stages.{stage}")[1].split()
+
+
+def run_all(folder: Path, stages: list[str]) -> None:
+    rows = YAML(typ="safe").load(folder / "params.yaml")
+    for stage in stages:
+        for arguments in commands(rows, stage):
+            MAINS[stage](arguments)
+
+
+STAGES = list(MAINS)
+
+
+@pytest.fixture(scope="module")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder in which every stage of the tiny pipeline has run."""
+    folder = tmp_path_factory.mktemp("tiny")
+    shutil.copytree(ROOT / "metrics" / "reference", folder / "metrics" / "reference")
+    tiny_params(folder / "params.yaml")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("TEDDY_WORKERS", "1")
+        patch.setenv("TEDDY_DEVICE", "cpu")
+        run_all(folder, STAGES)
+    yield folder
+
+
+def outputs(folder: Path) -> dict[str, str]:
+    """Checksum of every file that stages wrote; timings and resume state left out."""
+    return {
+        file.relative_to(folder).as_posix(): digest(file)
+        for name in ("data", "models", "metrics", "plots")
+        for file in sorted((folder / name).rglob("*"))
+        if file.is_file()
+    }
+
+
+def test_pipeline_makes_every_declared_output(tiny_run: Path) -> None:
+    summary = read_json(tiny_run / "metrics" / "summary.json")
+    for method in ("random", "sre2l", "teddy-post", "teddy-prior"):
+        for labels in ("hard", "soft"):
+            cell = summary["digits"][method]["ipc3"]["convnet3"][labels]
+            assert cell["n"] == 2
+            assert 0 <= cell["top1_mean"] <= 100
+    assert (tiny_run / "metrics" / "tables" / "table1.md").is_file()
+    assert not list((tiny_run / "work").rglob("*.safetensors")), "work of finished stages is kept"
+
+
+def test_distilled_sets_load_in_one_line(tiny_run: Path) -> None:
+    dataset = teddy.load(tiny_run / "data/distilled/digits/prior/ipc3.safetensors")
+    image, label = dataset[11]
+    assert (len(dataset), dataset.ipc, label) == (30, 3, 1)
+    assert image.shape == (1, 8, 8)
+    assert dataset.provenance["method"] == "teddy-prior"
+
+
+def test_post_pool_is_pruned_and_described(tiny_run: Path) -> None:
+    members = read_json(tiny_run / "metrics/pools/digits/post.json")["members"]
+    base = read_json(tiny_run / "metrics/pools/digits/converged.json")["members"][0]
+    assert len({member["seed"] for member in members}) == 3
+    for member in members:
+        assert member["parameters"] < base["parameters"]
+        assert member["macs"] < base["macs"]
+        assert member["finetune_epochs"] <= 1
+
+
+def test_a_second_run_gives_the_same_bytes(tiny_run: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_run / "metrics" / "reference", tmp_path / "metrics" / "reference")
+    shutil.copy(tiny_run / "params.yaml", tmp_path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        patch.setenv("TEDDY_WORKERS", "1")
+        patch.setenv("TEDDY_DEVICE", "cpu")
+        run_all(tmp_path, STAGES)
+    assert outputs(tmp_path) == outputs(tiny_run)
+
+
+def test_online_labels_train_the_same_students(
+    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tiny_run)
+    monkeypatch.setenv("TEDDY_WORKERS", "1")
+    params = str(tiny_params(tmp_path / "params.yaml", relabel__store=False))
+    name, pool = "digits/prior/ipc3", "models/digits/prior"
+    made = f"data/distilled/{name}.safetensors"
+    labels, score = str(tmp_path / "labels"), str(tmp_path / "score.json")
+    relabel.main([name, "--set", made, "--pool", pool, "--out", labels, "--params", params])
+    evaluate.main(
+        [name, "--data", "data/prepared/digits", "--set", made, "--labels", labels, "--pool", pool,
+         "--out", score, "--params", params]
+    )  # fmt: skip
+    assert not list(Path(labels).glob("*.safetensors"))
+    assert read_json(Path(score)) == read_json(tiny_run / f"metrics/runs/{name}.json")
+
+
+def test_changing_a_method_leaves_the_images_of_others(tiny_run: Path, tmp_path: Path) -> None:
+    """More images per class only add to a set: the first ones stay byte for byte."""
+    params = tiny_params(tmp_path / "params.yaml")
+    yaml = YAML()
+    raw = yaml.load(params)
+    raw["sets"] = {"digits/prior/ipc7": {**raw["sets"]["digits/prior/ipc3"], "ipc": 7}}
+    yaml.dump(raw, params)
+    out = tmp_path / "ipc7"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tiny_run)
+        patch.setenv("TEDDY_WORKERS", "1")
+        synthesize.main(
+            ["digits/prior/ipc7", "--data", "data/prepared/digits", "--pool", "models/digits/prior",
+             "--out", str(out), "--history", str(tmp_path / "h.json"), "--params", str(params)]
+        )  # fmt: skip
+    few = teddy.load(tiny_run / "data/distilled/digits/prior/ipc3.safetensors")
+    many = teddy.load(out)
+    assert many.ipc == 7
+    assert many.images[: len(few)].equal(few.images)
+
+
+# ------------------------------------------------------------------------------- kill and resume
+
+_SERVER = multiprocessing.get_context("forkserver")
+
+
+def _run_main(stage: str, folder: str, arguments: list[str]) -> None:
+    os.chdir(folder)
+    os.environ.update(TEDDY_WORKERS="1", TEDDY_DEVICE="cpu", TEDDY_SAVE_SECONDS="0")
+    os.environ["OMP_NUM_THREADS"] = "1"
+    MAINS[stage](arguments)
+
+
+@pytest.mark.parametrize(
+    ("stage", "row"),
+    [
+        ("train_teacher", "digits/base"),
+        ("build_pool", "digits/post"),
+        ("synthesize", "digits/prior/ipc3"),
+        ("relabel", "digits/prior/ipc3"),
+        ("evaluate", "digits/prior/ipc3"),
+    ],
+)
+def test_killed_stage_resumes_to_the_same_bytes(
+    tiny_run: Path, tmp_path: Path, stage: str, row: str
+) -> None:
+    _SERVER.set_forkserver_preload(["teddy.stages.evaluate", "teddy.stages.synthesize"])
+    shutil.copytree(tiny_run, tmp_path / "again", ignore=shutil.ignore_patterns("plots", "work"))
+    folder = tmp_path / "again"
+    rows = YAML(typ="safe").load(folder / "params.yaml")
+    (arguments,) = (line for line in commands(rows, stage) if line[0] == row)
+    written = [Path(path) for path in arguments if "/" in path and path != row]
+    expected = outputs(folder)
+    outs = {"--out", "--curve", "--facts", "--history"}
+    for option, path in zip(arguments[1::2], arguments[2::2], strict=True):
+        target = folder / path
+        if option in outs:
+            shutil.rmtree(target) if target.is_dir() else target.unlink()
+    delays = random.Random(stage)
+    kills = 0
+    for _ in range(40):
+        process = _SERVER.Process(target=_run_main, args=(stage, str(folder), arguments))
+        process.start()
+        process.join(delays.uniform(0.05, 0.6) if kills < 6 else None)
+        if process.exitcode is None:
+            process.kill()
+            process.join()
+            kills += 1
+        else:
+            assert process.exitcode == 0
+            break
+    assert kills > 0, "never killed: the stage is too quick for this test"
+    assert written and outputs(folder) == expected
+
+
+# ---------------------------------------------------------------------------------------- refusals
+
+
+def refuse(stage: str, arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """Run a stage that must refuse; its one line."""
+    with pytest.raises(SystemExit) as stop:
+        MAINS[stage](arguments)
+    assert stop.value.code == 1
+    lines = [line for line in capsys.readouterr().err.splitlines() if line]
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("error: ")
+    return lines[0]
+
+
+def synthesize_arguments(name: str, params: Path, out: Path) -> list[str]:
+    return [
+        name, "--data", "data/prepared/digits", "--pool", "models/digits/prior",
+        "--out", str(out / "set.safetensors"), "--history", str(out / "history.json"),
+        "--params", str(params),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("prepare.source", "digitz", ["prepare", "source", "digits", "digitz"]),
+        ("train_teacher.network.arch", "resnet19", ["network.arch", "resnet18", "resnet19"]),
+        ("synthesize.iteration", 5, ["unknown key 'iteration'", "iterations"]),
+        ("synthesize.draw", 4, ["draw is 4", "3 members"]),
+        ("pool.prior.epochs", [3, 7], ["epoch 7", "ends at epoch 6"]),
+        ("synthesize.lr", "fast", ["synthesize", "lr", "'fast'"]),
+    ],
+)
+def test_bad_settings_are_refused_by_name(
+    tmp_path: Path, key: str, value: Any, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    params = tiny_params(tmp_path / "params.yaml", **{key.replace(".", "__"): value})
+    line = refuse(
+        "prepare", ["digits", "--out", str(tmp_path / "out"), "--params", str(params)], capsys
+    )
+    assert all(word in line for word in words), line
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"method": "teddy"}, ["method", "'teddy'"]),
+        ({"dataset": "digit"}, ["dataset", "'digit'", "digits"]),
+        ({"pool": "digits/priors"}, ["pool", "digits/priors", "did you mean 'digits/prior'"]),
+        ({"ipc": 0}, ["ipc must be at least 1", "0"]),
+        ({"method": "random", "ipc": 200}, ["200", "for training", "smaller ipc"]),
+        ({"steps": 3}, ["unknown key 'steps'"]),
+    ],
+)
+def test_bad_rows_are_refused_by_name(
+    tmp_path: Path, row: dict[str, Any], words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    params = tiny_params(tmp_path / "params.yaml")
+    yaml = YAML()
+    raw = yaml.load(params)
+    raw["sets"]["digits/prior/ipc3"].update(row)
+    yaml.dump(raw, params)
+    line = refuse(
+        "prepare", ["digits", "--out", str(tmp_path / "out"), "--params", str(params)], capsys
+    )
+    assert all(word in line for word in [*words, "digits/prior/ipc3"]), line
+    assert not (tmp_path / "out").exists() or not any((tmp_path / "out").iterdir())
+
+
+def test_unknown_row_on_the_command_line(
+    tiny_run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tiny_run)
+    line = refuse("prepare", ["digit", "--out", "elsewhere"], capsys)
+    assert "'digit'" in line and "did you mean 'digits'" in line
+
+
+@pytest.mark.parametrize("damage", ["truncated", "foreign", "missing", "swapped"])
+def test_damaged_checkpoints_are_refused(
+    tiny_run: Path,
+    tmp_path: Path,
+    damage: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = tmp_path / "again"
+    shutil.copytree(tiny_run, folder, ignore=shutil.ignore_patterns("plots", "work"))
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("TEDDY_WORKERS", "1")
+    for member in sorted((folder / "models/digits/prior").glob("member*")):
+        if damage == "truncated":
+            member.write_bytes(member.read_bytes()[:-100])
+        elif damage == "foreign":
+            shutil.copy(folder / "data/distilled/digits/prior/ipc3.safetensors", member)
+        elif damage == "missing":
+            member.unlink()
+        else:
+            shutil.copy(folder / "models/digits/base/epoch0001.safetensors", member)
+    arguments = synthesize_arguments("digits/prior/ipc3", Path("params.yaml"), tmp_path / "out")
+    line = refuse("synthesize", arguments, capsys)
+    assert "models/digits/prior/member" in line
+    assert not (tmp_path / "out" / "set.safetensors").exists()
+
+
+def test_non_finite_loss_names_stage_item_and_step(
+    tiny_run: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tiny_run)
+    monkeypatch.setenv("TEDDY_WORKERS", "1")
+    monkeypatch.setenv("TEDDY_WORK", str(tmp_path / "work"))
+    params = tiny_params(tmp_path / "params.yaml", synthesize__lr=1e38, synthesize__clip=False)
+    line = refuse(
+        "synthesize", synthesize_arguments("digits/prior/ipc3", params, tmp_path / "out"), capsys
+    )
+    assert re.search(r"synthesize: loss is (nan|inf) at iteration \d+ of indices 0-1", line), line
+    assert not (tmp_path / "out" / "set.safetensors").exists()
+
+
+def test_unwritable_output_is_refused_before_any_work(
+    tiny_run: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tiny_run)
+    monkeypatch.setattr("teddy.stages.synthesize.read_dataset", lambda _: pytest.fail("started"))
+    (tmp_path / "file").write_text("in the way")
+    line = refuse(
+        "synthesize",
+        synthesize_arguments("digits/prior/ipc3", Path("params.yaml"), tmp_path / "file"),
+        capsys,
+    )
+    assert str(tmp_path / "file") in line and "cannot write" in line
+
+
+def test_full_disk_leaves_nothing_half_written(tiny_run: Path, tmp_path: Path) -> None:
+    """A file-size limit stands in for a full disk: the write fails midway."""
+    limited = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)); "
+        "from teddy.stages import prepare; prepare.main(sys.argv[1:])"
+    )
+    out = tmp_path / "out"
+    result = subprocess.run(
+        [sys.executable, "-c", limited, "digits", "--out", str(out)],
+        cwd=tiny_run, capture_output=True, text=True, check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT / "src"), "TEDDY_LOGS": str(tmp_path)},
+    )  # fmt: skip
+    assert result.returncode == 1
+    (line,) = [line for line in result.stderr.splitlines() if line]
+    assert line.startswith("error: ") and "arrays.safetensors" in line
+    assert not any(out.iterdir())
+
+
+def test_labels_of_another_set_are_refused(
+    tiny_run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tiny_run)
+    name = "digits/prior/ipc3"
+    line = refuse(
+        "evaluate",
+        [name, "--data", "data/prepared/digits", "--set", f"data/distilled/{name}.safetensors",
+         "--labels", "data/labels/digits/random/ipc3", "--pool", "models/digits/prior",
+         "--out", "elsewhere.json"],
+        capsys,
+    )  # fmt: skip
+    assert "labels are of another set" in line
+
+
+@pytest.mark.parametrize("stage", MAINS)
+def test_help_says_what_a_stage_does(stage: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        MAINS[stage](["--help"])
+    assert stop.value.code == 0
+    assert "--params" in capsys.readouterr().out
+
+
+# --------------------------------------------------------------------------------- through DVC
+
+
+@pytest.mark.slow
+def test_dvc_repro_runs_once_and_reruns_only_what_changed(tmp_path: Path) -> None:
+    folder = tmp_path / "clone"
+    folder.mkdir()
+    for name in ("dvc.yaml", ".dvcignore", ".gitignore"):
+        shutil.copy(ROOT / name, folder)
+    shutil.copytree(ROOT / "src", folder / "src", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "metrics/reference", folder / "metrics/reference")
+    tiny_params(folder / "params.yaml")
+    binaries = Path(sys.executable).parent
+    environment = {
+        **os.environ,
+        "PATH": f"{binaries}:{os.environ['PATH']}",
+        "PYTHONPATH": str(folder / "src"),
+        "DVC_SITE_CACHE_DIR": str(tmp_path / "site"),
+        "GIT_CONFIG_GLOBAL": os.devnull,
+    }
+
+    def run(*command: str) -> str:
+        result = subprocess.run(
+            command, cwd=folder, env=environment, capture_output=True, text=True, check=False
+        )
+        assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]
+        return result.stdout
+
+    run("git", "init", "-q")
+    run("dvc", "init", "-q")
+    first = run("dvc", "repro")
+    assert first.count("Running stage") == 1 + 1 + 3 + 3 * 4 + 1
+    start = time.monotonic()
+    assert "Running stage" not in run("dvc", "repro")
+    assert time.monotonic() - start < 30
+    summary = json.loads(run("dvc", "metrics", "show", "--json"))
+    assert "metrics/summary.json" in json.dumps(summary)
+    text = (folder / "params.yaml").read_text()
+    (folder / "params.yaml").write_text(text.replace("temperature: 20", "temperature: 10"))
+    again = re.findall(r"Running stage '(\w+)", run("dvc", "repro"))
+    assert set(again) == {"evaluate", "report"}
+    assert config.Params(folder / "params.yaml").evaluate("digits/prior/ipc3").temperature == 10
