@@ -11,7 +11,7 @@ export PATH := $(BIN):$(PATH)
 export PYTHONPATH := $(CURDIR)/src
 export DVC_NO_ANALYTICS := 1
 
-.PHONY: help install repro test test-slow lint format clean
+.PHONY: help install repro test test-slow lint format readme clean
 
 help:  ## Show the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,6 +49,9 @@ $(STAMP): pyproject.toml constraints.txt
 	"$(BIN)/python" -m pip install --quiet --disable-pip-version-check \
 		--constraint constraints.txt --editable '.[dev]'
 	@mkdir -p work && touch $@
+
+readme: install  ## Write the results of the report into README.md
+	python -m teddy.readme
 
 clean:  ## Remove resume state and logs (results and caches stay)
 	rm -rf work logs

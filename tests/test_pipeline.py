@@ -9,6 +9,7 @@ import os
 import random
 import re
 import shutil
+import statistics
 import subprocess
 import sys
 import time
@@ -22,6 +23,7 @@ from ruamel.yaml import YAML
 import teddy
 from teddy import config
 from teddy.artifacts import digest, read_json
+from teddy.readme import with_results
 from teddy.stages import build_pool, evaluate, prepare, relabel, report, synthesize, train_teacher
 
 ROOT = Path(__file__).parents[1]
@@ -142,6 +144,7 @@ def tiny_params(path: Path, **changes: Any) -> Path:
     }
     for key, value in {**small, **{k.replace("__", "."): v for k, v in changes.items()}}.items():
         assign(raw["datasets"]["digits"], key, value)
+    del raw["pools"]["digits/prior-late"]
     raw["sets"] = {
         "digits/random/ipc3": set_row("random", "prior"),
         "digits/sre2l/ipc3": {**set_row("sre2l", "converged"), "draw": 1},
@@ -285,6 +288,27 @@ def test_changing_a_method_leaves_the_images_of_others(tiny_run: Path, tmp_path:
     many = teddy.load(out)
     assert many.ipc == 7
     assert many.images[: len(few)].equal(few.images)
+
+
+def test_readme_shows_the_committed_results() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    table = (ROOT / "metrics" / "tables" / "table1.md").read_text(encoding="utf-8")
+    assert with_results(readme, table) == readme, "run `make readme`"
+
+
+def test_committed_summary_is_that_of_the_committed_records() -> None:
+    """Every accuracy of the summary recomputed from the students' records."""
+    params = config.Params(ROOT / "params.yaml")
+    summary = read_json(ROOT / "metrics" / "summary.json")
+    for name, row in params.sets.items():
+        record = read_json(ROOT / "metrics" / "runs" / f"{name}.json")
+        cell = summary[row.dataset][row.method][f"ipc{row.ipc}"][record["arch"]]
+        assert record["split"] == "test"
+        for labels, runs in record["labels"].items():
+            last = [run["top1_last"] for run in runs]
+            assert cell[labels]["n"] == len(last) >= 3
+            assert cell[labels]["top1_mean"] == round(statistics.fmean(last), 2)
+            assert cell[labels]["top1_std"] == round(statistics.stdev(last), 2)
 
 
 # ------------------------------------------------------------------------------- kill and resume

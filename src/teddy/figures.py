@@ -27,7 +27,7 @@ from matplotlib.ticker import (
 from numpy.typing import NDArray
 
 from teddy.artifacts import atomic_path
-from teddy.report import Base, History, ImageGrid, LossCurve, PoolFacts, Score, Titles
+from teddy.records import Base, History, ImageGrid, LossCurve, PoolFacts, Score, Titles
 
 Pixels = NDArray[np.uint8]
 

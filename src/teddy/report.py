@@ -1,528 +1,13 @@
-"""Run records in, rows and tables out; nothing is computed beyond means, spreads and joins.
+"""Rows in, tables, points of figures and the summary out; nothing is computed but joins."""
 
-Rows are those declared in ``params.yaml``, in its order, never what happens to lie in a folder. A
-reader of a new kind of record returns small frozen rows; a table is a :class:`Table`, which knows
-how to write itself as Markdown, CSV and LaTeX.
-"""
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-import contextlib
-import csv
-import io
-import statistics
-import textwrap
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import groupby
-from pathlib import Path
-from typing import Any, TypeVar
-
-import numpy as np
-from numpy.typing import NDArray
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
-
-from teddy.artifacts import Json, atomic_path, read_json
+from teddy.artifacts import Json
 from teddy.config import Params
-from teddy.distilled import load
 from teddy.errors import TeddyError
-
-T = TypeVar("T")
-DASH = "–"
-CLASSES_SHOWN, IMAGES_SHOWN = 10, 10
-
-# -------------------------------------------------------------------------------------------- rows
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Score:
-    """Students trained on one set with one kind of labels; accuracies in percent."""
-
-    set: str
-    dataset: str
-    method: str
-    ipc: int
-    arch: str
-    labels: str
-    split: str
-    """Split of real images that accuracy was measured on."""
-    images_held_out: int
-    epochs: int
-    n: int
-    """Students, one per seed."""
-    top1_mean: float
-    """Mean over students of the accuracy after the last epoch."""
-    top1_std: float
-    """Its sample standard deviation (n − 1); 0 for a single student."""
-    top1_best_mean: float
-    """Mean of each student's best epoch, chosen on the same images and therefore optimistic."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Epoch:
-    """State of a base run after an epoch."""
-
-    epoch: int
-    loss: float
-    """Mean training loss of the epoch."""
-    val_top1: float
-    """Accuracy on the validation split; percent."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Base:
-    """A base training run."""
-
-    name: str
-    dataset: str
-    epochs: tuple[Epoch, ...]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Member:
-    """A teacher of a pool; what does not apply to its kind is None."""
-
-    index: int
-    epoch: int | None
-    seed: int | None
-    lr: float | None
-    finetune_epochs: float | None
-    target_top1: float | None
-    """Accuracy at which fine-tuning was to stop; percent."""
-    val_top1: float
-    """Accuracy on the validation split; percent."""
-    parameters: int
-    macs: int
-    """Multiply-accumulates for one image."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PoolFacts:
-    """A pool of teachers."""
-
-    name: str
-    dataset: str
-    base: str
-    kind: str
-    method: str | None
-    """First declared method that synthesises from this pool; lends it its colour."""
-    members: tuple[Member, ...]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LossCurve:
-    """The two terms of Eq. 7 during the synthesis of one item; one entry per recorded iteration."""
-
-    iterations: tuple[int, ...]
-    classifier_prior: tuple[float, ...]
-    statistics: tuple[float, ...]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class History:
-    """How a synthesised set came about."""
-
-    set: str
-    dataset: str
-    method: str
-    ipc: int
-    items: tuple[LossCurve, ...]
-
-    def mean(self) -> LossCurve:
-        """Mean over the items, which record the same iterations."""
-        terms = ("classifier_prior", "statistics")
-        means = {
-            term: tuple(
-                statistics.fmean(values)
-                for values in zip(*(getattr(item, term) for item in self.items), strict=True)
-            )
-            for term in terms
-        }
-        return LossCurve(iterations=self.items[0].iterations, **means)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ImageGrid:
-    """Some images of one set."""
-
-    dataset: str
-    method: str
-    ipc: int
-    num_classes: int
-    """Classes of the dataset, of which ``class_names`` are those shown."""
-    class_names: tuple[str, ...]
-    images: NDArray[np.uint8]
-    """``(I, K, H, W, C)``: I images of each of the K classes shown."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PaperResult:
-    """A number printed in the paper, in percent; None where the paper prints "-"."""
-
-    table: str
-    dataset: str
-    ipc: int | None
-    method: str
-    arch: str
-    metric: str
-    mean: float | None
-    std: float | None
-    delta: float | None
-    """Gain over SRe2L as printed; points."""
-    downsized: bool
-    """Printed with a star: measured on downsized images."""
-
-
-@dataclass(frozen=True, slots=True)
-class Titles:
-    """Names for the reader, in the order of ``params.yaml``."""
-
-    datasets: Mapping[str, str]
-    methods: Mapping[str, str]
-
-
-# ------------------------------------------------------------------------------------- records in
-
-
-def read_titles(params: Params) -> Titles:
-    """Titles of the declared datasets and methods."""
-    return Titles(
-        {name: row.title for name, row in params.datasets.items()},
-        {name: row.title for name, row in params.methods.items()},
-    )
-
-
-def read_scores(params: Params, runs: Path) -> list[Score]:
-    """Scores of every declared set and kind of labels.
-
-    Raises:
-        TeddyError: no set is declared, a record is missing, is of another set than declared, or
-            two sets of a dataset were measured on different splits.
-    """
-    if not params.sets:
-        raise TeddyError(f"{params.path}: sets: no row is declared, so there is nothing to report")
-    scores: list[Score] = []
-    for name, row in params.sets.items():
-        path = runs / f"{name}.json"
-        declared = {"set": name, "dataset": row.dataset, "method": row.method, "ipc": row.ipc}
-        with _opened(path, "evaluate", name, declared) as record:
-            scores += [
-                _score(record, labels, record["labels"][labels])
-                for labels in params.methods[row.method].labels
-            ]
-    for dataset, own in _grouped(scores, "dataset").items():
-        splits = {score.split: score.set for score in own}
-        if len(splits) > 1:
-            where = ", ".join(f"{name} on {split}" for split, name in sorted(splits.items()))
-            raise TeddyError(
-                f"{runs}: sets of {dataset} were measured on different splits ({where}); run the "
-                "evaluate stage again"
-            )
-    return scores
-
-
-def _score(record: Json, labels: str, runs: Sequence[Json]) -> Score:
-    last = [run["top1_last"] for run in runs]
-    keys = ("set", "dataset", "method", "ipc", "arch", "split", "images_held_out", "epochs")
-    return Score(
-        **{key: record[key] for key in keys},
-        labels=labels,
-        n=len(last),
-        top1_mean=statistics.fmean(last),
-        top1_std=statistics.stdev(last) if len(last) > 1 else 0.0,
-        top1_best_mean=statistics.fmean(run["top1_best"] for run in runs),
-    )
-
-
-def read_bases(params: Params, teachers: Path) -> list[Base]:
-    """Every declared base run."""
-    bases = []
-    for name, row in params.bases.items():
-        path = teachers / f"{name}.json"
-        with _opened(path, "train_teacher", name, {"base": name}) as record:
-            epochs = tuple(
-                Epoch(epoch=entry["epoch"], loss=entry["loss"], val_top1=entry["val_top1"])
-                for entry in record["epochs"]
-            )
-        bases.append(Base(name=name, dataset=row.dataset, epochs=epochs))
-    return bases
-
-
-def read_pools(params: Params, folder: Path) -> list[PoolFacts]:
-    """Every declared pool."""
-    pools = []
-    for name, row in params.pools.items():
-        path = folder / f"{name}.json"
-        declared = {"pool": name, "base": row.base, "kind": row.kind}
-        with _opened(path, "build_pool", name, declared) as record:
-            members = tuple(_member(i, entry) for i, entry in enumerate(record["members"]))
-        pools.append(
-            PoolFacts(
-                name=name,
-                dataset=row.dataset,
-                base=row.base,
-                kind=row.kind,
-                method=_method_of_pool(params, name),
-                members=members,
-            )
-        )
-    return pools
-
-
-def _member(index: int, entry: Json) -> Member:
-    optional = ("epoch", "seed", "lr", "finetune_epochs", "target_top1")
-    always = ("val_top1", "parameters", "macs")
-    facts: Json = {key: entry.get(key) for key in optional} | {key: entry[key] for key in always}
-    return Member(index=index, **facts)
-
-
-def _method_of_pool(params: Params, pool: str) -> str | None:
-    methods = (row.method for row in params.sets.values() if row.pool == pool)
-    return next((name for name in methods if params.methods[name].images != "random"), None)
-
-
-def read_histories(params: Params, syntheses: Path) -> list[History]:
-    """Loss curves of every declared set that was synthesised; random images have none."""
-    histories = []
-    for name, row in params.sets.items():
-        with _opened(syntheses / f"{name}.json", "synthesize", name, {"set": name}) as record:
-            items = tuple(_curve(item["curve"]) for item in record["items"])
-        if items:
-            histories.append(
-                History(set=name, dataset=row.dataset, method=row.method, ipc=row.ipc, items=items)
-            )
-    return histories
-
-
-def _curve(points: Sequence[Json]) -> LossCurve:
-    return LossCurve(
-        iterations=tuple(point["iteration"] for point in points),
-        classifier_prior=tuple(point["classifier_prior"] for point in points),
-        statistics=tuple(point["statistics"] for point in points),
-    )
-
-
-def read_grids(params: Params, sets: Path) -> list[ImageGrid]:
-    """One set of every dataset and method: of the smallest IPC that fills a grid, else the largest.
-
-    An IPC that all methods of a dataset have is preferred, so that grids can be compared.
-    """
-    grids = []
-    for dataset in params.datasets:
-        rows: dict[str, dict[int, str]] = {}
-        for name, row in params.sets.items():
-            if row.dataset == dataset:
-                rows.setdefault(row.method, {})[row.ipc] = name
-        common = set.intersection(*(set(own) for own in rows.values())) if rows else set()
-        for method in params.methods:
-            if method in rows:
-                ipc = _useful_ipc(common or rows[method])
-                grids.append(_grid(sets, rows[method][ipc], dataset, method))
-    return grids
-
-
-def _useful_ipc(ipcs: Iterable[int]) -> int:
-    ascending = sorted(ipcs)
-    return next((ipc for ipc in ascending if ipc >= IMAGES_SHOWN), ascending[-1])
-
-
-def _grid(sets: Path, name: str, dataset: str, method: str) -> ImageGrid:
-    path = sets / f"{name}.safetensors"
-    _refuse_missing(path, "synthesize", name)
-    distilled = load(path)
-    count = distilled.num_classes
-    shown = np.unique(np.linspace(0, count - 1, CLASSES_SHOWN).round().astype(int)).tolist()
-    labels = distilled.labels.numpy()
-    rows = np.stack([np.flatnonzero(labels == c)[:IMAGES_SHOWN] for c in shown], axis=1)
-    images = np.stack([[distilled.images[int(i)].numpy() for i in row] for row in rows])
-    return ImageGrid(
-        dataset=dataset,
-        method=method,
-        ipc=distilled.ipc,
-        num_classes=count,
-        class_names=tuple(distilled.class_names[c] for c in shown),
-        images=np.moveaxis(images, 2, -1),
-    )
-
-
-def read_paper(path: Path) -> list[PaperResult]:
-    """The paper's printed results.
-
-    Raises:
-        TeddyError: missing, not YAML, or a result lacks a key.
-    """
-    try:
-        record = YAML(typ="safe").load(path)
-    except OSError as error:
-        raise TeddyError(f"{path}: cannot read: {error.strerror}") from error
-    except YAMLError as error:
-        raise TeddyError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
-    keys = ("dataset", "ipc", "method", "arch", "metric", "mean", "std", "delta")
-    try:
-        return [
-            PaperResult(
-                table=str(entry["table"]),
-                downsized=entry.get("downsized", False),
-                **{key: entry[key] for key in keys},
-            )
-            for entry in record["results"]
-        ]
-    except (KeyError, TypeError) as error:
-        raise TeddyError(f"{path}: expected a list 'results' of {', '.join(keys)}") from error
-
-
-@contextlib.contextmanager
-def _opened(path: Path, stage: str, name: str, declared: Json) -> Iterator[Json]:
-    """Record of a stage for a declared row, refused if missing, incomplete or of another row."""
-    _refuse_missing(path, stage, name)
-    record = read_json(path)
-    try:
-        for key, expected in declared.items():
-            if record[key] != expected:
-                raise TeddyError(
-                    f"{path}: {key} is {record[key]!r}, but {name!r} is declared with "
-                    f"{expected!r}; run the {stage} stage for it again"
-                )
-        yield record
-    except KeyError as error:
-        raise TeddyError(
-            f"{path}: lacks {error}; run the {stage} stage for {name!r} again"
-        ) from error
-
-
-def _refuse_missing(path: Path, stage: str, name: str) -> None:
-    if not path.is_file():
-        raise TeddyError(f"{path}: missing; run the {stage} stage for {name!r} first")
-
-
-def _grouped(rows: Iterable[T], *attributes: str) -> dict[Any, list[T]]:
-    """Rows by the value of an attribute (or tuple of several), in order of first appearance."""
-    groups: dict[Any, list[T]] = {}
-    for row in rows:
-        values = tuple(getattr(row, attribute) for attribute in attributes)
-        groups.setdefault(values if len(values) > 1 else values[0], []).append(row)
-    return groups
-
-
-# ------------------------------------------------------------------------------------------ tables
-
-Cell = str | int | float | None
-
-
-@dataclass(frozen=True, slots=True)
-class Column:
-    """Heading of a column and how it is shown."""
-
-    name: str
-    group: str = ""
-    """Heading shared by neighbouring columns."""
-    spec: str = ""
-    """Format of numbers in Markdown and LaTeX."""
-    text: bool = False
-    """Left-aligned."""
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """Rows of cells and their renderings; a None cell is a dash, in CSV nothing."""
-
-    title: str
-    columns: tuple[Column, ...]
-    rows: tuple[tuple[Cell, ...], ...]
-    notes: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        for row in self.rows:
-            if len(row) != len(self.columns):
-                raise ValueError(f"{self.title}: {len(row)} cells in {len(self.columns)} columns")
-
-    def markdown(self) -> str:
-        """Title, table and notes; columns line up in the source too."""
-        heads = [f"{column.group} {column.name}".strip() for column in self.columns]
-        lines = [[text.replace("|", r"\|") for text in line] for line in [heads, *self._shown()]]
-        widths = [max(3, *map(len, texts)) for texts in zip(*lines, strict=True)]
-        rule = [
-            f":{'-' * (width - 1)}" if column.text else f"{'-' * (width - 1)}:"
-            for column, width in zip(self.columns, widths, strict=True)
-        ]
-        padded = [self._padded(line, widths) for line in lines]
-        body = "\n".join(f"| {' | '.join(line)} |" for line in [padded[0], rule, *padded[1:]])
-        notes = [textwrap.fill(note, 100, break_on_hyphens=False) for note in self.notes]
-        return "\n\n".join([f"## {self.title}", body, *notes]) + "\n"
-
-    def csv(self) -> str:
-        """Column names, then rows; numbers with six significant digits, text as it is."""
-        out = io.StringIO()
-        writer = csv.writer(out, lineterminator="\n")
-        writer.writerow([column.name for column in self.columns])
-        for row in self.rows:
-            writer.writerow([f"{c:.6g}" if isinstance(c, float) else c for c in row])
-        return out.getvalue()
-
-    def latex(self) -> str:
-        """A table environment with a booktabs tabular."""
-        align = "".join("l" if column.text else "r" for column in self.columns)
-        names = [column.name for column in self.columns]
-        head, *body = [rf"{' & '.join(map(_tex, line))} \\" for line in [names, *self._shown()]]
-        lines = [
-            r"\begin{table}[ht]", r"\centering", rf"\caption{{{_tex(self.title)}}}",
-            rf"\begin{{tabular}}{{{align}}}", r"\toprule", *self._group_lines(), head,
-            r"\midrule", *body, r"\bottomrule", r"\end{tabular}",
-            *(rf"\par\smallskip\footnotesize {_tex(note)}" for note in self.notes),
-            r"\end{table}",
-        ]  # fmt: skip
-        return "\n".join(lines) + "\n"
-
-    def _group_lines(self) -> list[str]:
-        if not any(column.group for column in self.columns):
-            return []
-        heads, rules, start = [], [], 1
-        for group, columns in groupby(self.columns, key=lambda column: column.group):
-            span = len(list(columns))
-            heads.append(rf"\multicolumn{{{span}}}{{c}}{{{_tex(group)}}}")
-            rules += [rf"\cmidrule(lr){{{start}-{start + span - 1}}}"] if group else []
-            start += span
-        return [rf"{' & '.join(heads)} \\", " ".join(rules)]
-
-    def _shown(self) -> list[list[str]]:
-        return [
-            [_shown(cell, column.spec) for cell, column in zip(row, self.columns, strict=True)]
-            for row in self.rows
-        ]
-
-    def _padded(self, line: Sequence[str], widths: Sequence[int]) -> list[str]:
-        return [
-            text.ljust(width) if column.text else text.rjust(width)
-            for text, width, column in zip(line, widths, self.columns, strict=True)
-        ]
-
-
-def _shown(cell: Cell, spec: str) -> str:
-    if cell is None:
-        return DASH
-    return cell if isinstance(cell, str) else format(cell, spec)
-
-
-_TEX = {symbol: f"\\{symbol}" for symbol in "&%$#_{}"} | {
-    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
-    "±": r"$\pm$", "−": "$-$", "–": "--", "×": r"$\times$", "†": r"$^\dagger$", "*": r"$^*$",
-}  # fmt: skip
-
-
-def _tex(text: str) -> str:
-    return "".join(_TEX.get(symbol, symbol) for symbol in text)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a table or document whole or not at all."""
-    with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-
-
-def percent(mean: float | None, std: float | None) -> str | None:
-    """``97.3 ± 0.4``, without what is None; None if there is no mean."""
-    if mean is None:
-        return None
-    return f"{mean:.1f}" if std is None else f"{mean:.1f} ± {std:.1f}"
+from teddy.records import Base, History, PaperResult, PoolFacts, Score, grouped
+from teddy.tables import DASH, Cell, Column, Table, percent
 
 
 def result_tables(
@@ -532,7 +17,7 @@ def result_tables(
     tables = []
     for dataset in params.datasets:
         own = [score for score in scores if score.dataset == dataset]
-        for arch, rows in _grouped(own, "arch").items():
+        for arch, rows in grouped(own, "arch").items():
             where = f"{params.datasets[dataset].title}, {arch} students"
             tables.append(_table1(where, rows, paper, params))
             tables.append(_best_table(where, rows, params))
@@ -544,18 +29,27 @@ def _table1(
 ) -> Table:
     first = scores[0]
     ipcs, kinds = _ipcs_and_labels(scores)
+    methods = _by_method(scores, params)
+    printed = {
+        (method, ipc): _marked(
+            paper_result(params, "1", first.dataset, method, ipc, paper), first.arch
+        )
+        for method in methods
+        for ipc in ipcs
+    }
+    in_paper = {ipc for (_, ipc), number in printed.items() if number}
     columns = [Column("method", text=True)]
     for ipc in ipcs:
-        columns += [Column(kind, f"IPC {ipc}") for kind in [*kinds, "paper"]]
-    rows, quoted = [], ""
-    for method, own in _by_method(scores, params).items():
+        shown = [*kinds, "paper"] if ipc in in_paper else kinds
+        columns += [Column(kind, f"IPC {ipc}") for kind in shown]
+    rows = []
+    for method, own in methods.items():
         row: list[Cell] = [params.methods[method].title]
         for ipc in ipcs:
-            found = paper_result(params, "1", first.dataset, method, ipc, paper)
-            printed = _marked(found, first.arch)
-            row += [*(_last(own.get((ipc, kind))) for kind in kinds), printed]
-            quoted += printed or ""
+            row += [_last(own.get((ipc, kind))) for kind in kinds]
+            row += [printed[method, ipc]] if ipc in in_paper else []
         rows.append(tuple(row))
+    quoted = "".join(number or "" for number in printed.values())
     title = f"Top-1 accuracy (%) on {where}"
     return Table(title, tuple(columns), tuple(rows), (_note(scores), *_paper_notes(quoted)))
 
@@ -587,7 +81,7 @@ def _ipcs_and_labels(scores: Sequence[Score]) -> tuple[list[int], list[str]]:
 
 
 def _by_method(scores: Sequence[Score], params: Params) -> dict[str, dict[tuple[int, str], Score]]:
-    groups = _grouped(scores, "method")
+    groups = grouped(scores, "method")
     return {
         method: {(score.ipc, score.labels): score for score in groups[method]}
         for method in params.methods
@@ -642,7 +136,7 @@ def _split(name: str) -> str:
 
 def _paper_notes(quoted: str) -> list[str]:
     if not quoted:
-        return [f"paper: {DASH} because the paper does not report these settings."]
+        return ["The paper does not report these settings."]
     notes = [
         "paper: the number printed in the paper's Table 1 for the same dataset, method and IPC. "
         "Its students learn from soft labels; of its random images it does not say."
@@ -657,9 +151,9 @@ def _paper_notes(quoted: str) -> list[str]:
 def paper_table(paper: Sequence[PaperResult]) -> Table:
     """The paper's Table 1, quoted in full."""
     results = [r for r in paper if r.table == "1"]
-    cells = list(_grouped(results, "dataset", "ipc"))
+    cells = list(grouped(results, "dataset", "ipc"))
     rows: list[tuple[Cell, ...]] = []
-    for (method, arch), own in _grouped(results, "method", "arch").items():
+    for (method, arch), own in grouped(results, "method", "arch").items():
         by_cell = {(r.dataset, r.ipc): r for r in own}
         rows.append((method, arch, *(_printed(by_cell.get(cell)) for cell in cells)))
     columns = [Column(f"IPC {ipc}", dataset) for dataset, ipc in cells]

@@ -8,7 +8,7 @@ from teddy.artifacts import digest
 
 
 def parse(
-    doc: str | None, argv: Sequence[str] | None, name: str, **paths: str
+    doc: str | None, argv: Sequence[str] | None, name: str, *, split: bool = False, **paths: str
 ) -> argparse.Namespace:
     """Parse a stage's command line.
 
@@ -16,6 +16,7 @@ def parse(
         doc: the stage's module docstring, shown as help.
         argv: arguments, or None for those of the process.
         name: what the positional argument names, "" for none.
+        split: whether there is an option for the split that accuracy is measured on.
         paths: required path options and their help.
     """
     parser = argparse.ArgumentParser(
@@ -28,7 +29,9 @@ def parse(
     parser.add_argument(
         "--params", type=Path, default=Path("params.yaml"), help="settings (default: %(default)s)"
     )
-    parser.add_argument("--split", choices=("val", "test"), default="test", help=argparse.SUPPRESS)
+    if split:
+        text = "real images that accuracy is measured on (default: %(default)s)"
+        parser.add_argument("--split", choices=("val", "test"), default="test", help=text)
     return parser.parse_args(argv)
 
 

@@ -24,6 +24,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         __doc__,
         argv,
         "key of sets in params.yaml",
+        split=True,
         data="prepared dataset",
         set="distilled set",
         labels="folder of the soft labels",

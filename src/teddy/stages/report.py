@@ -6,7 +6,7 @@ from pathlib import Path
 from teddy import figures
 from teddy.artifacts import check_writable, write_json
 from teddy.config import Params
-from teddy.report import (
+from teddy.records import (
     Base,
     History,
     ImageGrid,
@@ -14,10 +14,6 @@ from teddy.report import (
     PoolFacts,
     Score,
     Titles,
-    accuracy_points,
-    long_table,
-    paper_table,
-    pool_table,
     read_bases,
     read_grids,
     read_histories,
@@ -25,14 +21,20 @@ from teddy.report import (
     read_pools,
     read_scores,
     read_titles,
+)
+from teddy.report import (
+    accuracy_points,
+    long_table,
+    paper_table,
+    pool_table,
     result_tables,
     summarise,
     synthesis_points,
     teacher_points,
-    write_text,
 )
 from teddy.runtime import run_stage
 from teddy.stages.command import parse
+from teddy.tables import write_text
 
 
 def main(argv: Sequence[str] | None = None) -> None:
