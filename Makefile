@@ -2,7 +2,8 @@
 # or make one in .venv, install what is pinned in constraints.txt, and say so.
 
 PYTHON ?= python3
-VENV := $(or $(VIRTUAL_ENV),$(CONDA_PREFIX),$(CURDIR)/.venv)
+CONDA := $(if $(filter-out base,$(CONDA_DEFAULT_ENV)),$(CONDA_PREFIX))
+VENV := $(or $(VIRTUAL_ENV),$(CONDA),$(CURDIR)/.venv)
 BIN := $(VENV)/bin
 # Named after the environment, so that changing environments installs again.
 STAMP := work/installed$(subst /,-,$(VENV))
@@ -19,7 +20,7 @@ help:  ## Show the targets
 repro: install  ## Install, then run the whole pipeline (dvc repro) on the digits dataset
 	dvc repro
 	@echo
-	@cat metrics/tables/table1.md
+	@sed '/^## Best-epoch/,$$d' metrics/tables/table1.md
 	@echo
 	@echo "Tables: metrics/tables   Figures: plots   Next: dvc exp run -S synthesize.draw=1"
 
@@ -46,7 +47,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@if [ -x "$(BIN)/python" ]; then echo "Installing into the environment $(VENV)"; \
 		else echo "Creating the environment $(VENV)"; $(PYTHON) -m venv "$(VENV)"; fi
 	@echo "Installing pinned dependencies; PyTorch takes a few minutes the first time"
-	"$(BIN)/python" -m pip install --quiet --disable-pip-version-check \
+	@"$(BIN)/python" -m pip install --quiet --disable-pip-version-check \
 		--constraint constraints.txt --editable '.[dev]'
 	@mkdir -p work && touch $@
 

@@ -45,7 +45,7 @@ DOCUMENT: dict[str, Any] = {
     "sets": {
         "toy/prior/ipc1": {"dataset": "toy", "method": "teddy", "pool": "toy/prior", "ipc": 1},
         "toy/sre2l/ipc1": {
-            "dataset": "toy", "method": "teddy", "pool": "toy/converged", "ipc": 1, "draw": 1,
+            "dataset": "toy", "method": "sre2l", "pool": "toy/converged", "ipc": 1, "draw": 1,
         },
         "toy/random/ipc1": {
             "dataset": "toy", "method": "random", "pool": "toy/converged", "ipc": 1,
@@ -53,6 +53,7 @@ DOCUMENT: dict[str, Any] = {
     },
     "methods": {
         "teddy": {"title": "T", "images": "synthesised", "labels": ["hard", "soft"], "paper": ""},
+        "sre2l": {"title": "S", "images": "synthesised", "labels": ["hard", "soft"], "paper": ""},
         "random": {"title": "R", "images": "random", "labels": ["soft"], "paper": "Random"},
     },
     "datasets": {
@@ -487,3 +488,32 @@ def test_settings_of_the_repository_are_valid() -> None:
     assert params.sets
     for name in params.sets:
         params.synthesize(name), params.relabel(name), params.evaluate(name)
+
+
+def test_two_rows_of_one_place_in_the_tables_are_refused(read: Read) -> None:
+    message = refusal(read, {"sets:toy/sre2l/ipc1:method": "teddy"})
+    assert "sets.toy/sre2l/ipc1" in message and "toy/prior/ipc1" in message
+    assert "a method of its own" in message
+
+
+@pytest.mark.parametrize("name", ["toy/prior/ipc1-lr0.2", "toy//ipc1", "/toy", "../toy"])
+def test_row_names_that_dvc_or_files_cannot_take_are_refused(read: Read, name: str) -> None:
+    row = {"dataset": "toy", "method": "teddy", "pool": "toy/prior", "ipc": 2}
+    assert repr(name) in refusal(read, {f"sets:{name}": row})
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("train_teacher:optimizer:momentum", 1.5),
+        ("train_teacher:optimizer:warmup_epochs", -1),
+        ("evaluate:optimizer:betas", [0.9, 1.0]),
+        ("synthesize:betas", [1, 2]),
+        ("synthesize:eps", 0),
+        ("pool:post:batch_size", 0),
+        ("methods:teddy:labels", []),
+        ("methods:teddy:labels", ["soft", "soft"]),
+    ],
+)
+def test_values_no_run_survives_are_refused(read: Read, key: str, value: object) -> None:
+    assert key.rsplit(":", 1)[1] in refusal(read, {key: value})

@@ -106,6 +106,14 @@ def test_stage_runs_for_every_row_and_depends_on_it(stage: str, rows: str) -> No
     assert f"{rows}.${{key}}" in body(stage)["params"]
 
 
+def test_params_are_written_as_dvc_writes_them(tmp_path: Path) -> None:
+    """So that `dvc exp run -S key=value` changes one line."""
+    YAML().dump(YAML().load(ROOT / "params.yaml"), tmp_path / "params.yaml")
+    text = (ROOT / "params.yaml").read_text(encoding="utf-8")
+    assert (tmp_path / "params.yaml").read_text(encoding="utf-8") == text
+    assert not re.search(r"^[^#]*[:-] +[\[{](?!})", text, re.MULTILINE), "flow style is rewritten"
+
+
 def test_params_of_stages_exist_for_every_row() -> None:
     raw = YAML(typ="safe").load(ROOT / "params.yaml")
     for stage, entry in DVC.items():
@@ -316,26 +324,27 @@ def test_committed_summary_is_that_of_the_committed_records() -> None:
 _SERVER = multiprocessing.get_context("forkserver")
 
 
-def _run_main(stage: str, folder: str, arguments: list[str]) -> None:
+def _run_main(stage: str, folder: str, workers: str, arguments: list[str]) -> None:
     os.chdir(folder)
-    os.environ.update(TEDDY_WORKERS="1", TEDDY_DEVICE="cpu", TEDDY_SAVE_SECONDS="0")
+    os.environ.update(TEDDY_WORKERS=workers, TEDDY_DEVICE="cpu", TEDDY_SAVE_SECONDS="0")
     os.environ["OMP_NUM_THREADS"] = "1"
     MAINS[stage](arguments)
 
 
 @pytest.mark.parametrize(
-    ("stage", "row"),
+    ("stage", "row", "workers"),
     [
-        ("train_teacher", "digits/base"),
-        ("build_pool", "digits/post"),
-        ("synthesize", "digits/prior/ipc3"),
-        ("relabel", "digits/prior/ipc3"),
-        ("evaluate", "digits/prior/ipc3"),
+        ("train_teacher", "digits/base", "1"),
+        ("build_pool", "digits/post", "1"),
+        ("synthesize", "digits/prior/ipc3", "2"),
+        ("relabel", "digits/prior/ipc3", "1"),
+        ("evaluate", "digits/prior/ipc3", "2"),
     ],
 )
 def test_killed_stage_resumes_to_the_same_bytes(
-    tiny_run: Path, tmp_path: Path, stage: str, row: str
+    tiny_run: Path, tmp_path: Path, stage: str, row: str, workers: str
 ) -> None:
+    """The undisturbed run had one process; the killed one may have two, with the same bytes."""
     _SERVER.set_forkserver_preload(["teddy.stages.evaluate", "teddy.stages.synthesize"])
     shutil.copytree(tiny_run, tmp_path / "again", ignore=shutil.ignore_patterns("plots", "work"))
     folder = tmp_path / "again"
@@ -351,7 +360,7 @@ def test_killed_stage_resumes_to_the_same_bytes(
     delays = random.Random(stage)
     kills = 0
     for _ in range(40):
-        process = _SERVER.Process(target=_run_main, args=(stage, str(folder), arguments))
+        process = _SERVER.Process(target=_run_main, args=(stage, str(folder), workers, arguments))
         process.start()
         process.join(delays.uniform(0.05, 0.6) if kills < 6 else None)
         if process.exitcode is None:
@@ -535,6 +544,67 @@ def test_labels_of_another_set_are_refused(
         capsys,
     )  # fmt: skip
     assert "labels are of another set" in line
+
+
+def test_labels_of_other_settings_are_refused(
+    tiny_run: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tiny_run)
+    params = tiny_params(tmp_path / "params.yaml", relabel__cutmix=False)
+    name = "digits/prior/ipc3"
+    line = refuse(
+        "evaluate",
+        [name, "--data", "data/prepared/digits", "--set", f"data/distilled/{name}.safetensors",
+         "--labels", f"data/labels/{name}", "--pool", "models/digits/prior",
+         "--out", "elsewhere.json", "--params", str(params)],
+        capsys,
+    )  # fmt: skip
+    assert "labels are of other relabel settings" in line
+
+
+def test_missing_device_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TEDDY_DEVICE", "tpu")
+    params = tiny_params(tmp_path / "params.yaml")
+    line = refuse("prepare", ["digits", "--out", str(tmp_path), "--params", str(params)], capsys)
+    assert "TEDDY_DEVICE" in line and "'tpu'" in line
+
+
+@pytest.mark.parametrize("workers", ["1", "8"])
+def test_larger_images_label_the_same_with_any_number_of_workers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: str
+) -> None:
+    """Forked workers must neither hang nor differ once a parent has used several threads."""
+    script = (
+        "import sys, torch; from pathlib import Path; from teddy import labels; "
+        "from teddy.artifacts import WorkDir, digest; from teddy.config import *; "
+        "from teddy.data import Images, Normalisation; from teddy.networks import build; "
+        "torch.set_num_threads(2); torch.randn(512, 512) @ torch.randn(512, 512); "
+        "net = NetworkConfig(arch='convnet3', width=64, norm='batch'); "
+        "teacher = build(net, (3, 32, 32), 3, 0).eval().requires_grad_(False); "
+        "teacher = teacher.to(memory_format=torch.channels_last); "
+        "config = RelabelConfig(epochs=8, views=ViewConfig(crop_scale=0.5, hflip=True, "
+        "roll=(0, 0)), cutmix=True, ensemble='logits', store=True); "
+        "images = torch.arange(6 * 3 * 32 * 32).remainder(251).to(torch.uint8); "
+        "images = Images(images.reshape(6, 3, 32, 32), torch.arange(6) % 3); "
+        "views = labels.TrainingViews(images, Normalisation((0.5,) * 3, (0.2,) * 3), config, 0); "
+        "work = WorkDir('t', 't'); "
+        "shards = labels.store_labels(labels.OnlineLabels(views, [teacher]), 3, work); "
+        "print([digest(work / shard['file']) for shard in shards])"
+    )
+    env = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "TEDDY_DEVICE": "cpu"}
+    found = [
+        subprocess.run(
+            [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True,
+            timeout=120, check=True, env={**env, "TEDDY_WORKERS": n, "TEDDY_WORK": n},
+        ).stdout
+        for n in ("3", workers)
+    ]  # fmt: skip
+    assert found[0] == found[1] and len(found[0]) > 200
 
 
 @pytest.mark.parametrize("stage", MAINS)

@@ -471,8 +471,8 @@ def test_two_rows_of_one_setting_are_refused(
     raw: Settings = YAML().load(small / "params.yaml")
     write_tree(small, raw)
     message = refusal(small, capsys)
-    assert "sets.digits/prior/ipc1 and sets.digits/prior/again-ipc1" in message
-    assert "digits.teddy-prior.ipc1.convnet3.hard" in message
+    assert "sets.digits/prior/again-ipc1 and 'digits/prior/ipc1'" in message
+    assert "share a place in the tables" in message
 
 
 def test_record_of_another_row_is_refused(small: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,11 +15,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from teddy.errors import TeddyError
+from teddy.runtime import pick_device
 
 Json = dict[str, Any]
 
@@ -157,7 +159,11 @@ class WorkDir:
     """
 
     def __init__(self, stage: str, name: str, **inputs: Any) -> None:
-        inputs |= {"source": source_digest()}
+        inputs |= {
+            "source": source_digest(),
+            "torch": torch.__version__,
+            "device": pick_device().type,
+        }
         text = json.dumps(inputs, sort_keys=True, default=str)
         fingerprint = hashlib.sha256(text.encode()).hexdigest()[:16]
         root = Path(os.environ.get("TEDDY_WORK", "work"))

@@ -13,6 +13,7 @@ or a value out of range is a :class:`~teddy.errors.TeddyError` that names the ke
 import dataclasses
 import difflib
 import math
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -26,12 +27,18 @@ from ruamel.yaml.error import YAMLError
 from teddy.errors import TeddyError
 
 T = TypeVar("T")
+_NAME = re.compile(r"[\w-]+(/[\w-]+)*", re.ASCII)
 Section = Mapping[str, Any]
 
 
 def _check(ok: bool, message: str) -> None:
     if not ok:
         raise TeddyError(message)
+
+
+def _check_betas(section: str, betas: tuple[float, float]) -> None:
+    inside = all(0 <= beta < 1 for beta in betas)
+    _check(inside, f"{section}.betas must be in [0, 1), got {list(betas)}")
 
 
 # --------------------------------------------------------------------------- parts of sections
@@ -89,6 +96,12 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         _check(self.lr > 0, f"optimizer.lr must be above 0, got {self.lr}")
+        _check(0 <= self.momentum < 1, f"optimizer.momentum must be in [0, 1), got {self.momentum}")
+        _check_betas("optimizer", self.betas)
+        _check(
+            self.warmup_epochs >= 0,
+            f"optimizer.warmup_epochs must be ≥ 0, got {self.warmup_epochs}",
+        )
         _check(
             self.weight_decay >= 0, f"optimizer.weight_decay must be ≥ 0, got {self.weight_decay}"
         )
@@ -207,6 +220,8 @@ class PostConfig:
 
     def __post_init__(self) -> None:
         _check(self.size >= 1, f"pool.post.size must be at least 1, got {self.size}")
+        _check(self.batch_size >= 2, f"pool.post.batch_size must be ≥ 2, got {self.batch_size}")
+        _check(0 <= self.momentum < 1, f"pool.post.momentum must be in [0, 1), got {self.momentum}")
         _check(
             0 <= self.pruning_ratio < 1,
             f"pool.post.pruning_ratio must be in [0, 1), got {self.pruning_ratio}",
@@ -264,7 +279,7 @@ class SynthesizeConfig:
     draw: int
     """Teachers drawn from the pool at a time, k."""
     draw_per: Literal["index", "iteration"]
-    """When teachers are drawn: once per IPC index, or anew at every iteration (§8-6)."""
+    """When teachers are drawn: once per group of IPC indices, or at every iteration (§8-6)."""
     views: ViewConfig
     """Random view of the images at every iteration."""
     views_per: Literal["batch", "image"]
@@ -284,6 +299,8 @@ class SynthesizeConfig:
             _check(value >= 1, f"synthesize.{name} must be at least 1, got {value}")
         _check(self.lr > 0, f"synthesize.lr must be above 0, got {self.lr}")
         _check(self.alpha_bn >= 0, f"synthesize.alpha_bn must be ≥ 0, got {self.alpha_bn}")
+        _check(self.eps > 0, f"synthesize.eps must be above 0, got {self.eps}")
+        _check_betas("synthesize", self.betas)
         if self.class_statistics == "per_class":
             _check(
                 self.classes_per_batch == 1,
@@ -404,6 +421,12 @@ class MethodRow:
     paper: str
     """Name of the method in the paper's tables, or "" if it is not there."""
 
+    def __post_init__(self) -> None:
+        _check(
+            len(self.labels) == len(set(self.labels)) > 0,
+            f"labels must be hard, soft or both, got {list(self.labels)}",
+        )
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DatasetRow:
@@ -507,8 +530,15 @@ class Params:
             self._same_dataset("pools", name, pool.dataset, pool.base, parent.dataset)
             if pool.kind != "converged":
                 self._check_trajectory(name, pool)
+        cells: dict[tuple[str, str, int], str] = {}
         for name, row in self.sets.items():
             self._check_set(name, row)
+            other = cells.setdefault((row.dataset, row.method, row.ipc), name)
+            _check(
+                other == name,
+                f"{self._where(f'sets.{name}')} and {other!r} would share a place in the tables; "
+                "give one a method of its own (an entry under methods)",
+            )
 
     def _check_trajectory(self, name: str, row: PoolRow) -> None:
         epochs, last = self.train_teacher(row.base).epochs, self.pool(name).prior.epochs[-1]
@@ -589,6 +619,11 @@ class Params:
         for name, raw in self._mapping(section).items():
             if not isinstance(raw, Mapping):
                 raise TeddyError(f"{self._where(f'{section}.{name}')}: expected a row of keys")
+            if not _NAME.fullmatch(str(name)):
+                raise TeddyError(
+                    f"{self._where(section)}: the name {name!r} must be letters, digits, '_' and "
+                    "'-', in parts joined by '/'"
+                )
             own = {key: value for key, value in raw.items() if key in identity}
             rows[name] = _build(cls, own, self._where(f"{section}.{name}"))
         return rows

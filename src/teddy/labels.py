@@ -173,9 +173,7 @@ def store_labels(
             stacked = _stack(labels.epoch, range(shard["first"], shard["last"] + 1))
             write_tensors(work / shard["file"], {"logits": stacked}, kind=_KIND, record={})
 
-    images = labels.views.images.images
-    channels, height, width = images.shape[1:]
-    for_each(len(shards), finish, images.device, (channels, height, width))
+    for_each(len(shards), finish, labels.views.images.labels.device)
     return shards
 
 

@@ -6,14 +6,17 @@ is one) and the number of processor cores to use from ``$TEDDY_WORKERS`` (defaul
 """
 
 import contextlib
+import ctypes
 import json
 import multiprocessing
 import os
 import resource
+import signal
 import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -37,19 +40,21 @@ def pick_device() -> torch.device:
     if name.startswith("cuda"):
         # Not on the CPU: its kernels are deterministic, and the call imports the whole compiler.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
+        # A kernel without a deterministic form warns, naming itself, instead of ending the run.
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     return torch.device(name)
 
 
-def use_threads(device: torch.device, image_shape: tuple[int, int, int], workers: int = 1) -> None:
-    """Set PyTorch's threads for a process that is one of ``workers`` on this machine.
+def use_threads(device: torch.device, image_shape: tuple[int, int, int]) -> None:
+    """Set PyTorch's threads for a stage that computes in one process.
 
     Images below 32×32 pixels get one thread: their tensors are so small that waking a second
     thread costs more than it brings (1.6 times slower on two cores with 8×8 images).
     """
     if device.type == "cpu":
         height, width = image_shape[1:]
-        torch.set_num_threads(1 if height * width < 32 * 32 else max(1, cores() // workers))
+        torch.set_num_threads(1 if height * width < 32 * 32 else cores())
 
 
 def cores() -> int:
@@ -74,27 +79,30 @@ def save_interval() -> float:
         raise TeddyError(f"$TEDDY_SAVE_SECONDS must be a number, got {text!r}") from None
 
 
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _task: Callable[[int], None] | None = None  # inherited by forked workers, which need no pickling
 _row = 0  # of the terminal, where this process draws its progress bar
 
 
-def for_each(
-    count: int, task: Callable[[int], None], device: torch.device, shape: tuple[int, int, int]
-) -> None:
+def for_each(count: int, task: Callable[[int], None], device: torch.device) -> None:
     """Call ``task(0) … task(count − 1)``, on the CPU with one process per core.
 
-    Tasks must not depend on each other and must leave their results in files; equal threads per
-    task keep the bytes independent of the number of processes. On a GPU they run in turn.
+    Tasks must not depend on each other and must leave their results in files. On the CPU each has
+    one thread, whatever the number of processes: its bytes depend on neither, and OpenMP cannot
+    start threads in a forked process. On a GPU they run in turn.
 
     Args:
         count: number of tasks.
         task: what to do for an index.
         device: where tasks compute.
-        shape: image shape, which decides on threads, see :func:`use_threads`.
+
+    Raises:
+        TeddyError: a worker was killed, by a lack of memory as a rule.
     """
     global _task
     workers = min(count, cores()) if device.type == "cpu" else 1
-    use_threads(device, shape, workers)
+    if device.type == "cpu":
+        torch.set_num_threads(1)
     if workers <= 1:
         for index in range(count):
             task(index)
@@ -108,6 +116,11 @@ def for_each(
         try:
             for future in as_completed(futures):
                 future.result()
+        except BrokenProcessPool:
+            raise TeddyError(
+                f"one of {workers} worker processes was killed, probably for lack of memory; set "
+                "$TEDDY_WORKERS to fewer and run the same command again"
+            ) from None
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
@@ -117,6 +130,9 @@ def for_each(
 
 def _start_worker(ranks: Any) -> None:
     global _row
+    if sys.platform == "linux":
+        # A killed stage takes its workers with it; the next run must find the work to itself.
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     with ranks.get_lock():
         _row, ranks.value = ranks.value, ranks.value + 1
 
@@ -152,6 +168,7 @@ def run_stage(stage: str, main: Callable[[], str]) -> None:
     """
     start = time.perf_counter()
     try:
+        pick_device()
         summary = main()
     except TeddyError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -165,10 +182,10 @@ def run_stage(stage: str, main: Callable[[], str]) -> None:
 
 
 def _log_timing(stage: str, summary: str, seconds: float) -> None:
-    device = pick_device()
+    on_gpu = torch.cuda.is_initialized()
     peak = (
         torch.cuda.max_memory_allocated() / 2**20
-        if device.type == "cuda"
+        if on_gpu
         else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
     )
     record = {
@@ -176,7 +193,7 @@ def _log_timing(stage: str, summary: str, seconds: float) -> None:
         "summary": summary,
         "seconds": round(seconds, 3),
         "peak_mib": round(peak, 1),
-        "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
+        "device": torch.cuda.get_device_name() if on_gpu else "cpu",
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "when": time.strftime("%Y-%m-%dT%H:%M:%S"),

@@ -423,7 +423,7 @@ def synthesise(
             write_tensors(path, result, kind=_KIND, record={})
             resume.unlink(missing_ok=True)
 
-    for_each(len(items), finish, synthesiser.device, shape)
+    for_each(len(items), finish, synthesiser.device)
     for item in items:
         result, _ = read_tensors(_item_path(work, item), kind=_KIND)
         block = result["images"].unflatten(0, (len(item.indices), len(item.classes)))

@@ -81,7 +81,7 @@ def train_base(
 
 def _refuse_chance(top1: float, num_classes: int) -> None:
     chance = 100 / num_classes
-    if top1 < 2 * chance and num_classes > 2:
+    if top1 < chance + 0.1 * (100 - chance):
         raise TeddyError(
             f"train_teacher: held-out accuracy {top1:.1f} % is near chance ({chance:.1f} %); check "
             "the data's labels, or train longer"

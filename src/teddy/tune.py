@@ -13,13 +13,13 @@ import itertools
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
 
-from teddy.artifacts import read_json
+from teddy.artifacts import read_json, source_digest
 from teddy.config import STAGES, Params, to_json
 from teddy.errors import TeddyError
 from teddy.evaluation import mean_and_std
@@ -27,7 +27,6 @@ from teddy.runtime import log, run_stage
 from teddy.stages import build_pool, evaluate, prepare, relabel, synthesize, train_teacher
 
 Override = tuple[str, Any]
-_UPSTREAM = ("seed", "prepare", "train_teacher", "pool")
 _RECORDED = ("synthesize", "relabel", "evaluate")
 
 
@@ -80,10 +79,11 @@ def _try(name: str, overrides: Sequence[Override], path: Path) -> dict[str, Any]
         yaml.dump(raw, changed)
         config = Params(changed)
         row = config.row("sets", name)
-        upstream = [o for o in overrides if o[0].split(".")[0] in _UPSTREAM]
-        base_params = yaml.load(path)
-        common = {key: base_params[key] for key in ("bases", "pools", "datasets", *_UPSTREAM)}
-        root = Path("work/tune") / _key([*upstream, ("pool", row.pool), ("common", common)])
+        if overrides and _resolved(config, name) == _resolved(Params(path), name):
+            raise TeddyError(
+                f"{dict(overrides)} changes nothing for {name}; does its row decide it?"
+            )
+        root = Path("work/tune") / _key(_upstream(config, name))
         if not root.exists():
             _make_upstream(row, changed, root)
         out = Path(folder)
@@ -92,7 +92,7 @@ def _try(name: str, overrides: Sequence[Override], path: Path) -> dict[str, Any]
         "set": name,
         "tried": dict(overrides),
         "split": "val",
-        "settings": {stage: to_json(getattr(config, stage)(name)) for stage in _RECORDED},
+        "settings": _resolved(config, name),
     }
     for kind, runs in record["labels"].items():
         mean, std = mean_and_std([run["top1_last"] for run in runs])
@@ -112,8 +112,27 @@ def _assign(raw: Any, key: str, value: Any) -> None:
     raw[last] = value
 
 
-def _key(overrides: Iterable[Override]) -> str:
-    return hashlib.sha256(json.dumps(list(overrides), default=str).encode()).hexdigest()[:12]
+def _key(parts: Any) -> str:
+    text = json.dumps([parts, source_digest()], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _upstream(config: Params, name: str) -> dict[str, Any]:
+    """Everything that dataset, base run and pool of a set depend on."""
+    row = config.row("sets", name)
+    pool = config.row("pools", row.pool)
+    return {
+        "seed": config.seed,
+        "prepare": to_json(config.prepare(row.dataset)),
+        "train_teacher": [pool.base, to_json(config.train_teacher(pool.base))],
+        "pool": [row.pool, pool.kind, to_json(config.pool(row.pool))],
+    }
+
+
+def _resolved(config: Params, name: str) -> dict[str, Any]:
+    """All settings that a set and its score depend on."""
+    own = {stage: to_json(getattr(config, stage)(name)) for stage in _RECORDED}
+    return own | _upstream(config, name)
 
 
 def _make_upstream(row: Any, params: Path, root: Path) -> None:

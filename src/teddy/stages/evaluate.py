@@ -1,5 +1,6 @@
 """Train fresh students on a distilled set and measure them on real images."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import torch
 from teddy.artifacts import Json, WorkDir, check_writable, digest, read_json, write_json
 from teddy.config import Params, to_json
 from teddy.data import read_dataset
-from teddy.distilled import DistilledSet, load
+from teddy.distilled import load
 from teddy.errors import TeddyError
 from teddy.evaluation import train_student
 from teddy.labels import MANIFEST, OnlineLabels, SoftLabels, StoredLabels, TrainingViews
@@ -37,8 +38,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         row, config = params.row("sets", args.name), params.evaluate(args.name)
         check_writable(args.out)
         distilled, dataset, device = load(args.set), read_dataset(args.data), pick_device()
-        _refuse_mismatch(distilled, args.set, args.labels)
         relabel = params.relabel(args.name)
+        expected = {
+            "set": digest(args.set),
+            "pool": manifest_digest(args.pool),
+            "settings": json.loads(json.dumps(to_json(relabel))),
+            "seed": params.seed,
+        }
+        _refuse_mismatch(args.labels, expected)
         views = TrainingViews(
             distilled.as_images().to(device), distilled.normalisation, relabel, params.seed
         )
@@ -62,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 )  # fmt: skip
                 write_json(_path(work, kind, seed), result | {"seed": seed})
 
-        for_each(len(runs), finish, device, dataset.image_shape)
+        for_each(len(runs), finish, device)
         results: dict[str, list[Json]] = {}
         for kind, seed in runs:
             results.setdefault(kind, []).append(read_json(_path(work, kind, seed)))
@@ -88,9 +95,13 @@ def _path(work: WorkDir, kind: str, seed: int) -> Path:
     return work / f"{kind}-{seed}.json"
 
 
-def _refuse_mismatch(distilled: DistilledSet, path: Path, labels: Path) -> None:
-    if read_json(labels / MANIFEST)["set"] != digest(path):
-        raise TeddyError(f"{labels}: labels are of another set than {path}; run relabel again")
+def _refuse_mismatch(labels: Path, expected: Json) -> None:
+    manifest = read_json(labels / MANIFEST)
+    what = {"set": "another set", "pool": "another pool"}
+    for key, value in expected.items():
+        if manifest.get(key) != value:
+            other = what.get(key, f"other relabel {key}")
+            raise TeddyError(f"{labels}: labels are of {other}; run the relabel stage again")
 
 
 def _soft_labels(
