@@ -20,7 +20,8 @@ from teddy.config import (
     SynthesizeConfig,
     ViewConfig,
 )
-from teddy.data import ImageDataset, Images, Normalisation
+from teddy.data import ImageDataset
+from teddy.images import Images, Normalisation
 from teddy.networks import build, save_network
 from teddy.pool import Pool
 
@@ -146,7 +147,7 @@ def pool(
 ) -> Pool:
     """Three networks, each trained for a few steps only."""
     folder = tmp_path_factory.mktemp("pool")
-    inputs = dataset.normalisation.apply(dataset.train.images)
+    inputs = dataset.normalisation.apply(dataset.train.pick(torch.arange(len(dataset.train))))
     entries = []
     for index in range(3):
         network = build(network_config, dataset.image_shape, dataset.num_classes, seed=index)

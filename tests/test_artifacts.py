@@ -1,7 +1,11 @@
 """Files: whole or not at all, equal bytes for equal content, one clear line for foreign ones."""
 
 import json
-from collections.abc import Callable
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -294,3 +298,75 @@ def test_finished_work_is_published_and_discarded(workplace: Path, tmp_path: Pat
     work.discard()
     assert not work.path.exists()
     work.discard()
+
+
+# ------------------------------------------------------------------------------------ locked work
+
+HOLDER = """
+import os, sys, time
+from teddy.artifacts import WorkDir
+work = WorkDir("stage", "a").claim()
+child = os.fork()
+if child:
+    print(child, flush=True)
+sys.stdin.read() if child else time.sleep(600)
+work.discard()
+"""
+
+
+@pytest.fixture
+def holder(workplace: Path) -> Iterator["subprocess.Popen[str]"]:
+    """Another command that makes ``stage a``, and has forked a process that outlives it."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLDER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1] / "src")},
+    )  # fmt: skip
+    assert process.stdout and process.stdin
+    child = int(process.stdout.readline())
+    yield process
+    process.kill()
+    os.kill(child, signal.SIGKILL)
+    process.communicate()
+
+
+def test_second_command_for_an_artifact_is_refused_until_the_first_ends(
+    holder: "subprocess.Popen[str]", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("teddy.artifacts._LOCK_TRIES", 2)
+    WorkDir("stage", "b").claim().discard()
+    work = WorkDir("stage", "a")
+    with pytest.raises(TeddyError, match=r"stage/a-.*another process is making this artifact"):
+        work.claim()
+    holder.kill()
+    holder.wait()
+    assert work.claim() is work
+    work.discard()
+    assert not list(work.path.parent.iterdir())
+
+
+def test_lock_ends_with_the_folder(
+    holder: "subprocess.Popen[str]", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who waits for a lock does not get it in a folder that was discarded meanwhile."""
+
+    def first_ends(seconds: float) -> None:
+        assert holder.stdin
+        holder.stdin.close()
+        holder.stdin = None
+        holder.wait()
+
+    monkeypatch.setattr("time.sleep", first_ends)
+    work = WorkDir("stage", "a").claim()
+    assert (work / ".lock").exists()
+    write_json(work / "item.json", {})
+    work.discard()
+    assert not list(work.path.parent.iterdir())
+
+
+def test_same_process_claims_again_and_publishes_no_lock(workplace: Path, tmp_path: Path) -> None:
+    work = WorkDir("stage", "a").claim()
+    write_json(work / "item.json", {})
+    WorkDir("stage", "a").claim().publish(tmp_path / "out", ["item.json"])
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["item.json"]
+    work.discard()
+    WorkDir("stage", "a").claim().discard()

@@ -36,11 +36,18 @@ OPTIMIZER = {
 }  # fmt: skip
 DOCUMENT: dict[str, Any] = {
     "seed": 0,
+    "prepared": ["toy"],
     "bases": {"toy/base": {"dataset": "toy"}},
     "pools": {
-        "toy/prior": {"dataset": "toy", "base": "toy/base", "kind": "prior"},
-        "toy/post": {"dataset": "toy", "base": "toy/base", "kind": "post"},
-        "toy/converged": {"dataset": "toy", "base": "toy/base", "kind": "converged"},
+        "toy/prior": {
+            "dataset": "toy", "base": "toy/base", "curve": "toy/base", "kind": "prior",
+        },
+        "toy/post": {
+            "dataset": "toy", "base": "toy/base", "curve": "toy/base", "kind": "post",
+        },
+        "toy/converged": {
+            "dataset": "toy", "base": "toy/base", "curve": "toy/base", "kind": "converged",
+        },
     },
     "sets": {
         "toy/prior/ipc1": {"dataset": "toy", "method": "teddy", "pool": "toy/prior", "ipc": 1},
@@ -59,10 +66,15 @@ DOCUMENT: dict[str, Any] = {
     "datasets": {
         "toy": {"title": "Toy", "paper": ""} | {stage: {} for stage in STAGES},
     },
-    "prepare": {"source": "digits", "val_fraction": 0.15, "test_fraction": 0.25},
+    "prepare": {
+        "source": "digits", "root": "", "download": False, "num_classes": 10, "image_size": 8,
+        "channels": 1, "storage": "memory", "checksums": "contents",
+        "on_checksum_mismatch": "refuse", "on_unreadable": "refuse", "mean": [], "std": [],
+        "val_fraction": 0.15, "test_fraction": 0.25,
+    },
     "train_teacher": {
         "network": NETWORK, "epochs": 30, "batch_size": 64, "optimizer": OPTIMIZER,
-        "views": VIEWS, "precision": "float32",
+        "views": VIEWS, "precision": "float32", "checkpoint": "", "claimed_top1": 0,
     },
     "pool": {
         "prior": {"epochs": [1, 2, 3, 4]},
@@ -279,8 +291,10 @@ def test_missing_key_is_refused_by_name(read: Read, place: str) -> None:
         ("synthesize:views:roll", [0, 0.5], "roll[1] must be a whole number; got 0.5"),
         ("synthesize", 3, "synthesize: expected keys, got 3"),
         ("evaluate:seeds", [0, True], "seeds[1] must be a whole number; got True"),
-        ("train_teacher:network:arch", "vgg", "arch must be one of convnet3, resnet18; got 'vgg'"),
-        ("prepare:source", "mnist", "source must be one of digits"),
+        ("train_teacher:network:arch", "vgg", "arch must be one of convnet3, resnet18"),
+        ("prepare:source", 3, "prepare (for toy).source must be text; got 3"),
+        ("prepare:channels", 2, "channels must be one of 1, 3; got 2"),
+        ("prepared", "toy", "prepared must be a list; got 'toy'"),
         ("datasets:toy:title", 3, "title must be text; got 3"),
         ("datasets:toy:synthesize", 3, "datasets.toy.synthesize: expected keys, got 3"),
         ("datasets:toy:synthesize", {"views": 3}, "views: expected keys, got 3"),
@@ -336,13 +350,15 @@ def test_whole_numbers_become_floats_where_floats_are_meant(read: Read) -> None:
         ("train_teacher:epochs", 0, "train_teacher.epochs must be at least 1, got 0"),
         ("train_teacher:batch_size", 1, "train_teacher.batch_size must be"),
         ("train_teacher:network:norm", "instance", "train_teacher.network.norm must be batch"),
-        ("train_teacher:network:arch", "resnet18", "resnet18 has width 64"),
+        ("prepare:image_size", 0, "image_size must be at least 1"),
+        ("prepare:mean", [0.5], "mean and std must be empty or have 1 entries"),
+        ("train_teacher:checkpoint", "torchvision", "claimed_top1 must say what accuracy"),
         ("train_teacher:network:width", 0, "network.width must be at least 1, got 0"),
         ("train_teacher:optimizer:lr", 0, "optimizer.lr must be above 0"),
         ("train_teacher:optimizer:weight_decay", -1, "optimizer.weight_decay must be"),
         ("train_teacher:optimizer:step_epochs", 0, "optimizer.step_epochs must be"),
-        ("prepare:val_fraction", 0, "prepare.val_fraction and prepare.test_fraction must"),
-        ("prepare:val_fraction", 0.75, "prepare.val_fraction and prepare.test_fraction must"),
+        ("prepare:val_fraction", 0, "val_fraction must be above 0, test_fraction at least 0"),
+        ("prepare:val_fraction", 0.75, "val_fraction must be above 0, test_fraction at least 0"),
         ("pool:prior:epochs", [], "pool.prior.epochs must be ascending"),
         ("pool:prior:epochs", [3, 2], "pool.prior.epochs must be ascending"),
         ("pool:prior:epochs", [0, 2], "pool.prior.epochs must be ascending"),
@@ -417,7 +433,7 @@ def test_row_without_its_parent_is_refused(read: Read, place: str, expected: str
 
 
 def test_parent_of_another_dataset_is_refused(read: Read) -> None:
-    other = {"datasets:other": DOCUMENT["datasets"]["toy"]}
+    other = {"datasets:other": DOCUMENT["datasets"]["toy"], "prepared": ["toy", "other"]}
     message = refusal(read, other | {"sets:toy/prior/ipc1:dataset": "other"})
     assert (
         "sets.toy/prior/ipc1 is of dataset 'other', but its parent 'toy/prior' is of 'toy'"
@@ -425,6 +441,22 @@ def test_parent_of_another_dataset_is_refused(read: Read) -> None:
     )
     message = refusal(read, other | {"pools:toy/prior:dataset": "other"})
     assert "pools.toy/prior is of dataset 'other'" in message
+
+
+def test_rows_of_a_dataset_that_is_not_prepared_are_refused(read: Read) -> None:
+    message = refusal(read, {"prepared": []})
+    assert "bases.toy/base needs the dataset 'toy': add it to the list 'prepared'" in message
+    assert "no dataset named 'tox'" in refusal(read, {"prepared": ["toy", "tox"]})
+
+
+def test_post_pool_imitates_the_curve_of_another_base(read: Read) -> None:
+    """As ImageNet-1K's, whose converged network is downloaded."""
+    taken = {"dataset": "toy", "checkpoint": "torchvision", "claimed_top1": 69.76}
+    edits = {"bases:toy/taken": taken, "pools:toy/post:base": "toy/taken"}
+    assert read(edits).pools["toy/post"].curve == "toy/base"
+    message = refusal(read, edits | {"pools:toy/post:curve": "toy/taken"})
+    assert "'toy/taken' ends at epoch 1" in message
+    assert "no base named 'absent'" in refusal(read, {"pools:toy/post:curve": "absent"})
 
 
 def test_row_that_does_not_exist_is_refused(read: Read) -> None:

@@ -9,21 +9,15 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from raw_fixtures import DIGITS, prepare_config, write_classes
 from torch import Tensor
 
 from teddy.artifacts import read_json, write_json
-from teddy.config import PrepareConfig
-from teddy.data import (
-    ImageDataset,
-    Normalisation,
-    prepare,
-    read_dataset,
-    read_manifest,
-    select_random,
-    stratified_split,
-    write_dataset,
-)
+from teddy.data import ImageDataset, read_dataset, read_manifest, select_random
 from teddy.errors import TeddyError
+from teddy.images import Images, Normalisation
+from teddy.preparation import prepare, stratified_split, write_dataset
+from teddy.streaming import ImageFiles
 
 IMAGENET = Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 TINY = Normalisation((0.4802, 0.4481, 0.3975), (0.2302, 0.2265, 0.2262))
@@ -95,7 +89,8 @@ def test_bytes_survive_the_round_trip_for_any_statistics(mean: float, std: float
 
 
 def test_normalised_images_have_mean_zero_and_variance_one() -> None:
-    dataset = prepare(PrepareConfig(source="digits", val_fraction=0.15, test_fraction=0.25), seed=0)
+    dataset, _ = prepare(DIGITS, seed=0)
+    assert isinstance(dataset.train, Images)
     inputs = dataset.normalisation.apply(dataset.train.images).double()
     assert inputs.mean().item() == pytest.approx(0, abs=1e-5)
     assert inputs.std(correction=0).item() == pytest.approx(1, abs=1e-5)
@@ -117,7 +112,7 @@ def labelled(draw: st.DrawFn) -> tuple[Tensor, int]:
 def test_split_is_a_stratified_partition(case: tuple[Tensor, int], seed: int) -> None:
     labels, num_classes = case
     fractions = (0.25, 0.15)
-    parts = stratified_split(labels, num_classes, fractions, seed)
+    parts = stratified_split(labels, "abcd"[:num_classes], fractions, seed)
     assert len(parts) == 3
     assert sorted(torch.cat(parts).tolist()) == list(range(len(labels)))
     for part in parts:
@@ -130,24 +125,31 @@ def test_split_is_a_stratified_partition(case: tuple[Tensor, int], seed: int) ->
 
 def test_split_of_a_class_depends_on_the_seed_and_not_on_other_classes() -> None:
     labels = torch.arange(60) % 3
-    first = stratified_split(labels, 3, (0.25,), 0)[0]
-    assert torch.equal(first, stratified_split(labels, 3, (0.25,), 0)[0])
-    assert not torch.equal(first, stratified_split(labels, 3, (0.25,), 1)[0])
-    alone = stratified_split(torch.where(labels == 1, 1, 0), 2, (0.25,), 0)[0]
+    first = stratified_split(labels, "abc", (0.25,), 0)[0]
+    assert torch.equal(first, stratified_split(labels, "abc", (0.25,), 0)[0])
+    assert not torch.equal(first, stratified_split(labels, "abc", (0.25,), 1)[0])
+    alone = stratified_split(torch.where(labels == 1, 1, 0), "ab", (0.25,), 0)[0]
     assert [i for i in first.tolist() if i % 3 == 1] == [i for i in alone.tolist() if i % 3 == 1]
 
 
 def test_class_too_small_to_split_is_refused() -> None:
     labels = torch.tensor([0] * 20 + [1] * 2)
-    with pytest.raises(TeddyError, match="class 1 has 2 images, too few for parts"):
-        stratified_split(labels, 2, (0.15, 0.25), 0)
-    with pytest.raises(TeddyError, match="class 2 has 0 images"):
-        stratified_split(labels, 3, (0.5,), 0)
+    with pytest.raises(TeddyError, match="class bee has 2 images, too few for parts"):
+        stratified_split(labels, ("ant", "bee"), (0.15, 0.25), 0)
+    with pytest.raises(TeddyError, match="class cat has 0 images"):
+        stratified_split(labels, ("ant", "bee", "cat"), (0.5,), 0)
+
+
+def test_small_class_has_an_image_in_each_part() -> None:
+    labels = torch.tensor([0] * 100 + [1] * 3)
+    test, val, train = stratified_split(labels, ("ant", "bee"), (0.04, 0.02), 0)
+    assert [len(part) for part in (test, val, train)] == [5, 3, 95]
+    assert [int(labels[part].sum()) for part in (test, val, train)] == [1, 1, 1]
 
 
 def test_digits_are_split_and_normalised_by_the_training_images() -> None:
-    config = PrepareConfig(source="digits", val_fraction=0.15, test_fraction=0.25)
-    dataset, again = prepare(config, seed=0), prepare(config, seed=0)
+    (dataset, _), (again, _) = prepare(DIGITS, seed=0), prepare(DIGITS, seed=0)
+    assert isinstance(dataset.train, Images) and isinstance(again.train, Images)
     assert dataset.image_shape == (1, 8, 8)
     assert dataset.num_classes == 10
     assert len(dataset.train) + len(dataset.val) + len(dataset.test) == 1797
@@ -157,8 +159,10 @@ def test_digits_are_split_and_normalised_by_the_training_images() -> None:
     assert dataset.train.images.max() == 255
     pixels = dataset.train.images.double() / 255
     assert dataset.normalisation.mean == pytest.approx([pixels.mean().item()], abs=1e-6)
-    assert dataset.normalisation.std == pytest.approx([pixels.std().item()], rel=1e-4)
-    assert not torch.equal(prepare(config, seed=1).train.images, dataset.train.images)
+    assert dataset.normalisation.std == pytest.approx([pixels.std().item()], rel=1e-3)
+    other, _ = prepare(DIGITS, seed=1)
+    assert isinstance(other.train, Images)
+    assert not torch.equal(other.train.images, dataset.train.images)
 
 
 # ------------------------------------------------------------------------------ random selection
@@ -193,10 +197,11 @@ def test_more_images_than_a_class_has_are_refused(dataset: ImageDataset) -> None
 
 
 def test_dataset_is_read_back_as_written(dataset: ImageDataset, tmp_path: Path) -> None:
-    write_dataset(tmp_path, dataset, "stripes")
+    write_dataset(tmp_path, dataset, {"source": "stripes", "skipped": ["a"]})
     again = read_dataset(tmp_path)
     for name in ("train", "val", "test"):
         split, other = dataset.split(name), again.split(name)
+        assert isinstance(split, Images) and isinstance(other, Images)
         assert torch.equal(split.images, other.images)
         assert torch.equal(split.labels, other.labels)
     assert again.normalisation == dataset.normalisation
@@ -204,11 +209,39 @@ def test_dataset_is_read_back_as_written(dataset: ImageDataset, tmp_path: Path) 
     manifest = read_manifest(tmp_path)
     assert manifest["images_per_class"] == {"train": [16] * 3, "val": [4] * 3, "test": [4] * 3}
     assert manifest["source"] == "stripes"
+    assert manifest["skipped"] == ["a"]
+    assert manifest["storage"] == "memory"
+
+
+def test_list_of_files_is_read_back_as_written(tmp_path: Path) -> None:
+    write_classes(tmp_path / "raw" / "train", {"ant": 4, "bee": 4})
+    write_classes(tmp_path / "raw" / "val", {"ant": 2, "bee": 1}, seed=50)
+    made, facts = prepare(prepare_config(root=tmp_path / "raw", storage="files"), seed=0)
+    write_dataset(tmp_path / "out", made, facts)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "files.json",
+        "manifest.json",
+    ]
+    again = read_dataset(tmp_path / "out")
+    assert again.class_names == ("ant", "bee")
+    assert again.image_shape == (3, 32, 32)
+    assert again.normalisation == made.normalisation
+    for name in ("train", "val", "test"):
+        split, other = made.split(name), again.split(name)
+        assert isinstance(split, ImageFiles) and isinstance(other, ImageFiles)
+        assert (split.root, list(split.files)) == (other.root, list(other.files))
+        assert list(split.sizes) == list(other.sizes)
+        assert torch.equal(split.labels, other.labels)
+    assert isinstance(again.test, ImageFiles)
+    assert list(again.test.files) == ["val/ant/0.png", "val/ant/1.png", "val/bee/0.png"]
+    assert again.test.labels.tolist() == [0, 0, 1]
+    assert read_manifest(tmp_path / "out")["root"] == str(tmp_path / "raw")
 
 
 def test_equal_datasets_are_equal_files(dataset: ImageDataset, tmp_path: Path) -> None:
-    write_dataset(tmp_path / "a", dataset, "stripes")
-    write_dataset(tmp_path / "b", dataset, "stripes")
+    write_dataset(tmp_path / "a", dataset, {"source": "stripes"})
+    write_dataset(tmp_path / "b", dataset, {"source": "stripes"})
+    assert len(list((tmp_path / "a").iterdir())) == 2
     for file in (tmp_path / "a").iterdir():
         assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes()
 
@@ -219,7 +252,7 @@ def test_dataset_that_is_not_there_is_refused(tmp_path: Path) -> None:
 
 
 def test_changed_arrays_are_refused(dataset: ImageDataset, tmp_path: Path) -> None:
-    write_dataset(tmp_path, dataset, "stripes")
+    write_dataset(tmp_path, dataset, {"source": "stripes"})
     manifest = read_json(tmp_path / "manifest.json")
     write_json(tmp_path / "manifest.json", manifest | {"sha256": "0" * 64})
     with pytest.raises(TeddyError, match=r"arrays\.safetensors: checksum differs"):

@@ -8,9 +8,9 @@ from torch.utils.data import DataLoader
 
 import teddy
 from teddy.artifacts import write_tensors
-from teddy.data import Normalisation
 from teddy.distilled import DistilledSet, save_distilled
 from teddy.errors import TeddyError
+from teddy.images import Normalisation
 
 NORMALISATION = Normalisation((0.5, 0.4), (0.25, 0.2))
 

@@ -16,8 +16,9 @@ from teddy import labels as module
 from teddy.artifacts import WorkDir, write_tensors
 from teddy.augmentation import draw_cutmix, draw_views
 from teddy.config import RelabelConfig, ViewConfig
-from teddy.data import ImageDataset, Images
+from teddy.data import ImageDataset
 from teddy.errors import TeddyError
+from teddy.images import Images
 from teddy.labels import Batch, OnlineLabels, StoredLabels, TrainingViews, store_labels
 from teddy.pool import Pool
 
@@ -34,7 +35,7 @@ def teachers(pool: Pool) -> list[nn.Module]:
 @pytest.fixture
 def views(dataset: ImageDataset, relabel_config: RelabelConfig) -> TrainingViews:
     """Views of 12 images over five epochs."""
-    few = Images(dataset.train.images[:12], dataset.train.labels[:12])
+    few = Images(dataset.train.pick(torch.arange(12)), dataset.train.labels[:12])
     return TrainingViews(few, dataset.normalisation, relabel_config, seed=0)
 
 

@@ -3,13 +3,18 @@
 `katNN` are the known-answer tests of the specification, by its numbering. No GPU, no downloads.
 """
 
+import argparse
+import hashlib
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
+from urllib.error import URLError
 
 import pytest
 import torch
-from torch import nn
+from safetensors.torch import save_file
+from torch import Tensor, nn
 
 from teddy.artifacts import write_tensors
 from teddy.config import NetworkConfig
@@ -20,17 +25,46 @@ from teddy.networks import (
     classifier,
     count_parameters,
     load_network,
+    load_pretrained,
     read_network_record,
     save_network,
 )
 from teddy.pruning import count_macs, prune_randomly
 
 RESNET = NetworkConfig(arch="resnet18", width=64, norm="batch")
+ARCHS: tuple[Any, ...] = get_args(get_type_hints(NetworkConfig)["arch"])
+TORCHVISION = ARCHS[1:]
+# Parameters of torchvision's networks with 1000 classes, from its documentation.
+PUBLISHED = {
+    "resnet18": 11_689_512,
+    "resnet50": 25_557_032,
+    "resnet101": 44_549_160,
+    "densenet121": 7_978_856,
+    "mobilenet_v2": 3_504_872,
+    "shufflenet_v2_x1_0": 2_278_604,
+    "shufflenet_v2_x2_0": 7_393_996,
+    "efficientnet_b0": 5_288_548,
+}
 
 
 def convnet(width: int = 4, norm: Any = "batch") -> NetworkConfig:
     """DM's ConvNet."""
     return NetworkConfig(arch="convnet3", width=width, norm=norm)
+
+
+def network_of(arch: Any) -> NetworkConfig:
+    """An architecture at a small width."""
+    return NetworkConfig(arch=arch, width=8, norm="batch")
+
+
+def randomise(network: nn.Module) -> nn.Module:
+    """Give BatchNorm layers the look of trained ones; return the network in eval mode."""
+    generator = torch.Generator().manual_seed(0)
+    for layer in batchnorms(network):
+        for tensor in (layer.weight, layer.bias, layer.running_mean, layer.running_var):
+            assert tensor is not None
+            nn.init.uniform_(tensor, 0.5, 1.5, generator=generator)
+    return network.eval()
 
 
 def assert_same(one: nn.Module, two: nn.Module) -> None:
@@ -85,6 +119,84 @@ def test_resnet_of_large_images_is_torchvisions() -> None:
         assert grey(torch.zeros(1, 1, 96, 96)).shape == (1, 10)
 
 
+@pytest.mark.parametrize("shape", [(1, 8, 8), (1, 28, 28), (3, 32, 32), (3, 64, 64), (3, 224, 224)])
+@pytest.mark.parametrize("arch", ARCHS)
+def test_every_architecture_takes_every_size(arch: str, shape: tuple[int, int, int]) -> None:
+    with torch.device("meta"):  # shapes without arithmetic
+        network = build(network_of(arch), shape, 7, seed=0)
+        assert network(torch.zeros(2, *shape)).shape == (2, 7)
+    assert classifier(network).out_features == 7
+    assert len(batchnorms(network)) >= 3
+    stem = next(m for m in network.modules() if isinstance(m, nn.Conv2d))
+    assert stem.in_channels == shape[0]
+    if shape[1] <= 64:
+        assert (stem.kernel_size, stem.stride, stem.padding) == ((3, 3), (1, 1), (1, 1))
+        assert not any(isinstance(m, nn.MaxPool2d) for m in network.modules())
+
+
+@pytest.mark.parametrize("arch", TORCHVISION)
+def test_networks_of_large_images_are_torchvisions(arch: str) -> None:
+    from torchvision.models import get_model
+
+    with torch.device("meta"):
+        network = build(network_of(arch), (3, 65, 65), 1000, seed=0)
+        theirs = get_model(arch)
+        grey = build(network_of(arch), (1, 224, 224), 1000, seed=0)
+    assert str(network) == str(theirs)
+    assert count_parameters(network) == PUBLISHED[arch]
+    stem, grey_stem = (
+        next(m for m in net.modules() if isinstance(m, nn.Conv2d)) for net in (network, grey)
+    )
+    assert str(grey_stem) == str(stem).replace("Conv2d(3,", "Conv2d(1,")
+    assert count_parameters(network) - count_parameters(grey) == stem.weight[:, :2].numel()
+
+
+def test_only_the_stem_of_a_small_resnet_differs_from_torchvisions() -> None:
+    from torchvision.models import resnet18
+
+    theirs = resnet18(num_classes=200)
+    theirs.conv1 = nn.Conv2d(3, 64, 3, stride=1, padding=1, bias=False)
+    theirs.maxpool = nn.Identity()
+    assert str(build(RESNET, (3, 64, 64), 200, seed=0)) == str(theirs)
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_batchnorms_are_met_once_each_in_module_order(arch: str) -> None:
+    """What synthesis takes for granted of a teacher, in eval mode and with frozen weights."""
+    network = build(network_of(arch), (3, 16, 16), 5, seed=0)
+    randomise(network).requires_grad_(False)
+    layers = batchnorms(network)
+    met: list[nn.Module] = []
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    def look(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        met.append(layer)
+        seen.append((inputs[0], inputs[0].detach().clone()))
+
+    for layer in layers:
+        layer.register_forward_pre_hook(look)
+    images = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    logits = network(images.requires_grad_())
+    assert met == layers
+    for now, then in seen:
+        assert torch.equal(now, then), "nothing writes over what was observed"
+    gap = torch.stack([value.mean() + value.var(correction=0) for value, _ in seen]).sum()
+    (logits.sum() + gap).backward()
+    assert images.grad is not None
+    assert images.grad.isfinite().all() and images.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("arch", ["densenet121", "shufflenet_v2_x1_0"])
+def test_images_too_small_for_the_strides_are_refused(arch: str) -> None:
+    for shape, least in [((3, 7, 32), 8), ((3, 31, 65), 32)]:
+        with pytest.raises(TeddyError, match=rf"{arch} expects at least {least}×{least} pixels"):
+            build(network_of(arch), shape, 3, seed=0)
+        with torch.device("meta"):
+            enough = (3, least, shape[2])
+            network = build(network_of(arch), enough, 3, seed=0)
+            assert network(torch.zeros(2, *enough)).shape == (2, 3)
+
+
 @pytest.mark.parametrize("shape", [(1, 7, 7), (3, 8, 7), (1, 4, 32)])
 def test_images_too_small_for_three_halvings_are_refused(shape: tuple[int, int, int]) -> None:
     expected = rf"at least 8.8 pixels, got {shape[1]}.{shape[2]}"
@@ -103,7 +215,7 @@ def test_instance_norm_treats_every_image_and_channel_alone() -> None:
     torch.testing.assert_close(layer(x), nn.functional.instance_norm(x), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("config", [convnet(), RESNET])
+@pytest.mark.parametrize("config", [convnet(), RESNET, network_of("efficientnet_b0")])
 def test_equal_seeds_give_equal_weights(config: NetworkConfig) -> None:
     shape = (1, 8, 8)
     before = torch.get_rng_state()
@@ -121,7 +233,10 @@ def test_equal_seeds_give_equal_weights(config: NetworkConfig) -> None:
 # --------------------------------------------------------------------------------------- on disk
 
 
-@pytest.mark.parametrize("config", [convnet(), convnet(8, "group"), convnet(4, "none"), RESNET])
+@pytest.mark.parametrize(
+    "config",
+    [convnet(8, "group"), convnet(8, "instance"), convnet(8, "none"), *map(network_of, ARCHS)],
+)
 def test_network_is_loaded_as_saved(config: NetworkConfig, tmp_path: Path) -> None:
     network = build(config, (1, 8, 8), 3, seed=1)
     for layer in batchnorms(network):
@@ -237,6 +352,248 @@ def test_multiply_accumulates_of_a_convnet_are_counted_by_hand() -> None:
     assert count_macs(network, (1, 8, 8)) == convolutions + 3 * activations + (4 + 1) * 3
 
 
-def test_resnet_width_is_fixed() -> None:
-    with pytest.raises(TeddyError, match="resnet18 has width 64"):
-        replace(RESNET, width=32)
+def test_torchvisions_networks_ignore_the_width_and_have_their_own_norm() -> None:
+    assert_same(
+        build(RESNET, (1, 8, 8), 3, seed=0), build(replace(RESNET, width=32), (1, 8, 8), 3, seed=0)
+    )
+    for arch in TORCHVISION:
+        with pytest.raises(TeddyError, match=rf"norm must be batch .* {arch}, got group"):
+            NetworkConfig(arch=arch, width=64, norm="group")
+
+
+# ------------------------------------------------------------------------------ weights of others
+
+SHAPE = (1, 8, 8)
+State = dict[str, Any]
+
+
+def convnet_state() -> State:
+    """Weights of a trained ConvNet."""
+    return dict(randomise(build(convnet(), SHAPE, 3, seed=1)).state_dict())
+
+
+def save_safetensors(state: State, path: Path) -> None:
+    """A plain safetensors file."""
+    save_file(state, path)
+
+
+def save_ours(state: State, path: Path) -> None:
+    """A network file of ours."""
+    network = build(convnet(), SHAPE, 3, seed=0)
+    network.load_state_dict(state)
+    save_network(path, network, convnet(), SHAPE, 3)
+
+
+def save_wrapped(state: State, path: Path) -> None:
+    """What torchvision's training script leaves."""
+    optimizer = {"state": {}, "param_groups": [{"lr": 0.1}]}
+    args = argparse.Namespace(lr=0.1)
+    torch.save({"model": state, "optimizer": optimizer, "epoch": 3, "args": args}, path)
+
+
+def save_parallel(state: State, path: Path) -> None:
+    """What PyTorch's ImageNet example leaves."""
+    parallel = {f"module.{name}": tensor for name, tensor in state.items()}
+    torch.save({"state_dict": parallel, "arch": "convnet3", "epoch": 3}, path)
+
+
+@pytest.mark.parametrize(
+    ("name", "save"),
+    [
+        ("ours.safetensors", save_ours),
+        ("plain.safetensors", save_safetensors),
+        ("plain.pth", torch.save),
+        ("wrapped.pt", save_wrapped),
+        ("parallel.pth.tar", save_parallel),
+    ],
+)
+def test_weights_of_any_usual_file_are_taken(
+    name: str, save: Callable[[State, Path], None], tmp_path: Path
+) -> None:
+    state = convnet_state()
+    save(state, tmp_path / name)
+    network = load_pretrained(convnet(), SHAPE, 3, str(tmp_path / name))
+    assert network.state_dict().keys() == state.keys()
+    for key, tensor in network.state_dict().items():
+        assert torch.equal(tensor, state[key]), key
+
+
+def test_weights_older_than_the_counters_of_batches_are_taken(tmp_path: Path) -> None:
+    state = {k: v for k, v in convnet_state().items() if not k.endswith("num_batches_tracked")}
+    torch.save(state, tmp_path / "old.pth")
+    network = load_pretrained(convnet(), SHAPE, 3, str(tmp_path / "old.pth"))
+    assert torch.equal(classifier(network).weight, state["classifier.weight"])
+
+
+def refused(path: Path, config: NetworkConfig | None = None, num_classes: int = 3) -> str:
+    """The one line that a checkpoint is refused with."""
+    with pytest.raises(TeddyError) as caught:
+        load_pretrained(config or convnet(), SHAPE, num_classes, str(path))
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).startswith(f"{path}: ")
+    return str(caught.value)
+
+
+def test_missing_checkpoint_is_refused(tmp_path: Path) -> None:
+    assert "found no file there" in refused(tmp_path / "gone.pth")
+    assert "found no file there" in refused(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["bad.pth", "bad.safetensors"])
+@pytest.mark.parametrize("content", ["empty", "text", "noise", "cut", "flipped"])
+def test_damaged_checkpoint_is_refused(name: str, content: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    (torch.save if path.suffix == ".pth" else save_file)(convnet_state(), path)
+    whole = path.read_bytes()
+    noise = bytes(torch.randint(256, (999,), generator=torch.Generator().manual_seed(0)).tolist())
+    path.write_bytes(
+        {
+            "empty": b"",
+            "text": b"<html>404: not found</html>\n" * 9,
+            "noise": noise,
+            "cut": whole[: len(whole) // 2],
+            "flipped": whole[:20] + noise[:200] + whole[220:],
+        }[content]
+    )
+    assert "damaged" in refused(path)
+
+
+class Code:
+    """Something whose unpickling runs code."""
+
+    ran = False
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return setattr, (Code, "ran", True)
+
+
+def test_pickled_code_is_refused_and_not_run(tmp_path: Path) -> None:
+    torch.save({"model": convnet_state(), "extra": Code()}, tmp_path / "code.pth")
+    assert "not a file of tensors alone" in refused(tmp_path / "code.pth")
+    assert not Code.ran
+
+
+@pytest.mark.parametrize("content", [[torch.zeros(1)], {"epoch": 3}, torch.zeros(2)])
+def test_file_without_a_state_dict_is_refused(content: Any, tmp_path: Path) -> None:
+    torch.save(content, tmp_path / "other.pth")
+    assert "expected a state dict" in refused(tmp_path / "other.pth")
+
+
+def test_weights_that_do_not_fit_are_refused_by_the_first_name(tmp_path: Path) -> None:
+    path, state = tmp_path / "net.pth", convnet_state()
+    torch.save(state, path)
+    assert "for 3 classes, but the data has 10" in refused(path, num_classes=10)
+    expected = "features.0.weight has shape 4×1×3×3, expected 8×1×3×3"
+    assert f"do not fit convnet3 for 1×8×8 images: {expected}" in refused(path, convnet(8))
+    assert "fit resnet18 for 1×8×8 images: conv1.weight is missing" in refused(path, RESNET)
+    torch.save({**state, "more": torch.zeros(1)}, path)
+    assert "more is not in it" in refused(path)
+
+
+def test_tensor_file_of_another_kind_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "item.safetensors"
+    write_tensors(path, convnet_state(), kind="teddy.item.v1", record={})
+    assert "expected a teddy.network.v1 file, got teddy.item.v1" in refused(path)
+
+
+LARGE = (3, 224, 224)
+
+
+def published_file(arch: str) -> str:
+    """Name of torchvision's file."""
+    from torchvision.models import get_model_weights
+
+    return Path(get_model_weights(arch)["IMAGENET1K_V1"].url).name
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache of torchvision's."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(torch.hub, "_hub_dir", None)
+    return tmp_path / "hub" / "checkpoints"
+
+
+@pytest.mark.parametrize("arch", ["mobilenet_v2", "densenet121"])
+def test_published_weights_are_downloaded_and_checked(
+    arch: str, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = build(network_of(arch), LARGE, 1000, seed=3)
+    state = dict(original.state_dict())
+    if arch == "densenet121":  # the published names are older than PyTorch's rule for names
+        for new in ("norm1", "norm2", "conv1", "conv2"):
+            old = f".{new[:4]}.{new[4]}."
+            state = {name.replace(f".{new}.", old): tensor for name, tensor in state.items()}
+        assert "features.denseblock1.denselayer1.norm.1.weight" in state
+    downloads = []
+
+    def download(url: str, path: str, hash_prefix: str, progress: bool) -> None:
+        downloads.append((Path(path), hash_prefix))
+        torch.save(state, path)
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", download)
+    network = load_pretrained(network_of(arch), LARGE, 1000, "torchvision")
+    assert_same(network, original)
+    file = published_file(arch)
+    assert downloads == [(cache / file, file.removesuffix(".pth").rpartition("-")[2])]
+
+
+def test_published_weights_in_the_cache_are_checked_too(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = build(network_of("mobilenet_v2"), LARGE, 1000, seed=3)
+    path = cache / published_file("mobilenet_v2")
+    cache.mkdir(parents=True)
+    torch.save(original.state_dict(), path)
+    with pytest.raises(TeddyError, match=r"not the published file, its SHA-256 begins .* delete"):
+        load_pretrained(network_of("mobilenet_v2"), LARGE, 1000, "torchvision")
+    true = hashlib.sha256(path.read_bytes()).hexdigest()[:8]
+    from torchvision.models import MobileNet_V2_Weights
+
+    weights = MobileNet_V2_Weights.IMAGENET1K_V1
+    url = f"https://example.org/mobilenet_v2-{true}.pth"
+    monkeypatch.setattr(weights, "_value_", replace(weights.value, url=url))
+    path.rename(cache / f"mobilenet_v2-{true}.pth")
+    network = load_pretrained(network_of("mobilenet_v2"), LARGE, 1000, "torchvision")
+    assert_same(network, original)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [URLError("no route"), TimeoutError("slow"), RuntimeError("invalid hash value\n(expected …)")],
+)
+def test_weights_that_cannot_be_downloaded_are_asked_for(
+    error: Exception, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def download(url: str, path: str, hash_prefix: str, progress: bool) -> None:
+        raise error
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", download)
+    with pytest.raises(TeddyError) as caught:
+        load_pretrained(network_of("resnet50"), LARGE, 1000, "torchvision")
+    message, file = str(caught.value), published_file("resnet50")
+    assert "\n" not in message
+    assert f"https://download.pytorch.org/models/{file}" in message
+    assert message.endswith(f"put it at {cache / file}")
+
+
+def test_published_weights_of_other_classes_are_refused_before_the_download(cache: Path) -> None:
+    with pytest.raises(TeddyError, match="for 1000 classes, but the data has 10"):
+        load_pretrained(network_of("resnet18"), LARGE, 10, "torchvision")
+    with pytest.raises(TeddyError, match="torchvision has no weights of convnet3"):
+        load_pretrained(convnet(), SHAPE, 3, "torchvision")
+    assert not cache.exists()
+
+
+def test_published_weights_do_not_fit_small_images(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = build(RESNET, LARGE, 1000, seed=0).state_dict()
+
+    def download(url: str, path: str, hash_prefix: str, progress: bool) -> None:
+        torch.save(state, path)
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", download)
+    expected = "for 3×64×64 images: conv1.weight has shape 64×3×7×7, expected 64×3×3×3"
+    with pytest.raises(TeddyError, match=expected):
+        load_pretrained(RESNET, (3, 64, 64), 1000, "torchvision")

@@ -94,7 +94,7 @@ def test_every_stage_has_an_entrypoint_and_the_other_way_round() -> None:
 )  # fmt: skip
 def test_stage_depends_on_all_layers_of_its_settings(stage: str, section: str) -> None:
     params = body(stage)["params"]
-    dataset = "${key}" if stage == "prepare" else "${item.dataset}"
+    dataset = "${item}" if stage == "prepare" else "${item.dataset}"
     assert {"seed", section, f"datasets.{dataset}.{section}"} <= set(params)
 
 
@@ -116,12 +116,13 @@ def test_params_are_written_as_dvc_writes_them(tmp_path: Path) -> None:
 
 def test_params_of_stages_exist_for_every_row() -> None:
     raw = YAML(typ="safe").load(ROOT / "params.yaml")
-    for stage, entry in DVC.items():
-        rows = raw[entry["foreach"][2:-1]] if "foreach" in entry else {"": {}}
-        for key, row in rows.items():
+    for profile in (ROOT / "profiles").glob("*.yaml"):
+        for section, rows in YAML(typ="safe").load(profile).items():
+            raw[section] = raw[section] + rows if section == "prepared" else raw[section] | rows
+    for stage in DVC:
+        for fields in instances(raw, stage):
             for param in body(stage)["params"]:
-                fields = {f"${{item.{name}}}": str(value) for name, value in row.items()}
-                for pattern, value in {"${key}": key, **fields}.items():
+                for pattern, value in fields.items():
                     param = param.replace(pattern, value)
                 found = raw
                 for part in param.split("."):
@@ -174,14 +175,25 @@ def set_row(method: str, pool: str) -> dict[str, Any]:
     return {"dataset": "digits", "method": method, "pool": f"digits/{pool}", "ipc": 3}
 
 
+def instances(rows: dict[str, Any], stage: str) -> Iterator[dict[str, str]]:
+    """What DVC puts for each placeholder, for every instance of a stage."""
+    if "foreach" not in DVC[stage]:
+        yield {}
+        return
+    items = rows[DVC[stage]["foreach"][2:-1]]
+    if isinstance(items, list):
+        yield from ({"${item}": item} for item in items)
+        return
+    for key, row in items.items():
+        yield {"${key}": key, **{f"${{item.{name}}}": str(value) for name, value in row.items()}}
+
+
 def commands(rows: dict[str, Any], stage: str) -> Iterator[list[str]]:
     """Command lines of a stage, as ``dvc.yaml`` writes them, without the launcher."""
-    entry = DVC[stage]
-    keys = rows[entry["foreach"][2:-1]] if "foreach" in entry else {"": {}}
-    for key, row in keys.items():
-        command = body(stage)["cmd"].replace("${key}", key)
-        for name, value in row.items():
-            command = command.replace(f"${{item.{name}}}", str(value))
+    for fields in instances(rows, stage):
+        command = body(stage)["cmd"]
+        for pattern, value in fields.items():
+            command = command.replace(pattern, value)
         yield command.split(f"teddy.stages.{stage}")[1].split()
 
 
@@ -300,8 +312,7 @@ def test_changing_a_method_leaves_the_images_of_others(tiny_run: Path, tmp_path:
 
 def test_readme_shows_the_committed_results() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    table = (ROOT / "metrics" / "tables" / "table1.md").read_text(encoding="utf-8")
-    assert with_results(readme, table) == readme, "run `make readme`"
+    assert with_results(readme, ROOT) == readme, "run `make readme`"
 
 
 def test_committed_summary_is_that_of_the_committed_records() -> None:
@@ -582,7 +593,7 @@ def test_larger_images_label_the_same_with_any_number_of_workers(
     script = (
         "import sys, torch; from pathlib import Path; from teddy import labels; "
         "from teddy.artifacts import WorkDir, digest; from teddy.config import *; "
-        "from teddy.data import Images, Normalisation; from teddy.networks import build; "
+        "from teddy.images import Images, Normalisation; from teddy.networks import build; "
         "torch.set_num_threads(2); torch.randn(512, 512) @ torch.randn(512, 512); "
         "net = NetworkConfig(arch='convnet3', width=64, norm='batch'); "
         "teacher = build(net, (3, 32, 32), 3, 0).eval().requires_grad_(False); "

@@ -21,17 +21,16 @@ from ruamel.yaml import YAML
 
 from teddy import figures, records, report, tables
 from teddy.artifacts import write_json
-from teddy.config import Params
-from teddy.data import Normalisation
+from teddy.config import STAGES, Params
 from teddy.distilled import DistilledSet, save_distilled
 from teddy.errors import TeddyError
+from teddy.images import Normalisation
 from teddy.stages import report as stage
 
 ROOT = Path(__file__).parents[1]
 PAPER = ROOT / "metrics/reference/paper.yaml"
 LAST, BEST = (50.0, 52.0, 57.0), (60.0, 60.0, 63.0)
 CLASSES = 3
-ROWS = ("bases", "pools", "sets", "methods", "datasets")
 Settings = dict[str, Any]
 Change = Callable[[Settings], None]
 
@@ -41,7 +40,7 @@ pytestmark = pytest.mark.filterwarnings("error")
 def settings(*ipcs: int) -> Settings:
     """The repository's stage settings, with rows of four methods at these IPCs."""
     raw: Settings = YAML().load(ROOT / "params.yaml")
-    stages: Settings = {name: {} for name in raw if name not in ROWS and name != "seed"}
+    stages: Settings = {name: {} for name in STAGES}
     raw["datasets"] = {"digits": {"title": "scikit-learn digits", "paper": ""} | stages}
     raw["methods"] = {
         method: {
@@ -59,7 +58,12 @@ def settings(*ipcs: int) -> Settings:
     }
     raw["bases"] = {"digits/base": {"dataset": "digits"}}
     raw["pools"] = {
-        f"digits/{kind}": {"dataset": "digits", "base": "digits/base", "kind": kind}
+        f"digits/{kind}": {
+            "dataset": "digits",
+            "base": "digits/base",
+            "curve": "digits/base",
+            "kind": kind,
+        }
         for kind in ("converged", "post", "prior")
     }
     pools = {"random": "prior", "sre2l": "converged", "post": "post", "prior": "prior"}

@@ -20,8 +20,9 @@ from teddy import synthesis
 from teddy.artifacts import WorkDir, digest, read_tensors
 from teddy.augmentation import draw_views
 from teddy.config import NetworkConfig, SynthesizeConfig, ViewConfig
-from teddy.data import ImageDataset, Images
+from teddy.data import ImageDataset
 from teddy.errors import TeddyError
+from teddy.images import Images
 from teddy.networks import batchnorms, build, load_network, save_network
 from teddy.objectives import Moments
 from teddy.pool import Pool
@@ -460,7 +461,7 @@ def test_class_statistics_equal_direct_ones(
     assert isinstance(blocks, nn.Sequential)
     for label in range(3):
         members = torch.nonzero(dataset.train.labels == label)[:, 0]
-        pixels = dataset.normalisation.apply(dataset.train.images[members])
+        pixels = dataset.normalisation.apply(dataset.train.pick(members))
         x = draw_views(views, 8, 8, 4, "class statistics", indices=members)(pixels)
         for layer, module in zip(layers, [0, 4, 8], strict=True):
             features = blocks[: module + 1](x).double()
@@ -473,7 +474,7 @@ def test_class_statistics_equal_direct_ones(
 
 
 def test_images_near_the_cut_of_batches_belong_to_their_class(dataset: ImageDataset) -> None:
-    one_class = Images(dataset.train.images, torch.zeros(48, dtype=torch.int64))
+    one_class = Images(dataset.train.pick(torch.arange(48)), torch.zeros(48, dtype=torch.int64))
     teacher = Teacher(random_network(3), "biased")
     whole = class_moments(teacher, one_class, dataset.normalisation, no_views(), 1, 0, 48)
     cut = class_moments(teacher, one_class, dataset.normalisation, no_views(), 1, 0, 7)
@@ -595,7 +596,7 @@ def test_real_start_is_real_images_of_the_right_class(
     for item in cut_items(3, 3, real.config):
         pixels = dataset.normalisation.to_uint8(real.initial_images(item))
         for image, label in zip(pixels, item.labels(), strict=True):
-            equal = (dataset.train.images == image).flatten(1).all(1)
+            equal = (dataset.train.pick(torch.arange(48)) == image).flatten(1).all(1)
             assert dataset.train.labels[equal].tolist() == [label.item()]
 
 

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from teddy.artifacts import Json
 from teddy.config import NetworkConfig, OptimizerConfig, ViewConfig
-from teddy.data import ImageDataset, Images, Normalisation
+from teddy.data import ImageDataset
 from teddy.errors import TeddyError
+from teddy.images import Images, Normalisation
 from teddy.networks import build
 from teddy.optimizers import Adam, Group, Optimizer, Sgd, restore
 from teddy.training import (
@@ -192,7 +193,7 @@ def test_parts_are_a_partition_of_nearly_equal_sizes(count: int, batch_size: int
 
 def images_seen(steps: list[Step], dataset: ImageDataset) -> list[int]:
     """Which training image each input is."""
-    pixels = dataset.normalisation.apply(dataset.train.images).flatten(1)
+    pixels = dataset.normalisation.apply(dataset.train.pick(torch.arange(48))).flatten(1)
     inputs = torch.cat([inputs for inputs, _ in steps]).flatten(1)
     return (
         torch.cdist(inputs, pixels, compute_mode="donot_use_mm_for_euclid_dist").argmin(1).tolist()
@@ -248,6 +249,7 @@ def make_run(
     views = ViewConfig(crop_scale=0.5, hflip=True, roll=(0, 1))
     settings = {
         "name": "test run",
+        "seed": 1,
         "epochs": 5,
         "steps_per_epoch": 3,
         "batches": real_batches(dataset.train, dataset.normalisation, views, 16, seed=1),
@@ -422,7 +424,27 @@ def test_accuracy_counts(cases: list[tuple[bool, bool]], batch_size: int) -> Non
     images = Images(pixels.reshape(-1, 1, 1, 1).expand(-1, 1, 8, 8), labels)
     network = Brightness()
     half = Normalisation((0.5,), (0.5,))
-    got = accuracy(network, images, half, batch_size=batch_size)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("teddy.training._test_batch", lambda shape: batch_size)
+        got = accuracy(network, images, half)
     assert got == pytest.approx(100 * sum(right for _, right in cases) / len(cases))
     assert network.training, "the mode is restored"
     assert not any(network.modes), "measured in eval mode"
+
+
+def test_dropout_depends_on_seed_and_epoch_alone(
+    dataset: ImageDataset, optimizer_config: OptimizerConfig, tmp_path: Path
+) -> None:
+    """A resumed epoch drops what an undisturbed one drops."""
+
+    def trained(stop: int, resume: Path) -> torch.Tensor:
+        torch.manual_seed(0)
+        network = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.Dropout(), nn.Linear(8, 3))
+        run = make_run(dataset, resume, lambda epoch: {}, stop=lambda history: len(history) >= stop)
+        fit(network, optimizer_config, run, CPU)
+        return torch.cat([p.detach().flatten() for p in network.parameters()])
+
+    whole = trained(5, tmp_path / "whole")
+    trained(2, tmp_path / "parts")
+    torch.rand(7)
+    assert torch.equal(trained(5, tmp_path / "parts"), whole)

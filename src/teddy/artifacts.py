@@ -6,20 +6,23 @@ several metadata entries, and equal content must give equal bytes.
 """
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from teddy import distributed
 from teddy.errors import TeddyError
 from teddy.runtime import pick_device
 
@@ -150,6 +153,11 @@ def source_digest() -> str:
     return sha.hexdigest()
 
 
+_LOCK = ".lock"
+_LOCK_TRIES = 20  # a tenth of a second each: processes that were just killed take a moment to go
+_held: dict[Path, IO[str]] = {}
+
+
 class WorkDir:
     """Where a stage keeps finished items and resume points until its outputs are written.
 
@@ -167,10 +175,36 @@ class WorkDir:
         text = json.dumps(inputs, sort_keys=True, default=str)
         fingerprint = hashlib.sha256(text.encode()).hexdigest()[:16]
         root = Path(os.environ.get("TEDDY_WORK", "work"))
-        self.path = root / stage / f"{name.replace('/', '.')}-{fingerprint}"
+        self.path = root.absolute() / stage / f"{name.replace('/', '.')}-{fingerprint}"
 
     def __truediv__(self, name: str) -> Path:
         return self.path / name
+
+    def claim(self) -> "WorkDir":
+        """Keep other commands out until :meth:`discard` or the end of this process.
+
+        The first process takes the lock; no process goes on before all have found the folder.
+
+        Raises:
+            TeddyError: another command makes the same artifact now; or this process sees other
+                inputs than the first, or not the same files.
+        """
+        if distributed.rank() == 0:
+            _hold(self / _LOCK)
+        first = distributed.from_first(self.path.name)
+        where = f"process {distributed.rank()} on {os.uname().nodename}"
+        if first != self.path.name:
+            raise TeddyError(
+                f"{self.path}: {where} has other inputs, code, PyTorch or kind of device than the "
+                f"first process, which works in {first}; start all of them in the same checkout"
+            )
+        if not (self / _LOCK).exists():
+            raise TeddyError(
+                f"{self.path}: {where} does not see the first process's files; set $TEDDY_WORK to "
+                "a folder that all machines share"
+            )
+        distributed.barrier()
+        return self
 
     def publish(self, out: Path, names: Iterable[str]) -> None:
         """Put finished files into the output folder ``out``."""
@@ -180,4 +214,59 @@ class WorkDir:
 
     def discard(self) -> None:
         """Remove the folder: its content is in the stage's outputs now."""
-        shutil.rmtree(self.path, ignore_errors=True)
+        # Renamed first: whoever waits for the lock must not get it in a folder that is going.
+        doomed = self.path.with_name(f".{self.path.name}.{os.getpid()}")
+        with contextlib.suppress(FileNotFoundError):
+            self.path.rename(doomed)
+        if self / _LOCK in _held:
+            _held.pop(self / _LOCK).close()
+        shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _hold(path: Path) -> None:
+    """Take the lock of a file, which lasts until the file is closed or this process ends.
+
+    On a file system that has no locks nobody is kept out.
+    """
+    tries = 0
+    while path not in _held:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = path.open("a")
+        except OSError as error:
+            raise TeddyError(f"{path}: cannot write here: {error.strerror}") from error
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            tries += 1
+            if tries >= _LOCK_TRIES:
+                raise TeddyError(
+                    f"{path.parent}: another process is making this artifact; wait for it or stop "
+                    "it, then run the same command again"
+                ) from None
+            time.sleep(0.1)
+            continue
+        except OSError:
+            pass
+        if _is_at(file, path):
+            _held[path] = file
+        else:  # the other process has finished and discarded its folder
+            file.close()
+
+
+def _is_at(file: IO[str], path: Path) -> bool:
+    with contextlib.suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    return False
+
+
+def _forget_locks() -> None:
+    for file in _held.values():
+        file.close()
+    _held.clear()
+
+
+# A lock lasts as long as any copy of its file is open: forked workers must not outlive a killed
+# stage as its owner.
+os.register_at_fork(after_in_child=_forget_locks)

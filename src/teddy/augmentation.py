@@ -36,34 +36,54 @@ class Views:
         return Views(self.box[indices], self.flip[indices], self.shift[indices])
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Views of ``images`` ``(N, C, H, W)``, of the same shape and dtype."""
+        """Views of ``images`` ``(N, C, H, W)``, of the same shape and dtype.
+
+        The view of an image has the same bits in whatever batch it appears.
+        """
         height, width = images.shape[-2:]
-        top, left, box_height, box_width = self.box.unbind(1)
-        rows = _resize_matrix(top, box_height, height)
-        columns = _resize_matrix(left, box_width, width)
-        columns = torch.where(self.flip[:, None, None], columns.flip(1), columns)
-        rows, columns = _roll(rows, self.shift[:, 0]), _roll(columns, self.shift[:, 1])
-        return rows[:, None].to(images.dtype) @ images @ columns[:, None].mT.to(images.dtype)
+        rows, columns = (matrix.to(images.dtype) for matrix in self._matrices(height, width))
+        if len(rows) == 1 < len(images):
+            return rows[0] @ (images @ columns[0])
+        across = torch.bmm(images.flatten(1, 2), columns).view(images.shape)
+        return rows[:, None] @ across
+
+    def _matrices(self, height: int, width: int) -> tuple[Tensor, Tensor]:
+        """``(N, out, in)`` for rows and ``(N, in, out)`` for columns: a view is their product."""
+        top, left, box_height, box_width = self.box[..., None].unbind(1)
+        y = torch.arange(height, device=self.box.device)
+        x = torch.arange(width, device=self.box.device)
+        out_y = (y - self.shift[:, :1]) % height
+        out_x = (x - self.shift[:, 1:]) % width
+        out_x = torch.where(self.flip[:, None], width - 1 - out_x, out_x)
+        rows = _bilinear(_position(out_y, box_height, height)[:, :, None], (y - top)[:, None, :])
+        columns = _bilinear(_position(out_x, box_width, width)[:, None, :], (x - left)[:, :, None])
+        return rows, columns
 
 
 def draw_views(
-    config: ViewConfig, height: int, width: int, seed: int, *item: str | int, indices: Tensor
+    config: ViewConfig,
+    height: int | Tensor,
+    width: int | Tensor,
+    seed: int,
+    *item: str | int,
+    indices: Tensor,
 ) -> Views:
     """Draw one view per index; index ``i`` gets the same view in whatever batch it appears.
 
     Args:
         config: ranges of the random view.
-        height: rows of the images; the view has as many.
-        width: columns of the images.
+        height: rows of the images that are cropped; int64 ``(N,)`` where they differ.
+        width: columns of the images, likewise.
         seed: experiment seed.
         item: purpose and whatever else the views belong to, an epoch say.
         indices: int64 ``(N,)``, one counter per view; its device is where the views are.
 
     Returns:
-        ``N`` views.
+        ``N`` views. A box depends on the size of its image, flip and shift do not.
     """
     u = uniforms(derive(seed, *item), indices, 2 * _CROP_ATTEMPTS + 5)
-    box = _crop_boxes(u, height, width, config.crop_scale)
+    size = [torch.as_tensor(side, device=u.device).expand(len(u)) for side in (height, width)]
+    box = _crop_boxes(u, size[0], size[1], config.crop_scale)
     u = u[:, 2 * _CROP_ATTEMPTS + 2 :]
     flip = (u[:, 0] < 0.5) if config.hflip else torch.zeros_like(u[:, 0], dtype=torch.bool)
     low, high = config.roll
@@ -71,64 +91,57 @@ def draw_views(
     return Views(box, flip, shift)
 
 
-def _crop_boxes(u: Tensor, height: int, width: int, scale: float) -> Tensor:
-    """Boxes of torchvision's RandomResizedCrop: top, left, height, width; int64 ``(N, 4)``."""
+def _crop_boxes(u: Tensor, height: Tensor, width: Tensor, scale: float) -> Tensor:
+    """Boxes of torchvision's RandomResizedCrop: top, left, height, width; int64 ``(N, 4)``.
+
+    In float64: sides are rounded to whole pixels, and the last bit of a float32 ``exp`` differs
+    between devices.
+    """
+    u = u.to(torch.float64)
     u_area, u_ratio = u[:, :_CROP_ATTEMPTS], u[:, _CROP_ATTEMPTS : 2 * _CROP_ATTEMPTS]
-    area = height * width * (scale + (1 - scale) * u_area)
+    root_area = ((height * width)[:, None] * (scale + (1 - scale) * u_area)).sqrt()
     low, high = (math.log(ratio) for ratio in _CROP_RATIO)
-    ratio = (low + (high - low) * u_ratio).exp()
-    box_width = (area * ratio).sqrt().round().to(torch.int64)
-    box_height = (area / ratio).sqrt().round().to(torch.int64)
-    fits = (box_width >= 1) & (box_width <= width) & (box_height >= 1) & (box_height <= height)
-    fits = torch.cat([fits, torch.ones_like(fits[:, :1])], dim=1)
+    root_ratio = ((low + (high - low) * u_ratio) / 2).exp()
     central_height, central_width = _central_crop(height, width)
-    box_height = torch.nn.functional.pad(box_height, (0, 1), value=central_height)
-    box_width = torch.nn.functional.pad(box_width, (0, 1), value=central_width)
+    box_width = torch.cat([(root_area * root_ratio).round(), central_width[:, None]], dim=1)
+    box_height = torch.cat([(root_area / root_ratio).round(), central_height[:, None]], dim=1)
+    fits = (box_width >= 1) & (box_width <= width[:, None])
+    fits &= (box_height >= 1) & (box_height <= height[:, None])
     first = fits.to(torch.int8).argmax(dim=1, keepdim=True)
-    box_height, box_width = box_height.gather(1, first)[:, 0], box_width.gather(1, first)[:, 0]
-    v = u[:, 2 * _CROP_ATTEMPTS :]
-    top = (v[:, 0] * (height - box_height + 1)).floor().to(torch.int64)
-    left = (v[:, 1] * (width - box_width + 1)).floor().to(torch.int64)
+    box_height = box_height.gather(1, first)[:, 0]
+    box_width = box_width.gather(1, first)[:, 0]
     central = first[:, 0] == _CROP_ATTEMPTS
-    top = torch.where(central, (height - box_height) // 2, top)
-    left = torch.where(central, (width - box_width) // 2, left)
-    return torch.stack([top, left, box_height, box_width], dim=1)
+    top, left = height - box_height, width - box_width
+    v = u[:, 2 * _CROP_ATTEMPTS :]
+    top = torch.where(central, top / 2, v[:, 0] * (top + 1)).floor()
+    left = torch.where(central, left / 2, v[:, 1] * (left + 1)).floor()
+    return torch.stack([top, left, box_height, box_width], dim=1).to(torch.int64)
 
 
-def _central_crop(height: int, width: int) -> tuple[int, int]:
-    """Largest central box whose aspect ratio is allowed (torchvision's fallback)."""
+def _central_crop(height: Tensor, width: Tensor) -> tuple[Tensor, Tensor]:
+    """Largest central box whose aspect ratio is allowed (torchvision's fallback), float64."""
     low, high = _CROP_RATIO
-    if width / height < low:
-        return round(width / low), width
-    if width / height > high:
-        return height, round(height * high)
-    return height, width
+    tallest = (width.to(torch.float64) / low).round()
+    widest = (height.to(torch.float64) * high).round()
+    return torch.minimum(tallest, height), torch.minimum(widest, width)
 
 
-def _resize_matrix(start: Tensor, length: Tensor, size: int) -> Tensor:
-    """Bilinear resampling of ``[start, start + length)`` to ``size`` pixels, ``(N, size, size)``.
+def _position(out: Tensor, length: Tensor, size: int) -> Tensor:
+    """Where output pixels ``out`` read a crop of ``length`` resized to ``size``, float32.
 
     Pixel centres as in ``interpolate(align_corners=False, antialias=False)``: output ``o`` reads
     position ``(o + ½)·length/size − ½`` of the crop, clamped to the crop.
     """
-    out = torch.arange(size, device=start.device, dtype=torch.float32)
-    length_f = length[:, None].to(torch.float32)
-    position = (out + 0.5) * (length_f / size) - 0.5
-    position = position.clamp(min=0).minimum(length_f - 1)
-    lower = position.floor()
-    weight = position - lower
-    lower_index = start[:, None] + lower.to(torch.int64)
-    upper_index = torch.minimum(lower_index + 1, (start + length - 1)[:, None])
-    source = torch.arange(size, device=start.device)
-    at_lower = (source == lower_index[..., None]) * (1 - weight)[..., None]
-    return at_lower + (source == upper_index[..., None]) * weight[..., None]
+    length = length.to(torch.float32)
+    return ((out + 0.5) * (length / size) - 0.5).clamp_(min=0).minimum(length - 1)
 
 
-def _roll(matrix: Tensor, shift: Tensor) -> Tensor:
-    """Circularly shift the output pixels: row ``o`` moves to row ``o + shift``."""
-    size = matrix.shape[1]
-    source = (torch.arange(size, device=matrix.device) - shift[:, None]) % size
-    return matrix.gather(1, source[..., None].expand_as(matrix))
+def _bilinear(position: Tensor, source: Tensor) -> Tensor:
+    """Bilinear weight of each source pixel for each position, ``max(0, 1 − |p − s|)``.
+
+    Positions never leave the crop, so neither do the pixels of non-zero weight.
+    """
+    return (1 - (position - source).abs_()).relu_()
 
 
 @dataclass(frozen=True, slots=True)

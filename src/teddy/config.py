@@ -48,25 +48,38 @@ def _check_betas(section: str, betas: tuple[float, float]) -> None:
 class NetworkConfig:
     """Architecture of a teacher or student."""
 
-    arch: Literal["convnet3", "resnet18"]
-    """``convnet3`` of DM (three conv blocks) or torchvision's ``resnet18``."""
+    arch: Literal[
+        "convnet3",
+        "resnet18",
+        "resnet50",
+        "resnet101",
+        "densenet121",
+        "mobilenet_v2",
+        "shufflenet_v2_x1_0",
+        "shufflenet_v2_x2_0",
+        "efficientnet_b0",
+    ]
+    """``convnet3`` of DM (three conv blocks); all others are torchvision's."""
     width: int
-    """Channels of the first layer; resnet18 is 64."""
+    """Channels of ``convnet3``; torchvision's networks have their own and ignore it."""
     norm: Literal["batch", "instance", "group", "none"]
-    """Normalisation of ``convnet3``; teachers need ``batch``."""
+    """Normalisation of ``convnet3``; teachers need ``batch``, which torchvision's networks have."""
 
     def __post_init__(self) -> None:
         _check(self.width >= 1, f"network.width must be at least 1, got {self.width}")
         _check(
+            self.arch == "convnet3" or self.norm == "batch",
+            f"network.norm must be batch with network.arch {self.arch}, got {self.norm}",
+        )
+        _check(
             self.norm != "group" or self.width % 4 == 0,
             f"network.width must be a multiple of 4 for group norm, got {self.width}",
         )
-        if self.arch == "resnet18":
-            got = f"got width {self.width}, norm {self.norm}"
-            _check(
-                self.width == 64 and self.norm == "batch",
-                f"network.arch resnet18 has width 64 and batch norm, {got}",
-            )
+
+    @property
+    def prunable(self) -> bool:
+        """Whether :mod:`teddy.pruning` can prune it, so that it can be the base of a post pool."""
+        return not self.arch.startswith("shufflenet")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -133,22 +146,54 @@ Precision = Literal["float32", "bfloat16"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PrepareConfig:
-    """Which images, and how they are split."""
+    """Which images, what is expected of them, and how they are split."""
 
-    source: Literal["digits"]
-    """Loader of the raw data, a name in :data:`teddy.data.SOURCES`."""
+    source: str
+    """Loader of the raw data, a name in :data:`teddy.sources.SOURCES`."""
+    root: str
+    """Folder (or .npz file) of the raw data, torchvision's ``root`` for its sets; "" for none."""
+    download: bool
+    """Fetch the raw data into ``root`` if it is not there."""
+    num_classes: int
+    """Classes that must be found; 0 accepts any number."""
+    image_size: int
+    """Side of the square images that networks see, pixels; others are resized and cropped."""
+    channels: Literal[1, 3]
+    """Greyscale or RGB; images of another mode are converted."""
+    storage: Literal["memory", "files"]
+    """Decode all images once into memory, or read the files again in every epoch."""
+    checksums: Literal["contents", "sizes"]
+    """What the manifest records of raw files: hashes of contents, or (of very many) sizes."""
+    on_checksum_mismatch: Literal["refuse", "warn"]
+    """What to do with files already there that are not the published ones; a download that is
+    not is always refused."""
+    on_unreadable: Literal["refuse", "skip"]
+    """What to do with images that cannot be decoded; both name them. ``skip`` must decode every
+    file, also in ``files`` storage."""
+    mean: tuple[float, ...]
+    """Per-channel normalisation of pixels in [0, 1]; empty measures the training images."""
+    std: tuple[float, ...]
+    """As ``mean``."""
     val_fraction: float
-    """Share of all images held out of training for every choice that is made."""
+    """Share of the training images held out for every choice that is made."""
     test_fraction: float
-    """Share of all images used for nothing but the reported accuracy."""
+    """Share split off for the reported accuracy; 0 if the source has a test set of its own."""
 
     def __post_init__(self) -> None:
         total = self.val_fraction + self.test_fraction
         _check(
-            min(self.val_fraction, self.test_fraction) > 0 and total < 1,
-            "prepare.val_fraction and prepare.test_fraction must be above 0 and leave training "
+            0 < self.val_fraction < 1 and 0 <= self.test_fraction and total < 1,
+            "val_fraction must be above 0, test_fraction at least 0, and both must leave training "
             f"images, got {self.val_fraction} and {self.test_fraction}",
         )
+        _check(self.num_classes >= 0, f"num_classes must be ≥ 0, got {self.num_classes}")
+        _check(self.image_size >= 1, f"image_size must be at least 1, got {self.image_size}")
+        _check(
+            len(self.mean) == len(self.std) and len(self.mean) in (0, self.channels),
+            f"mean and std must be empty or have {self.channels} entries, got {list(self.mean)} "
+            f"and {list(self.std)}",
+        )
+        _check(min(self.std, default=1) > 0, f"std must be above 0, got {list(self.std)}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -167,6 +212,11 @@ class TrainTeacherConfig:
     """Training augmentation."""
     precision: Precision
     """Autocast dtype of forward and backward."""
+    checkpoint: str
+    """Take this converged network instead of training one: ``torchvision`` (its published
+    ImageNet-1K weights) or a file; "" trains."""
+    claimed_top1: float
+    """Accuracy in percent that ``checkpoint`` is said to have on the test images."""
 
     def __post_init__(self) -> None:
         _check(self.epochs >= 1, f"train_teacher.epochs must be at least 1, got {self.epochs}")
@@ -175,6 +225,11 @@ class TrainTeacherConfig:
             self.network.arch != "convnet3" or self.network.norm == "batch",
             "train_teacher.network.norm must be batch: Eq. 7 matches the statistics stored in "
             f"BatchNorm layers, got {self.network.norm}",
+        )
+        _check(
+            not self.checkpoint or 0 < self.claimed_top1 <= 100,
+            "train_teacher.claimed_top1 must say what accuracy the checkpoint "
+            f"{self.checkpoint!r} has on the test images, got {self.claimed_top1}",
         )
 
 
@@ -387,6 +442,8 @@ class PoolRow:
     """Key of ``datasets``."""
     base: str
     """Key of ``bases``."""
+    curve: str
+    """Key of ``bases`` whose accuracy curve post members imitate; usually ``base`` itself."""
     kind: Literal["converged", "prior", "post"]
     """The last checkpoint alone (SRe2L), checkpoints of the trajectory, or pruned copies."""
 
@@ -451,8 +508,8 @@ class Params:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._raw = _read_yaml(path)
-        known = {"seed", "datasets", "methods", "bases", "pools", "sets", *STAGES}
+        self._raw = read_yaml(path)
+        known = {"seed", "prepared", "datasets", "methods", "bases", "pools", "sets", *STAGES}
         _refuse_unknown(set(self._raw), known, self._where(""))
         for key in sorted(known - set(self._raw)):
             raise TeddyError(f"{self._where('')} lacks the key {key!r}")
@@ -469,6 +526,9 @@ class Params:
             name: _build(MethodRow, section, self._where(f"methods.{name}"))
             for name, section in self._mapping("methods").items()
         }
+        self.prepared: tuple[str, ...] = _convert(
+            tuple[str, ...], self._raw["prepared"], self._where("prepared")
+        )
         self.bases = self._rows("bases", BaseRow)
         self.pools = self._rows("pools", PoolRow)
         self.sets = self._rows("sets", SetRow)
@@ -517,17 +577,26 @@ class Params:
     # -- checks
 
     def _check_all(self) -> None:
+        for name in self.prepared:
+            self._parent("prepared", name, "datasets", name)
         for name in self.datasets:
             self.prepare(name)
             for stage, cls in STAGES.items():
                 self._resolve(cls, stage, name)
         for name, base in self.bases.items():
-            self._parent("bases", name, "datasets", base.dataset)
+            self._check_prepared("bases", name, base.dataset)
             self.train_teacher(name)
         for name, pool in self.pools.items():
-            self._parent("pools", name, "datasets", pool.dataset)
-            parent = self._parent("pools", name, "bases", pool.base)
-            self._same_dataset("pools", name, pool.dataset, pool.base, parent.dataset)
+            self._check_prepared("pools", name, pool.dataset)
+            for parent in (pool.base, pool.curve):
+                base = self._parent("pools", name, "bases", parent)
+                self._same_dataset("pools", name, pool.dataset, parent, base.dataset)
+            network = self.train_teacher(pool.base).network
+            _check(
+                pool.kind != "post" or network.prunable,
+                f"{self._where(f'pools.{name}')}: {network.arch} cannot be pruned; choose kind "
+                "prior or converged",
+            )
             if pool.kind != "converged":
                 self._check_trajectory(name, pool)
         cells: dict[tuple[str, str, int], str] = {}
@@ -541,15 +610,17 @@ class Params:
             )
 
     def _check_trajectory(self, name: str, row: PoolRow) -> None:
-        epochs, last = self.train_teacher(row.base).epochs, self.pool(name).prior.epochs[-1]
+        base = row.base if row.kind == "prior" else row.curve
+        config, last = self.train_teacher(base), self.pool(name).prior.epochs[-1]
+        epochs = 1 if config.checkpoint else config.epochs
         _check(
             last <= epochs,
             f"{self._where(f'pools.{name}')}: pool.prior.epochs reaches epoch {last}, but the base "
-            f"run {row.base!r} ends at epoch {epochs}",
+            f"run {base!r} ends at epoch {epochs}",
         )
 
     def _check_set(self, name: str, row: SetRow) -> None:
-        self._parent("sets", name, "datasets", row.dataset)
+        self._check_prepared("sets", name, row.dataset)
         method = self._parent("sets", name, "methods", row.method)
         pool = self._parent("sets", name, "pools", row.pool)
         self._same_dataset("sets", name, row.dataset, row.pool, pool.dataset)
@@ -577,6 +648,14 @@ class Params:
                 f"{_suggest(parent, getattr(self, parents))}"
             )
         return getattr(self, parents)[parent]
+
+    def _check_prepared(self, section: str, name: str, dataset: str) -> None:
+        self._parent(section, name, "datasets", dataset)
+        _check(
+            dataset in self.prepared,
+            f"{self._where(f'{section}.{name}')} needs the dataset {dataset!r}: add it to the list "
+            f"'prepared', which has {', '.join(self.prepared) or 'nothing'}",
+        )
 
     def _same_dataset(self, section: str, name: str, mine: str, parent: str, its: str) -> None:
         _check(
@@ -662,7 +741,12 @@ def from_json(cls: type[T], record: Section, where: str) -> T:
 # --------------------------------------------------------------------------------- the machinery
 
 
-def _read_yaml(path: Path) -> Section:
+def read_yaml(path: Path) -> Section:
+    """The keys of a YAML file.
+
+    Raises:
+        TeddyError: not readable, not YAML, or not a mapping.
+    """
     # YAML 1.2 (ruamel): PyYAML reads 1e-3 as a string and off as a boolean.
     try:
         raw = YAML(typ="safe").load(path)

@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from teddy.artifacts import Json, read_tensors, write_tensors
-from teddy.data import Images, Normalisation
 from teddy.errors import TeddyError
+from teddy.images import Images, Normalisation
 
 _KIND = "teddy.distilled.v1"
 

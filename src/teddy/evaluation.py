@@ -10,7 +10,7 @@ from torch import Tensor
 
 from teddy.artifacts import Json
 from teddy.config import EvaluateConfig
-from teddy.data import Images
+from teddy.data import LabelledImages
 from teddy.labels import Batch, SoftLabels, TrainingViews
 from teddy.networks import build
 from teddy.objectives import mixed_cross_entropy, soft_label_loss
@@ -22,7 +22,7 @@ def train_student(
     config: EvaluateConfig,
     views: TrainingViews,
     soft: SoftLabels | None,
-    held_out: Images,
+    held_out: LabelledImages,
     num_classes: int,
     seed: int,
     name: str,
@@ -57,6 +57,7 @@ def train_student(
 
     run = Run(
         name=name,
+        seed=seed,
         epochs=epochs,
         steps_per_epoch=math.ceil(len(views) / config.batch_size),
         batches=partial(_batches, config, views, soft, seed),

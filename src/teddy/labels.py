@@ -17,14 +17,14 @@ from torch import Tensor, nn
 from teddy.artifacts import Json, WorkDir, read_tensors, write_tensors
 from teddy.augmentation import Views, draw_cutmix, draw_views
 from teddy.config import RelabelConfig
-from teddy.data import Images, Normalisation
+from teddy.images import Images, Normalisation
 from teddy.objectives import ensemble_logits
 from teddy.runtime import for_each, progress
 
 _KIND = "teddy.labels.v1"
 MANIFEST = "manifest.json"
 _SHARD_BYTES = 256 * 2**20  # a shard is a unit of resuming; few files, each quick to write
-_LEAST_SHARDS = 4  # so that processes can share the work; fixed, as files must not depend on them
+_LEAST_SHARDS = 16  # so that processes can share the work; fixed, as files must not depend on them
 _KEEP_BYTES = 512 * 2**20  # views of all epochs are kept in memory up to this
 _CHUNK = 256  # images per teacher forward; fixed, so that stored and online labels are equal
 

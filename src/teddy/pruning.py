@@ -6,6 +6,7 @@ import torch
 import torch_pruning
 from torch import nn
 
+from teddy.errors import TeddyError
 from teddy.networks import classifier
 
 
@@ -23,9 +24,17 @@ def prune_randomly(
         ratio: share of channels to remove, in [0, 1).
         seed: of this pool member.
 
+    Raises:
+        TeddyError: a ShuffleNet; DepGraph cannot follow a channel through its shuffles.
+
     Source: DepGraph (Fang et al., CVPR 2023), torch-pruning's ``BasePruner`` and
     ``RandomImportance``.
     """
+    if type(network).__name__ == "ShuffleNetV2":  # the name, as importing torchvision is slow
+        raise TeddyError(
+            "ShuffleNetV2 cannot be pruned, its channels are shuffled: use another kind of pool, "
+            "or a base run with convnet3, a ResNet, densenet121, mobilenet_v2 or efficientnet_b0"
+        )
     pruned = copy.deepcopy(network).eval()
     for parameter in pruned.parameters():
         parameter.requires_grad_(True)  # DepGraph follows the autograd graph
@@ -44,5 +53,7 @@ def prune_randomly(
 
 def count_macs(network: nn.Module, image_shape: tuple[int, int, int]) -> int:
     """Multiply–accumulates of one forward pass of one image (the paper's "FLOPs", §8-26)."""
-    macs, _ = torch_pruning.utils.count_ops_and_params(network.eval(), torch.zeros(1, *image_shape))
+    shapes_only = copy.deepcopy(network).to("meta")  # counting needs no arithmetic, nor a device
+    example = torch.zeros(1, *image_shape, device="meta")
+    macs, _ = torch_pruning.utils.count_ops_and_params(shapes_only, example)
     return int(macs)

@@ -4,6 +4,7 @@ Rows are those declared in ``params.yaml``, in its order, never what happens to 
 """
 
 import contextlib
+import math
 import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,11 +13,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
 from teddy.artifacts import Json, read_json
-from teddy.config import Params
+from teddy.config import Params, read_yaml
 from teddy.distilled import load
 from teddy.errors import TeddyError
 
@@ -56,7 +55,7 @@ class Epoch:
 
     epoch: int
     loss: float
-    """Mean training loss of the epoch."""
+    """Mean training loss of the epoch; NaN for a network that was not trained here."""
     val_top1: float
     """Accuracy on the validation split; percent."""
 
@@ -233,7 +232,7 @@ def read_bases(params: Params, teachers: Path) -> list[Base]:
         path = teachers / f"{name}.json"
         with _opened(path, "train_teacher", name, {"base": name}) as record:
             epochs = tuple(
-                Epoch(epoch=entry["epoch"], loss=entry["loss"], val_top1=entry["val_top1"])
+                Epoch(epoch=entry["epoch"], loss=entry.get("loss", math.nan), val_top1=entry["val_top1"])
                 for entry in record["epochs"]
             )
         bases.append(Base(name=name, dataset=row.dataset, epochs=epochs))
@@ -343,12 +342,7 @@ def read_paper(path: Path) -> list[PaperResult]:
     Raises:
         TeddyError: missing, not YAML, or a result lacks a key.
     """
-    try:
-        record = YAML(typ="safe").load(path)
-    except OSError as error:
-        raise TeddyError(f"{path}: cannot read: {error.strerror}") from error
-    except YAMLError as error:
-        raise TeddyError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    record = read_yaml(path)
     keys = ("dataset", "ipc", "method", "arch", "metric", "mean", "std", "delta")
     try:
         return [

@@ -2,19 +2,19 @@
 
 Nothing here may change a result beyond floating-point rounding, so nothing here is in
 ``params.yaml``: the device comes from ``$TEDDY_DEVICE`` (``cpu``, ``cuda``; default: a GPU if there
-is one) and the number of processor cores to use from ``$TEDDY_WORKERS`` (default: all).
+is one), the number of processor cores to use from ``$TEDDY_WORKERS`` (default: all) and that of
+threads per item from ``$TEDDY_THREADS`` (default: 1). torchrun may start several processes, on one
+or several machines that share a file system.
 """
 
 import contextlib
-import ctypes
 import json
 import multiprocessing
 import os
 import resource
-import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -23,14 +23,18 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from teddy import distributed
 from teddy.errors import TeddyError
 
 
 def pick_device() -> torch.device:
     """Device named by ``$TEDDY_DEVICE``, else CUDA if available, else the CPU.
 
+    Each process that torchrun started on a machine has a GPU of its own.
+
     Raises:
-        TeddyError: the variable names a device this machine does not have.
+        TeddyError: the variable names a device this machine does not have, or there are more
+            processes than GPUs.
     """
     name = os.environ.get("TEDDY_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
     if name.split(":")[0] not in ("cpu", "cuda"):
@@ -43,7 +47,22 @@ def pick_device() -> torch.device:
         # A kernel without a deterministic form warns, naming itself, instead of ending the run.
         torch.use_deterministic_algorithms(True, warn_only=True)
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+        if distributed.world_size() > 1:
+            name = _own_gpu(name)
     return torch.device(name)
+
+
+def _own_gpu(name: str) -> str:
+    gpus, processes = torch.cuda.device_count(), distributed.local_world_size()
+    if name != "cuda":
+        raise TeddyError(f"$TEDDY_DEVICE must be cuda, without a number, for torchrun; got {name}")
+    if processes > gpus:
+        raise TeddyError(
+            f"torchrun started {processes} processes on a machine with {gpus} GPUs; use "
+            f"--nproc_per_node={gpus} at most"
+        )
+    torch.cuda.set_device(distributed.local_rank())
+    return f"cuda:{distributed.local_rank()}"
 
 
 def use_threads(device: torch.device, image_shape: tuple[int, int, int]) -> None:
@@ -58,12 +77,19 @@ def use_threads(device: torch.device, image_shape: tuple[int, int, int]) -> None
 
 
 def cores() -> int:
-    """Processor cores this process may use, or ``$TEDDY_WORKERS``."""
-    wanted = os.environ.get("TEDDY_WORKERS")
+    """Processor cores this process may use: the machine's, or ``$TEDDY_WORKERS``, divided by the
+    number of processes that torchrun started on the machine.
+    """
+    machine = _whole_number("TEDDY_WORKERS", len(os.sched_getaffinity(0)))
+    return max(1, machine // distributed.local_world_size())
+
+
+def _whole_number(variable: str, default: int) -> int:
+    wanted = os.environ.get(variable)
     if wanted is None:
-        return len(os.sched_getaffinity(0))
+        return default
     if not wanted.isdigit() or int(wanted) < 1:
-        raise TeddyError(f"$TEDDY_WORKERS must be a whole number of at least 1, got {wanted!r}")
+        raise TeddyError(f"${variable} must be a whole number of at least 1, got {wanted!r}")
     return int(wanted)
 
 
@@ -79,17 +105,19 @@ def save_interval() -> float:
         raise TeddyError(f"$TEDDY_SAVE_SECONDS must be a number, got {text!r}") from None
 
 
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _task: Callable[[int], None] | None = None  # inherited by forked workers, which need no pickling
 _row = 0  # of the terminal, where this process draws its progress bar
 
 
 def for_each(count: int, task: Callable[[int], None], device: torch.device) -> None:
-    """Call ``task(0) … task(count − 1)``, on the CPU with one process per core.
+    """Call ``task(0) … task(count − 1)``, shared by all processes that torchrun started.
 
-    Tasks must not depend on each other and must leave their results in files. On the CPU each has
-    one thread, whatever the number of processes: its bytes depend on neither, and OpenMP cannot
-    start threads in a forked process. On a GPU they run in turn.
+    Tasks must not depend on each other and must leave their results in files, where all are when
+    this returns. On a GPU a process runs its tasks in turn. On the CPU it forks a worker per core,
+    each with one thread, whatever their number: the bytes depend on neither. With
+    ``$TEDDY_THREADS`` above 1 it forks none but runs its tasks in turn, with so many threads each,
+    which changes rounding: OpenMP hangs in a forked process that wants threads if its parent has
+    ever used them. Start more processes by torchrun then.
 
     Args:
         count: number of tasks.
@@ -99,20 +127,27 @@ def for_each(count: int, task: Callable[[int], None], device: torch.device) -> N
     Raises:
         TeddyError: a worker was killed, by a lack of memory as a rule.
     """
-    global _task
-    workers = min(count, cores()) if device.type == "cpu" else 1
+    mine = distributed.share(count)
+    threads = _whole_number("TEDDY_THREADS", 1)
+    workers = min(len(mine), cores()) if device.type == "cpu" and threads == 1 else 1
     if device.type == "cpu":
-        torch.set_num_threads(1)
-    if workers <= 1:
-        for index in range(count):
+        torch.set_num_threads(threads)
+    if workers > 1:
+        _fork_workers(mine, task, workers)
+    else:
+        for index in mine:
             task(index)
-        return
+    distributed.barrier()
+
+
+def _fork_workers(indices: Sequence[int], task: Callable[[int], None], workers: int) -> None:
+    global _task
     _task = task
     tqdm.monitor_interval = 0  # its thread would not survive the fork
     fork = multiprocessing.get_context("fork")
-    ranks = fork.Value("i", 0)
-    with ProcessPoolExecutor(workers, fork, _start_worker, (ranks,)) as pool:
-        futures = [pool.submit(_run_task, index) for index in range(count)]
+    started = fork.Value("i", 0)
+    with ProcessPoolExecutor(workers, fork, _start_worker, (started, os.getpid())) as pool:
+        futures = [pool.submit(_run_task, index) for index in indices]
         try:
             for future in as_completed(futures):
                 future.result()
@@ -128,13 +163,11 @@ def for_each(count: int, task: Callable[[int], None], device: torch.device) -> N
             _task = None
 
 
-def _start_worker(ranks: Any) -> None:
+def _start_worker(started: Any, parent: int) -> None:
     global _row
-    if sys.platform == "linux":
-        # A killed stage takes its workers with it; the next run must find the work to itself.
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    with ranks.get_lock():
-        _row, ranks.value = ranks.value, ranks.value + 1
+    distributed.die_with(parent)
+    with started.get_lock():
+        _row, started.value = started.value, started.value + 1
 
 
 def _run_task(index: int) -> None:
@@ -149,39 +182,65 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 
 
 def log(message: str) -> None:
-    """One line for the user, kept clear of progress bars."""
-    tqdm.write(message, file=sys.stderr)
+    """One line for the user, from the first process only, kept clear of progress bars."""
+    if distributed.rank() == 0:
+        tqdm.write(message, file=sys.stderr)
 
 
 def progress(total: int, description: str, unit: str, done: int = 0) -> "tqdm[Any]":
-    """Progress bar with speed and ETA; silent where nobody watches (no terminal)."""
+    """Progress bar of the first process, with speed and ETA; silent where nobody watches (no
+    terminal).
+    """
     return tqdm(
-        total=total, desc=description, unit=unit, initial=done, disable=None, leave=False,
-        dynamic_ncols=True, position=_row,
+        total=total, desc=description, unit=unit, initial=done, leave=False, dynamic_ncols=True,
+        disable=None if distributed.rank() == 0 else True, position=_row,
     )  # fmt: skip
 
 
-def run_stage(stage: str, main: Callable[[], str]) -> None:
+def run_stage(stage: str, main: Callable[[], str], *, parallel: bool = False) -> None:
     """Run a stage's ``main`` (which returns its name and a summary); turn refusals into one line.
 
-    A timing record is appended to ``logs/<stage>.jsonl``, which no stage depends on.
+    A timing record is appended to ``logs/<stage>.jsonl``, which no stage depends on. If torchrun
+    started several processes, none ends before the first has succeeded.
+
+    Args:
+        stage: its name.
+        main: what it does.
+        parallel: call ``main`` in every process, all but the first of which end in
+            :func:`teddy.distributed.leave_to_first`; otherwise in the first process alone.
     """
-    start = time.perf_counter()
     try:
-        pick_device()
-        summary = main()
+        _run_together(stage, main, parallel)
     except TeddyError as error:
-        print(f"error: {error}", file=sys.stderr)
+        distributed.report_failure(f"error: {error}")
+        raise SystemExit(1) from None
+    except distributed.OtherFailed:
         raise SystemExit(1) from None
     except KeyboardInterrupt:
-        print(f"\n{stage}: stopped; the same command continues from here", file=sys.stderr)
+        distributed.report_failure(f"\n{stage}: stopped; the same command continues from here")
         raise SystemExit(130) from None
-    seconds = time.perf_counter() - start
-    log(f"{stage} {summary} ({seconds:.1f} s)")
-    _log_timing(stage, summary, seconds)
+    except Exception:
+        distributed.report_failure(f"{stage}: stopped by an error that is a bug of ours:")
+        raise
 
 
-def _log_timing(stage: str, summary: str, seconds: float) -> None:
+def _run_together(stage: str, main: Callable[[], str], parallel: bool) -> None:
+    start = time.perf_counter()
+    distributed.join()
+    processes = distributed.world_size()
+    with contextlib.suppress(distributed.Left):
+        pick_device()
+        if not parallel:
+            distributed.leave_to_first()
+        summary = main()
+        seconds = time.perf_counter() - start
+        log(f"{stage} {summary} ({seconds:.1f} s)")
+        _log_timing(stage, summary, seconds, processes)
+    if processes > 1:
+        distributed.rejoin()
+
+
+def _log_timing(stage: str, summary: str, seconds: float, processes: int) -> None:
     on_gpu = torch.cuda.is_initialized()
     peak = (
         torch.cuda.max_memory_allocated() / 2**20
@@ -194,6 +253,7 @@ def _log_timing(stage: str, summary: str, seconds: float) -> None:
         "seconds": round(seconds, 3),
         "peak_mib": round(peak, 1),
         "device": torch.cuda.get_device_name() if on_gpu else "cpu",
+        "processes": processes,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "when": time.strftime("%Y-%m-%dT%H:%M:%S"),

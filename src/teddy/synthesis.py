@@ -19,8 +19,10 @@ from torch import Tensor, nn
 from teddy.artifacts import Json, WorkDir, read_tensors, write_tensors
 from teddy.augmentation import Views, draw_views
 from teddy.config import SynthesizeConfig, ViewConfig
-from teddy.data import ImageDataset, Images, Normalisation, select_random
+from teddy.data import ImageDataset, LabelledImages, select_random
+from teddy.distributed import leave_to_first
 from teddy.errors import TeddyError
+from teddy.images import Normalisation
 from teddy.networks import batchnorms
 from teddy.objectives import (
     Moments,
@@ -89,7 +91,7 @@ def _known(buffer: Tensor | None) -> Tensor:
 
 def class_moments(
     teacher: Teacher,
-    images: Images,
+    images: LabelledImages,
     normalisation: Normalisation,
     views: ViewConfig,
     num_classes: int,
@@ -106,19 +108,20 @@ def class_moments(
     """
     teacher = Teacher(teacher.network, "biased")  # whichever variance the loss compares
     device = images.labels.device
-    size = (images.images.shape[-2], images.images.shape[-1])
     means: list[list[Tensor]] = []
     variances: list[list[Tensor]] = []
     for label in range(num_classes):
         members = torch.nonzero(images.labels == label)[:, 0]
         total = 0
         sums: list[tuple[Tensor, Tensor]] = []
-        for part in members.split(batch_size):
-            view = draw_views(views, *size, seed, "class statistics", indices=part)
+        batches = images.train_batches(
+            members.split(batch_size), views, normalisation, seed, "class statistics"
+        )
+        for inputs, labels in batches:
             with torch.inference_mode():
-                _, seen = teacher.observe(view(normalisation.apply(images.images[part])))
-            total += len(part)
-            new = [_sums(batch, len(part)) for batch in seen]
+                _, seen = teacher.observe(inputs)
+            total += len(labels)
+            new = [_sums(batch, len(labels)) for batch in seen]
             if sums:
                 new = [(a + c, b + d) for (a, b), (c, d) in zip(sums, new, strict=True)]
             sums = new
@@ -337,7 +340,7 @@ class Synthesiser:
             chosen = select_random(
                 self.data.train.labels, self.data.num_classes, item.indices, self.seed
             )[:, list(item.classes)]
-            return self.data.normalisation.apply(self.data.train.images[chosen.flatten()])
+            return self.data.normalisation.apply(self.data.train.pick(chosen.flatten()))
         shape = self.data.image_shape
         return torch.stack(
             [
@@ -403,7 +406,7 @@ class Synthesiser:
 def synthesise(
     synthesiser: Synthesiser, ipc: int, work: WorkDir
 ) -> tuple[Tensor, Tensor, list[Json]]:
-    """All items of a set, skipping those finished in ``work``.
+    """All items of a set, skipping those finished in ``work``; only the first process returns.
 
     Returns:
         uint8 images ``(ipc·K, C, H, W)`` and int64 labels, ordered by index, then class; and per
@@ -412,8 +415,6 @@ def synthesise(
     num_classes, shape = synthesiser.data.num_classes, synthesiser.data.image_shape
     items = cut_items(ipc, num_classes, synthesiser.config)
     size = synthesiser.config.indices_per_batch
-    images = torch.empty(math.ceil(ipc / size) * size, num_classes, *shape, dtype=torch.uint8)
-    records = []
 
     def finish(index: int) -> None:
         path = _item_path(work, items[index])
@@ -424,6 +425,9 @@ def synthesise(
             resume.unlink(missing_ok=True)
 
     for_each(len(items), finish, synthesiser.device)
+    leave_to_first()
+    images = torch.empty(math.ceil(ipc / size) * size, num_classes, *shape, dtype=torch.uint8)
+    records = []
     for item in items:
         result, _ = read_tensors(_item_path(work, item), kind=_KIND)
         block = result["images"].unflatten(0, (len(item.indices), len(item.classes)))

@@ -20,13 +20,16 @@ from teddy.config import (
     TrainTeacherConfig,
     from_json,
 )
-from teddy.data import ImageDataset, Images, Normalisation
+from teddy.data import ImageDataset, LabelledImages
+from teddy.distributed import ALONE, Team, barrier, leave_to_first, share
 from teddy.errors import TeddyError
+from teddy.images import Normalisation
 from teddy.networks import (
     batchnorms,
     build,
     count_parameters,
     load_network,
+    load_pretrained,
     read_network_record,
     save_network,
 )
@@ -36,6 +39,7 @@ from teddy.seeding import derive
 from teddy.training import Run, accuracy, fit, real_batches
 
 RECORD = "record.json"
+_CLAIM_TOLERANCE = 0.5  # points; other decoders and resizing move ImageNet's top-1 by 0.1
 
 
 def checkpoint_name(epoch: int) -> str:
@@ -47,36 +51,110 @@ def checkpoint_name(epoch: int) -> str:
 
 
 def train_base(
-    config: TrainTeacherConfig, data: ImageDataset, seed: int, work: WorkDir, device: torch.device
+    config: TrainTeacherConfig,
+    data: ImageDataset,
+    seed: int,
+    work: WorkDir,
+    device: torch.device,
+    team: Team = ALONE,
 ) -> list[Json]:
     """Train the one base model, caching a checkpoint after every epoch in ``work``.
 
+    Args:
+        config: network, optimiser and length of the run; its batches are shared by the team.
+        data: where it learns and is measured.
+        seed: of the run.
+        work: where checkpoints and resume points go.
+        device: of this process.
+        team: processes that train together. Their number changes results: BatchNorm sees shares.
+
     Returns:
         Per epoch: ``epoch`` (1-based), training ``loss`` and held-out ``val_top1`` in percent.
+
+    Raises:
+        TeddyError: too many processes for the batch, or the run ends near chance.
     """
+    _refuse_small_shares(config.batch_size, len(data.train), team.size)
     network = build(config.network, data.image_shape, data.num_classes, seed)
     train, val = data.train.to(device), data.val.to(device)
 
     def after_epoch(epoch: int) -> Json:
-        top1 = accuracy(network, val, data.normalisation, config.precision)
-        save_network(
-            work / checkpoint_name(epoch + 1), network, config.network, data.image_shape,
-            data.num_classes, {"epoch": epoch + 1, "val_top1": top1},
-        )  # fmt: skip
+        top1 = accuracy(network, val, data.normalisation, config.precision, team)
+        if team.rank == 0:
+            save_network(
+                work / checkpoint_name(epoch + 1), network, config.network, data.image_shape,
+                data.num_classes, {"epoch": epoch + 1, "val_top1": top1},
+            )  # fmt: skip
         return {"val_top1": top1}
 
     run = Run(
         name="train_teacher",
+        seed=seed,
         epochs=config.epochs,
         steps_per_epoch=math.ceil(len(train) / config.batch_size),
-        batches=real_batches(train, data.normalisation, config.views, config.batch_size, seed),
+        batches=real_batches(
+            train, data.normalisation, config.views, config.batch_size, seed, team=team
+        ),
         after_epoch=after_epoch,
         precision=config.precision,
         resume=work / "resume.safetensors",
+        team=team,
     )
     history = fit(network, config.optimizer, run, device)
     _refuse_chance(history[-1]["val_top1"], data.num_classes)
     return history
+
+
+def take_base(
+    config: TrainTeacherConfig,
+    data: ImageDataset,
+    work: WorkDir,
+    device: torch.device,
+    team: Team = ALONE,
+) -> list[Json]:
+    """A converged network that was trained elsewhere as a base run of one checkpoint.
+
+    Its accuracy is measured on the test images, which is what published accuracies are of, for
+    this comparison alone. Held-out accuracy is optimistic if it was trained on those images.
+
+    Returns:
+        As :func:`train_base`, without a loss and with ``test_top1``.
+
+    Raises:
+        TeddyError: not loadable, or its accuracy is not what ``claimed_top1`` says.
+    """
+    network = load_pretrained(
+        config.network, data.image_shape, data.num_classes, config.checkpoint
+    ).to(device)
+    test, val = data.test.to(device), data.val.to(device)
+    top1 = accuracy(network, test, data.normalisation, team=team)
+    if abs(top1 - config.claimed_top1) > _CLAIM_TOLERANCE:
+        raise TeddyError(
+            f"train_teacher.checkpoint {config.checkpoint} has {top1:.2f} % on the {len(test)} "
+            f"test images, but claimed_top1 is {config.claimed_top1}; check the order of classes, "
+            "the normalisation and the image size, or correct the claim"
+        )
+    record = {
+        "epoch": 1,
+        "val_top1": accuracy(network, val, data.normalisation, team=team),
+        "test_top1": top1,
+    }
+    if team.rank == 0:
+        save_network(
+            work / checkpoint_name(1), network, config.network, data.image_shape,
+            data.num_classes, record,
+        )  # fmt: skip
+    return [record]
+
+
+def _refuse_small_shares(batch_size: int, images: int, processes: int) -> None:
+    smallest = images // math.ceil(images / batch_size)
+    if processes > 1 and smallest < 2 * processes:
+        raise TeddyError(
+            f"train_teacher.batch_size {batch_size} cuts {images} images into steps of "
+            f"{smallest}, less than two images for each of {processes} processes; start fewer "
+            "processes or choose a larger batch_size"
+        )
 
 
 def _refuse_chance(top1: float, num_classes: int) -> None:
@@ -117,6 +195,7 @@ def build_converged(base: Path, work: WorkDir) -> list[Json]:
 
 def build_post(
     base: Path,
+    curve: Sequence[float],
     config: PoolConfig,
     data: ImageDataset,
     seed: int,
@@ -125,25 +204,28 @@ def build_post(
 ) -> list[Json]:
     """Post-generation: randomly pruned copies of the converged model, fine-tuned very little.
 
-    Member i imitates the i-th point of the prior pool's accuracy curve (§4.1): fine-tuning stops
-    as soon as its held-out accuracy reaches it, and after ``max_epochs`` at the latest.
+    Member i imitates the i-th point of the prior pool's accuracy curve (§4.1), taken at
+    ``config.prior.epochs`` of ``curve``, percent after every epoch of a base run: fine-tuning stops
+    as soon as its held-out accuracy reaches it, and after ``max_epochs`` at the latest. Processes
+    share the members; only the first one returns.
     """
     history = read_json(base / RECORD)["epochs"]
-    curve = [history[epoch - 1]["val_top1"] for epoch in config.prior.epochs]
-    targets = interpolate(curve, config.post.size)
+    targets = interpolate([curve[epoch - 1] for epoch in config.prior.epochs], config.post.size)
     rates = log_spaced(*config.post.lr, config.post.size)
     converged, record = load_network(base / checkpoint_name(history[-1]["epoch"]))
-    entries = []
-    for index, (target, lr) in enumerate(zip(targets, rates, strict=True)):
-        path = work / member_name(index)
+    for index in share(config.post.size):
+        path, target, lr = work / member_name(index), targets[index], rates[index]
         if not path.exists():
             own = derive(seed, "post", index)
             network = prune_randomly(converged, data.image_shape, config.post.pruning_ratio, own)
             facts = {"seed": own, "lr": lr, "target_top1": target}
             facts |= _finetune(network, config.post, target, lr, data, own, work, device)
             _save_member(path, network, record, facts)
-        entries.append(_entry(path))
-        log(f"  member {index}: {_describe(entries[-1])}")
+    barrier()
+    leave_to_first()
+    entries = [_entry(work / member_name(index)) for index in range(config.post.size)]
+    for index, entry in enumerate(entries):
+        log(f"  member {index}: {_describe(entry)}")
     return entries
 
 
@@ -169,6 +251,7 @@ def _finetune(
     segments = config.checks_per_epoch
     run = Run(
         name=f"build_pool post, lr {lr:.3g}",
+        seed=seed,
         epochs=round(config.max_epochs * segments),
         steps_per_epoch=math.ceil(len(train) / segments / config.batch_size),
         batches=real_batches(
@@ -202,7 +285,7 @@ def _sgd(config: PostConfig, lr: float) -> OptimizerConfig:
     )
 
 
-def recalibrate(network: nn.Module, images: Images, normalisation: Normalisation) -> None:
+def recalibrate(network: nn.Module, images: LabelledImages, normalisation: Normalisation) -> None:
     """Replace running statistics by those of one pass over the images (mean over batches)."""
     layers = batchnorms(network)
     before = [layer.momentum for layer in layers]
@@ -211,7 +294,7 @@ def recalibrate(network: nn.Module, images: Images, normalisation: Normalisation
         layer.momentum = None  # cumulative average
     network.train()
     with torch.no_grad():
-        for part in images.images.split(512):
+        for part, _ in images.test_batches(512):
             network(normalisation.apply(part))
     for layer, momentum in zip(layers, before, strict=True):
         layer.momentum = momentum

@@ -6,7 +6,7 @@ from its last saved epoch gives the same weights as one that was not.
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -15,13 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from teddy.artifacts import Json, read_tensors, write_tensors
-from teddy.augmentation import draw_views
 from teddy.config import OptimizerConfig, ViewConfig
-from teddy.data import Images, Normalisation
+from teddy.data import LabelledImages
+from teddy.distributed import ALONE, Team
 from teddy.errors import TeddyError
+from teddy.images import Normalisation
 from teddy.optimizers import Adam, Group, Optimizer, Sgd, restore
 from teddy.runtime import autocast, progress, save_interval
-from teddy.seeding import permutation
+from teddy.seeding import derive, permutation
 
 Step = tuple[Tensor, Callable[[Tensor], Tensor]]
 """Inputs of one step, and the loss of the network's outputs on them."""
@@ -70,6 +71,8 @@ class Run:
 
     name: str
     """Named in progress bars and errors: stage and item."""
+    seed: int
+    """Of the run; what layers draw themselves (dropout) depends on it and the epoch."""
     epochs: int
     """Length of the run."""
     steps_per_epoch: int
@@ -86,10 +89,14 @@ class Run:
     """Least time between two saved states; costs no accuracy, only lost work."""
     stop: Callable[[list[Json]], bool] = lambda history: False
     """End the run early, judged on the history."""
+    team: Team = ALONE
+    """Processes that train the network together; ``batches`` yields this one's shares."""
 
 
 def fit(network: nn.Module, config: OptimizerConfig, run: Run, device: torch.device) -> list[Json]:
     """Train a network in place, continuing from ``run.resume`` if it exists.
+
+    All processes of ``run.team`` call this alike and end with the same network.
 
     Returns:
         One record per epoch: 1-based ``epoch``, mean training ``loss`` and what ``after_epoch``
@@ -106,11 +113,12 @@ def fit(network: nn.Module, config: OptimizerConfig, run: Run, device: torch.dev
         while len(history) < run.epochs and not run.stop(history):
             epoch = len(history)
             losses = _one_epoch(network, optimizer, config, run, epoch, device)
+            run.team.take_buffers_of_first(network)
             record = {"epoch": epoch + 1, "loss": _mean_finite(losses, run.name, epoch)}
             history.append(record | run.after_epoch(epoch))
             bar.update()
             bar.set_postfix(loss=f"{record['loss']:.3f}")
-            if time.monotonic() - saved >= run.save_every_seconds:
+            if run.team.rank == 0 and time.monotonic() - saved >= run.save_every_seconds:
                 _save(network, optimizer, history, run.resume)
                 saved = time.monotonic()
     network.to(memory_format=torch.contiguous_format)
@@ -125,18 +133,21 @@ def _one_epoch(
     epoch: int,
     device: torch.device,
 ) -> Tensor:
+    """Mean loss over the team of every step."""
     network.train()
+    torch.manual_seed(derive(run.seed, "layers", epoch, run.team.rank))
+    replica = run.team.replicate(network)
     losses = []
     for step, (inputs, loss_of) in enumerate(run.batches(epoch)):
         lr = learning_rate(config, epoch, step / run.steps_per_epoch, run.epochs)
         inputs = inputs.to(memory_format=torch.channels_last)
         with autocast(device, run.precision):
-            outputs = network(inputs)
+            outputs = replica(inputs)
         loss = loss_of(outputs)
         loss.backward()
         optimizer.step(lr)
         losses.append(loss.detach())
-    return torch.stack(losses)
+    return run.team.sum(torch.stack(losses)) / run.team.size
 
 
 def _mean_finite(losses: Tensor, name: str, epoch: int) -> float:
@@ -161,12 +172,13 @@ def equal_parts(order: Tensor, batch_size: int) -> tuple[Tensor, ...]:
 
 
 def real_batches(
-    images: Images,
+    images: LabelledImages,
     normalisation: Normalisation,
     views: ViewConfig,
     batch_size: int,
     seed: int,
     segments: int = 1,
+    team: Team = ALONE,
 ) -> Callable[[int], Iterable[Step]]:
     """Steps over real images in a fresh order every epoch, with a fresh view of every image.
 
@@ -177,46 +189,64 @@ def real_batches(
         batch_size: largest step.
         seed: of the run; an epoch's order and views depend on ``(seed, epoch)``.
         segments: cut every epoch into so many, each counted as an epoch of the run.
+        team: each of its processes gets its share of every step. A loss is weighted by the size of
+            the share, so that the mean over the team, and of its gradients, is that of the step.
     """
     device = images.labels.device
-    height, width = images.images.shape[-2:]
 
     def epoch_steps(index: int) -> Iterable[Step]:
         epoch, segment = divmod(index, segments)
         order = permutation(len(images), seed, "order", epoch).to(device)
-        for part in equal_parts(order.tensor_split(segments)[segment], batch_size):
-            view = draw_views(views, height, width, seed, "view", epoch, indices=part)
-            inputs = view(normalisation.apply(images.images[part]))
-            labels = images.labels[part]
-            yield inputs, partial(_hard_loss, labels)
+        parts = equal_parts(order.tensor_split(segments)[segment], batch_size)
+        batches = images.train_batches(
+            [team.share(part) for part in parts], views, normalisation, seed, "view", epoch
+        )
+        for part, (inputs, labels) in zip(parts, batches, strict=True):
+            yield inputs, partial(_hard_loss, labels, team.size * len(labels) / len(part))
 
     return epoch_steps
 
 
-def _hard_loss(labels: Tensor, logits: Tensor) -> Tensor:
-    return nn.functional.cross_entropy(logits.float(), labels)
+def _hard_loss(labels: Tensor, weight: float, logits: Tensor) -> Tensor:
+    return weight * nn.functional.cross_entropy(logits.float(), labels)
 
 
 def accuracy(
     network: nn.Module,
-    images: Images,
+    images: LabelledImages,
     normalisation: Normalisation,
     precision: str = "float32",
-    batch_size: int = 1024,
+    team: Team = ALONE,
 ) -> float:
-    """Top-1 accuracy in percent, eval mode, whole images without augmentation."""
+    """Top-1 accuracy in percent, eval mode, whole images without augmentation.
+
+    Each process of ``team`` measures its share of the images; all return the whole's accuracy.
+    """
     device = next(network.parameters()).device
     training = network.training
     network.eval()
     correct = torch.zeros((), dtype=torch.int64, device=device)
     with torch.inference_mode(), autocast(device, precision):
-        for start in range(0, len(images), batch_size):
-            part = images.images[start : start + batch_size].to(device)
-            logits = network(normalisation.apply(part).to(memory_format=torch.channels_last))
-            labels = images.labels[start : start + batch_size].to(device)
-            correct += (logits.argmax(1) == labels).sum()
+        for part, labels in _own_test_batches(images, team):
+            inputs = normalisation.apply(part.to(device))
+            logits = network(inputs.to(memory_format=torch.channels_last))
+            correct += (logits.argmax(1) == labels.to(device)).sum()
     network.train(training)
-    return 100.0 * correct.item() / len(images)
+    return 100.0 * team.sum(correct).item() / len(images)
+
+
+def _own_test_batches(images: LabelledImages, team: Team) -> Iterator[tuple[Tensor, Tensor]]:
+    batch_size = _test_batch(images.shape)
+    if team.size == 1:
+        yield from images.test_batches(batch_size)
+        return
+    for part in team.share(torch.arange(len(images))).split(batch_size):
+        yield images.pick(part), images.labels[part]
+
+
+def _test_batch(shape: tuple[int, int, int]) -> int:
+    """Images per forward pass: 1,024 up to 128×128 pixels, fewer above, to bound memory."""
+    return max(1, min(1024, 2**24 // (shape[1] * shape[2])))
 
 
 # -------------------------------------------------------------------------------------- resume

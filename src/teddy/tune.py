@@ -124,7 +124,9 @@ def _upstream(config: Params, name: str) -> dict[str, Any]:
     return {
         "seed": config.seed,
         "prepare": to_json(config.prepare(row.dataset)),
-        "train_teacher": [pool.base, to_json(config.train_teacher(pool.base))],
+        "train_teacher": [
+            [base, to_json(config.train_teacher(base))] for base in (pool.base, pool.curve)
+        ],
         "pool": [row.pool, pool.kind, to_json(config.pool(row.pool))],
     }
 
@@ -140,15 +142,17 @@ def _make_upstream(row: Any, params: Path, root: Path) -> None:
     root.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=root.parent) as folder:
         new = Path(folder) / "new"
-        base_name = Params(params).row("pools", row.pool).base
-        data, base = str(new / "data"), str(new / base_name)
-        common = ["--params", str(params)]
+        pool = Params(params).row("pools", row.pool)
+        data, common = str(new / "data"), ["--params", str(params)]
         prepare.main([row.dataset, "--out", data, *common])
-        train_teacher.main(
-            [base_name, "--data", data, "--out", base, "--curve", f"{folder}/curve.json", *common]
-        )
+        for base in dict.fromkeys((pool.base, pool.curve)):
+            train_teacher.main(
+                [base, "--data", data, "--out", str(new / base),
+                 "--curve", f"{folder}/{base}.json", *common]
+            )  # fmt: skip
         build_pool.main(
-            [row.pool, "--data", data, "--base", base, "--out", str(new / row.pool),
+            [row.pool, "--data", data, "--base", str(new / pool.base),
+             "--curve", f"{folder}/{pool.curve}.json", "--out", str(new / row.pool),
              "--facts", f"{folder}/pool.json", *common]
         )  # fmt: skip
         new.rename(root)

@@ -6,6 +6,7 @@ from pathlib import Path
 from teddy.artifacts import Json, WorkDir, check_writable, digest, read_json, write_json
 from teddy.config import Params, to_json
 from teddy.data import ImageDataset, read_dataset
+from teddy.distributed import leave_to_first
 from teddy.pool import MANIFEST
 from teddy.runtime import pick_device, run_stage, use_threads
 from teddy.seeding import derive
@@ -21,6 +22,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "key of pools in params.yaml",
         data="prepared dataset",
         base="folder of the base run",
+        curve="record of the base run whose accuracies post members imitate",
         out="folder for the members and their manifest",
         facts="JSON to write with a copy of the manifest, for the report",
     )
@@ -32,9 +34,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         base = read_json(args.base / RECORD)
         work = WorkDir(
             "build_pool", args.name, kind=kind, config=to_json(config), seed=params.seed,
-            base=digest(args.base / RECORD), data=manifest_digest(args.data),
-        )  # fmt: skip
-        entries = _build(params, args.name, args.base, read_dataset(args.data), work)
+            base=digest(args.base / RECORD), curve=digest(args.curve),
+            data=manifest_digest(args.data),
+        ).claim()  # fmt: skip
+        curve = [epoch["val_top1"] for epoch in read_json(args.curve)["epochs"]]
+        entries = _build(params, args.name, args.base, curve, read_dataset(args.data), work)
         work.publish(args.out, [entry["file"] for entry in entries])
         manifest = {
             "pool": args.name,
@@ -49,20 +53,28 @@ def main(argv: Sequence[str] | None = None) -> None:
         top1 = [entry["val_top1"] for entry in entries]
         return f"{args.name}: {len(top1)} members, {min(top1):.1f} to {max(top1):.1f} % held-out"
 
-    run_stage("build_pool", stage)
+    run_stage("build_pool", stage, parallel=True)
 
 
 def _build(
-    params: Params, name: str, base: Path, dataset: ImageDataset, work: WorkDir
+    params: Params,
+    name: str,
+    base: Path,
+    curve: Sequence[float],
+    dataset: ImageDataset,
+    work: WorkDir,
 ) -> list[Json]:
+    """Make the members; only the first process returns."""
     kind, config = params.row("pools", name).kind, params.pool(name)
+    if kind != "post":
+        leave_to_first()
     if kind == "prior":
         return build_prior(base, config.prior.epochs, work)
     if kind == "converged":
         return build_converged(base, work)
     device, seed = pick_device(), derive(params.seed, "pool", name)
     use_threads(device, dataset.image_shape)
-    return build_post(base, config, dataset, seed, work, device)
+    return build_post(base, curve, config, dataset, seed, work, device)
 
 
 if __name__ == "__main__":

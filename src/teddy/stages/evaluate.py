@@ -10,6 +10,7 @@ from teddy.artifacts import Json, WorkDir, check_writable, digest, read_json, wr
 from teddy.config import Params, to_json
 from teddy.data import read_dataset
 from teddy.distilled import load
+from teddy.distributed import leave_to_first
 from teddy.errors import TeddyError
 from teddy.evaluation import train_student
 from teddy.labels import MANIFEST, OnlineLabels, SoftLabels, StoredLabels, TrainingViews
@@ -55,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "evaluate", args.name, config=to_json(config), relabel=to_json(relabel),
             seed=params.seed, set=digest(args.set), labels=manifest_digest(args.labels),
             data=manifest_digest(args.data), split=args.split,
-        )  # fmt: skip
+        ).claim()  # fmt: skip
         runs = [(kind, n) for kind in params.methods[row.method].labels for n in config.seeds]
 
         def finish(index: int) -> None:
@@ -70,6 +71,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 write_json(_path(work, kind, seed), result | {"seed": seed})
 
         for_each(len(runs), finish, device)
+        leave_to_first()
         results: dict[str, list[Json]] = {}
         for kind, seed in runs:
             results.setdefault(kind, []).append(read_json(_path(work, kind, seed)))
@@ -88,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         work.discard()
         return f"{args.name}: {_summary(results)}"
 
-    run_stage("evaluate", stage)
+    run_stage("evaluate", stage, parallel=True)
 
 
 def _path(work: WorkDir, kind: str, seed: int) -> Path:

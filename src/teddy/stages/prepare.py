@@ -1,11 +1,12 @@
-"""Prepare a dataset: load, split by class, and write its arrays with a manifest."""
+"""Prepare a dataset: load, check, split by class, and write it with a manifest."""
 
 from collections.abc import Sequence
 
 from teddy.artifacts import check_writable
 from teddy.config import Params
-from teddy.data import SPLITS, ImageDataset, prepare, write_dataset
+from teddy.data import SPLITS, ImageDataset
 from teddy.errors import TeddyError
+from teddy.preparation import prepare, write_dataset
 from teddy.runtime import run_stage
 from teddy.stages.command import parse
 
@@ -18,9 +19,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         params = Params(args.params)
         config = params.prepare(args.name)
         check_writable(args.out / "manifest.json")
-        dataset = prepare(config, params.seed)
+        try:
+            dataset, facts = prepare(config, params.seed)
+        except TeddyError as error:
+            raise TeddyError(f"{params.path}: datasets.{args.name}: {error}") from error
         _refuse_large_ipc(params, args.name, dataset)
-        write_dataset(args.out, dataset, config.source)
+        write_dataset(args.out, dataset, facts)
         counts = ", ".join(f"{len(dataset.split(split))} {split}" for split in SPLITS)
         return f"{args.name}: {counts} images in {dataset.num_classes} classes"
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from teddy.artifacts import Json, WorkDir, check_writable, digest, write_json
 from teddy.config import Params, to_json
 from teddy.distilled import load
+from teddy.distributed import leave_to_first
 from teddy.labels import MANIFEST, OnlineLabels, TrainingViews, store_labels
 from teddy.pool import open_pool
 from teddy.runtime import pick_device, run_stage
@@ -34,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "seed": params.seed,
             "shards": [],
         }
-        work = WorkDir("relabel", args.name, **manifest)
+        work = WorkDir("relabel", args.name, **manifest).claim()
         if config.store:
             views = TrainingViews(
                 distilled.as_images().to(device), distilled.normalisation, config, params.seed
@@ -42,13 +43,14 @@ def main(argv: Sequence[str] | None = None) -> None:
             teachers = [pool.member(index, device) for index in range(len(pool))]
             labels = OnlineLabels(views, teachers)
             manifest["shards"] = store_labels(labels, distilled.num_classes, work)
-            work.publish(args.out, [shard["file"] for shard in manifest["shards"]])
+        leave_to_first()
+        work.publish(args.out, [shard["file"] for shard in manifest["shards"]])
         write_json(args.out / MANIFEST, manifest)
         work.discard()
         how = "stored" if config.store else "left to be computed while training"
         return f"{args.name}: {config.epochs} epochs of {len(distilled)} labels {how}"
 
-    run_stage("relabel", stage)
+    run_stage("relabel", stage, parallel=True)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from teddy.artifacts import Json, WorkDir, check_writable, read_json, write_json
 from teddy.config import Params, ViewConfig, from_json, to_json
 from teddy.data import ImageDataset, read_dataset, select_random
 from teddy.distilled import DistilledSet, save_distilled
+from teddy.distributed import leave_to_first
 from teddy.pool import MANIFEST, open_pool
 from teddy.runtime import pick_device, run_stage
 from teddy.stages.command import manifest_digest, parse
@@ -46,10 +47,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         }
         records: list[Json] = []
         if method.images == "random":
+            leave_to_first()
             images, labels = _random(dataset, row.ipc, params.seed)
         else:
             provenance |= {"pool": manifest_digest(args.pool), "settings": to_json(config)}
-            work = WorkDir("synthesize", args.name, **provenance)
+            work = WorkDir("synthesize", args.name, **provenance).claim()
             images, labels, records = _synthesise(params, args.name, args.pool, dataset, work)
         distilled = DistilledSet(
             images, labels, dataset.class_names, dataset.normalisation, provenance
@@ -60,12 +62,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             work.discard()
         return f"{args.name}: {distilled}"
 
-    run_stage("synthesize", stage)
+    run_stage("synthesize", stage, parallel=True)
 
 
 def _random(dataset: ImageDataset, ipc: int, seed: int) -> tuple[Tensor, Tensor]:
     chosen = select_random(dataset.train.labels, dataset.num_classes, range(ipc), seed).flatten()
-    return dataset.train.images[chosen], dataset.train.labels[chosen]
+    return dataset.train.pick(chosen), dataset.train.labels[chosen]
 
 
 def _synthesise(

@@ -5,10 +5,11 @@ from collections.abc import Sequence
 from teddy.artifacts import WorkDir, check_writable, write_json
 from teddy.config import Params, to_json
 from teddy.data import read_dataset
+from teddy.distributed import leave_to_first, team
 from teddy.runtime import pick_device, run_stage, use_threads
 from teddy.seeding import derive
 from teddy.stages.command import manifest_digest, parse
-from teddy.teachers import RECORD, checkpoint_name, train_base
+from teddy.teachers import RECORD, checkpoint_name, take_base, train_base
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -32,8 +33,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         work = WorkDir(
             "train_teacher", args.name, config=to_json(config), seed=seed,
             data=manifest_digest(args.data),
-        )  # fmt: skip
-        epochs = train_base(config, dataset, seed, work, device)
+        ).claim()  # fmt: skip
+        with team(device) as processes:
+            if config.checkpoint:
+                epochs = take_base(config, dataset, work, device, processes)
+            else:
+                epochs = train_base(config, dataset, seed, work, device, processes)
+        leave_to_first()
         work.publish(args.out, [checkpoint_name(record["epoch"]) for record in epochs])
         record = {
             "base": args.name,
@@ -46,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         work.discard()
         return f"{args.name}: {epochs[-1]['val_top1']:.1f} % held-out after {len(epochs)} epochs"
 
-    run_stage("train_teacher", stage)
+    run_stage("train_teacher", stage, parallel=True)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,152 @@
+"""Switch a checkout to further datasets: add a profile's rows to params.yaml, or take them out.
+
+``python -m teddy.profile`` lists the profiles, ``python -m teddy.profile cifar10`` adds the grid
+of ``profiles/cifar10.yaml`` to what the checkout makes, ``--off`` takes it out again. Everything
+else in params.yaml, comments included, stays as it is. Then ``dvc repro`` makes what is new, or
+``dvc exp run`` does so as an experiment; what was made before is kept.
+"""
+
+import argparse
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from teddy.artifacts import atomic_path
+from teddy.config import Params, read_yaml
+from teddy.errors import TeddyError
+from teddy.runtime import log, run_stage
+
+_SECTIONS = ("prepared", "bases", "pools", "sets")
+Lines = list[str]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("names", nargs="*", help="profiles to add; none lists them")
+    parser.add_argument("--off", action="store_true", help="take the profiles out instead")
+    parser.add_argument("--params", type=Path, default=Path("params.yaml"))
+    parser.add_argument("--profiles", type=Path, default=Path("profiles"), help="their folder")
+    args = parser.parse_args(argv)
+
+    def stage() -> str:
+        if not args.names:
+            return _listing(args.profiles, args.params)
+        text = args.params.read_text(encoding="utf-8")
+        for name in args.names:
+            text = switch(text, _read(args.profiles, name), on=not args.off)
+        _replace(args.params, text)
+        what = "out" if args.off else "added"
+        return f"{', '.join(args.names)}: {what}; next: dvc repro (or dvc exp run)"
+
+    run_stage("profile", stage)
+
+
+def switch(text: str, profile: str, *, on: bool) -> str:
+    """``params.yaml`` with the rows of a profile added or taken out.
+
+    Args:
+        text: of params.yaml.
+        profile: text of the profile, whose comments are added with it.
+        on: add or take out. Rows that are there already, or not there, are left as they are.
+
+    Returns:
+        The new text; no line is changed that does not belong to the profile.
+    """
+    lines, added = text.splitlines(), profile.splitlines()
+    for section in _SECTIONS:
+        for name, block in _rows(added, section).items():
+            present = _rows(lines, section)
+            if on and name not in present:
+                _insert(lines, section, block)
+            elif not on and name in present:
+                _remove(lines, section, name)
+    return "\n".join(lines) + "\n"
+
+
+def _insert(lines: Lines, section: str, block: Lines) -> None:
+    start, end = _extent(lines, section)
+    if lines[start].split("#")[0].rstrip().endswith(("{}", "[]")):
+        lines[start] = f"{section}:"
+    lines[end:end] = block
+
+
+def _remove(lines: Lines, section: str, name: str) -> None:
+    start, _ = _extent(lines, section)
+    first, last = _places(lines, section)[name]
+    del lines[first:last]
+    if not _rows(lines, section):
+        lines[start] = f"{section}: " + ("[]" if section == "prepared" else "{}")
+
+
+def _rows(lines: Lines, section: str) -> dict[str, Lines]:
+    """Rows of a section by name, each with its lines."""
+    return {name: lines[a:b] for name, (a, b) in _places(lines, section).items()}
+
+
+def _places(lines: Lines, section: str) -> dict[str, tuple[int, int]]:
+    """First and last line (exclusive) of every row of a section."""
+    start, end = _extent(lines, section)
+    row = re.compile(r"- +(\S+)" if section == "prepared" else r"  ([^\s#:]+):")
+    found = [(i, row.match(lines[i])) for i in range(start + 1, end)]
+    heads = [(i, match[1]) for i, match in found if match]
+    ends = [*(i for i, _ in heads[1:]), end][: len(heads)]
+    return {name: (i, last) for (i, name), last in zip(heads, ends, strict=True)}
+
+
+def _extent(lines: Lines, section: str) -> tuple[int, int]:
+    """Line of a section's key, and the line after its last row."""
+    heads = [i for i, line in enumerate(lines) if re.match(rf"{section}:(\s|$)", line)]
+    if not heads:
+        return 0, 0  # a profile need not have every section
+    end = start = heads[0]
+    for i in range(start + 1, len(lines)):
+        if lines[i].startswith((" ", "- ")):
+            end = i
+        elif lines[i].strip() and not lines[i].startswith("#"):
+            break
+    return start, end + 1
+
+
+def _read(folder: Path, name: str) -> str:
+    path = folder / f"{name}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(file.stem for file in folder.glob("*.yaml"))) or "none"
+        raise TeddyError(f"{path}: no such profile; there are: {known}")
+    unknown = set(read_yaml(path)) - set(_SECTIONS)
+    if unknown:
+        raise TeddyError(
+            f"{path}: unknown key {min(unknown)!r}; a profile has {', '.join(_SECTIONS)}"
+        )
+    return path.read_text(encoding="utf-8")
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write params.yaml if the whole of it is valid."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+        try:
+            Params(temporary)
+        except TeddyError as error:
+            raise TeddyError(str(error).replace(str(temporary), str(path))) from None
+
+
+def _listing(folder: Path, params: Path) -> str:
+    raw = read_yaml(params)
+    for path in sorted(folder.glob("*.yaml")):
+        profile = read_yaml(path)
+        state = "on " if _is_on(profile, raw) else "off"
+        first = path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
+        log(f"  {state}  {path.stem:16} {first}")
+    return "add one with: python -m teddy.profile NAME"
+
+
+def _is_on(profile: Mapping[str, Any], raw: Mapping[str, Any]) -> bool:
+    return all(set(profile.get(section) or ()) <= set(raw[section]) for section in _SECTIONS)
+
+
+if __name__ == "__main__":
+    main()

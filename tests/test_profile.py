@@ -1,0 +1,126 @@
+"""Profiles: rows in, rows out, and nothing else changed."""
+
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+from teddy import profile
+from teddy.config import Params
+from teddy.profile import switch
+
+ROOT = Path(__file__).parents[1]
+PARAMS = (ROOT / "params.yaml").read_text(encoding="utf-8")
+PROFILES = {path.stem: path for path in sorted((ROOT / "profiles").glob("*.yaml"))}
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> list[str]:
+    """Options that point the command at a copy of params.yaml."""
+    (tmp_path / "params.yaml").write_text(PARAMS, encoding="utf-8")
+    return ["--params", str(tmp_path / "params.yaml"), "--profiles", str(ROOT / "profiles")]
+
+
+def rows(path: Path) -> dict[str, set[str]]:
+    raw = YAML(typ="safe").load(path)
+    return {section: set(raw[section]) for section in ("prepared", "bases", "pools", "sets")}
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_profile_extends_the_default_and_goes_back(
+    name: str, checkout: list[str], tmp_path: Path
+) -> None:
+    profile.main([name, *checkout])
+    before, after = rows(ROOT / "params.yaml"), rows(tmp_path / "params.yaml")
+    added = rows(PROFILES[name])
+    assert after == {section: before[section] | added[section] for section in before}
+    lines = (tmp_path / "params.yaml").read_text(encoding="utf-8").splitlines()
+    kept = iter(lines)
+    assert all(line in kept for line in PARAMS.splitlines()), "a line of the default is missing"
+    profile.main([name, "--off", *checkout])
+    assert (tmp_path / "params.yaml").read_text(encoding="utf-8") == PARAMS
+
+
+def test_all_profiles_at_once_are_valid_and_leave_no_trace(
+    checkout: list[str], tmp_path: Path
+) -> None:
+    profile.main([*PROFILES, *checkout])
+    params = Params(tmp_path / "params.yaml")
+    assert {row.dataset for row in params.sets.values()} == set(params.datasets)
+    profile.main([*reversed(PROFILES), "--off", *checkout])
+    assert (tmp_path / "params.yaml").read_text(encoding="utf-8") == PARAMS
+
+
+def test_every_dataset_of_params_has_a_profile_or_is_the_default() -> None:
+    assert set(YAML(typ="safe").load(PARAMS)["datasets"]) == {"digits", *PROFILES}
+
+
+def test_paper_grids() -> None:
+    """Table 1's IPC, Table 6's pools and Table 7's draws."""
+    raw = {name: YAML(typ="safe").load(path) for name, path in PROFILES.items()}
+    tiny, imagenet = raw["tiny-imagenet"], raw["imagenet-1k"]
+    assert {row["ipc"] for row in tiny["sets"].values()} == {50, 100}
+    assert {row["ipc"] for row in imagenet["sets"].values()} == {10, 50, 100}
+    assert tiny["pools"]["tiny-imagenet/prior-late"]["prior"]["epochs"] == [*range(16, 47, 5), 50]
+    late = imagenet["pools"]
+    assert late["imagenet-1k/prior-50"]["prior"]["epochs"] == list(range(21, 62, 5))
+    assert late["imagenet-1k/prior-100"]["prior"]["epochs"] == list(range(31, 72, 5))
+    assert {tiny["sets"][f"tiny-imagenet/post/ipc{i}"]["draw"] for i in (50, 100)} == {5}
+    assert {imagenet["sets"][f"imagenet-1k/post/ipc{i}"]["draw"] for i in (10, 50, 100)} == {4}
+
+
+def test_adding_twice_changes_nothing_more() -> None:
+    text = PROFILES["cifar10"].read_text(encoding="utf-8")
+    once = switch(PARAMS, text, on=True)
+    assert switch(once, text, on=True) == once
+    assert switch(PARAMS, text, on=False) == PARAMS
+
+
+def test_own_rows_and_comments_survive() -> None:
+    own = PARAMS.replace(
+        "\nmethods:", "\n  digits/mine:   # my row\n    dataset: digits\n\nmethods:", 1
+    )
+    text = PROFILES["mnist"].read_text(encoding="utf-8")
+    assert switch(switch(own, text, on=True), text, on=False) == own
+
+
+def test_a_section_can_be_emptied_and_filled() -> None:
+    default = "prepared:\n- a\nbases:\n  a/b:\n    dataset: a\npools: {}\nsets: {}\nrest: 1\n"
+    text = "prepared:\n- a\nbases:\n  a/b:\n    dataset: a\n"
+    empty = switch(default, text, on=False)
+    assert YAML(typ="safe").load(empty) == {
+        "prepared": [], "bases": {}, "pools": {}, "sets": {}, "rest": 1
+    }  # fmt: skip
+    assert switch(empty, text, on=True) == default
+
+
+def test_unknown_profile_is_refused_by_name(
+    checkout: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        profile.main(["cifar11", *checkout])
+    error = capsys.readouterr().err
+    assert "cifar11.yaml: no such profile" in error
+    assert "cifar10" in error
+
+
+def test_profile_that_breaks_params_leaves_them_alone(
+    tmp_path: Path, checkout: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "bad.yaml").write_text("bases:\n  mine/base:\n    dataset: nowhere\n")
+    with pytest.raises(SystemExit):
+        profile.main(["bad", "--params", checkout[1], "--profiles", str(tmp_path)])
+    assert "no dataset named 'nowhere'" in capsys.readouterr().err
+    assert Path(checkout[1]).read_text(encoding="utf-8") == PARAMS
+    (tmp_path / "odd.yaml").write_text("methods:\n  mine: {}\n")
+    with pytest.raises(SystemExit):
+        profile.main(["odd", "--params", checkout[1], "--profiles", str(tmp_path)])
+    assert "unknown key 'methods'" in capsys.readouterr().err
+
+
+def test_listing_says_which_are_on(checkout: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    profile.main(["mnist", *checkout])
+    profile.main(checkout)
+    listed = capsys.readouterr().err
+    assert "on   mnist" in listed
+    assert "off  cifar10 " in listed

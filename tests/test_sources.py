@@ -1,0 +1,473 @@
+"""Each source reads its official layout, with the right labels, and refuses anything else."""
+
+import os
+import pickle
+import shutil
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from raw_fixtures import (
+    SHARED,
+    WNIDS,
+    idx,
+    needs_shared,
+    pixels,
+    prepare_config,
+    write_cifar,
+    write_cifar100,
+    write_classes,
+    write_image,
+    write_mnist,
+    write_npz,
+    write_tiny_imagenet,
+)
+
+from teddy import sources
+from teddy.downloads import Published, checksum
+from teddy.errors import TeddyError
+from teddy.sources import SOURCES, RawArrays, RawDataset, RawFiles, load
+
+
+def warn(source: str, root: Path) -> RawDataset:
+    """Load generated files, whose checksums are not the published ones."""
+    return load(prepare_config(source, root, on_checksum_mismatch="warn"))
+
+
+def arrays(split: object) -> RawArrays:
+    assert isinstance(split, RawArrays)
+    assert split.images.dtype == torch.uint8 and split.labels.dtype == torch.int64
+    return split
+
+
+def files(split: object) -> RawFiles:
+    assert isinstance(split, RawFiles)
+    assert len(split.files) == len(split.sizes) == len(split.labels)
+    assert split.labels.dtype == torch.int64
+    for name, size in zip(split.files, split.sizes, strict=True):
+        assert (split.root / name).stat().st_size == size
+    return split
+
+
+def test_unknown_source_is_refused() -> None:
+    with pytest.raises(TeddyError, match=r"prepare\.source must be one of cifar10, .*got 'digitz'"):
+        load(prepare_config("digitz"))
+
+
+@pytest.mark.parametrize("source", sorted(set(SOURCES) - {"digits"}))
+def test_source_without_a_root_is_refused(source: str) -> None:
+    with pytest.raises(TeddyError, match=rf"prepare\.root is empty, but {source} is read from"):
+        load(prepare_config(source))
+
+
+# --------------------------------------------------------------------------------------- CIFAR
+
+
+@pytest.mark.parametrize("inside", ["", "cifar-10-batches-py"])
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_cifar10(
+    tmp_path: Path, inside: str, protocol: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = write_cifar(tmp_path / "cifar-10-batches-py", protocol=protocol)
+    raw = warn("cifar10", tmp_path / inside)
+    assert np.array_equal(arrays(raw.train).images.numpy(), images)
+    assert raw.train.labels.tolist() == [i % 10 for i in range(200)]
+    assert arrays(raw.test).images.shape == (20, 3, 32, 32)
+    assert raw.class_names == tuple(f"class {i}" for i in range(10))
+    path = tmp_path / "cifar-10-batches-py" / "data_batch_3"
+    assert raw.checksums["data_batch_3"] == checksum(path, "md5")
+    assert len(raw.checksums) == 7
+    assert capsys.readouterr().err.count("not the published file") == 7
+
+
+def test_cifar100_has_fine_labels(tmp_path: Path) -> None:
+    write_cifar100(tmp_path / "cifar-100-python")
+    raw = warn("cifar100", tmp_path)
+    assert arrays(raw.train).images.shape == (200, 3, 32, 32)
+    assert raw.train.labels[:3].tolist() == [0, 7, 14]
+    assert raw.class_names[14] == "fine 14" and len(raw.class_names) == 100
+
+
+def test_cifar_that_is_not_the_published_one_is_refused(tmp_path: Path) -> None:
+    write_cifar(tmp_path / "cifar-10-batches-py")
+    with pytest.raises(TeddyError, match="data_batch_1: not the published file: expected md5:c99c"):
+        load(prepare_config("cifar10", tmp_path))
+
+
+def test_incomplete_cifar_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "cifar-10-batches-py"
+    write_cifar(folder)
+    (folder / "data_batch_5").unlink()
+    with pytest.raises(TeddyError, match="data_batch_5: not found; unpack the published archive"):
+        warn("cifar10", tmp_path)
+    (folder / "batches.meta").unlink()
+    with pytest.raises(TeddyError, match=r"cifar-10-batches-py: expected batches\.meta in it"):
+        warn("cifar10", tmp_path)
+
+
+class Malicious:
+    """A pickle of this runs a command when an ordinary unpickler loads it."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.mark),)
+
+
+def test_code_in_a_batch_is_refused_without_running(tmp_path: Path) -> None:
+    folder, mark = tmp_path / "cifar-10-batches-py", tmp_path / "executed"
+    write_cifar(folder)
+    batch = {"data": pixels(1, 3072), "labels": [0], "more": Malicious(mark)}
+    (folder / "data_batch_2").write_bytes(pickle.dumps(batch))
+    with pytest.raises(TeddyError, match=r"data_batch_2: asks for posix\.mkdir, .* was not run"):
+        warn("cifar10", tmp_path)
+    assert not mark.exists()
+    pickle.loads((folder / "data_batch_2").read_bytes())
+    assert mark.exists(), "the attack works where it is not refused"
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"data": pixels(2, 3072), "labels": [0]}, "expected 2 whole labels, got a list of 1"),
+        ({"data": pixels(1, 3072), "labels": ["cat"]}, "expected 1 whole labels"),
+        ({"data": pixels(1, 3072) / 2, "labels": [0]}, "expected 'data', uint8 .*got float64"),
+        ({"data": pixels(1, 99), "labels": [0]}, r"got uint8 of shape \(1, 99\)"),
+        ({"labels": [0]}, "expected 'data', .*got nothing"),
+        ([1, 2], "expected a dictionary, got a list of 2"),
+    ],
+)
+def test_unexpected_batches_are_refused(tmp_path: Path, entry: Any, message: str) -> None:
+    folder = tmp_path / "cifar-10-batches-py"
+    write_cifar(folder)
+    (folder / "data_batch_1").write_bytes(pickle.dumps(entry, 2))
+    with pytest.raises(TeddyError, match=f"data_batch_1: .*{message}"):
+        warn("cifar10", tmp_path)
+
+
+def test_damaged_batch_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "cifar-10-batches-py"
+    write_cifar(folder)
+    content = (folder / "test_batch").read_bytes()
+    (folder / "test_batch").write_bytes(content[:5000])
+    with pytest.raises(TeddyError, match="test_batch: expected a CIFAR batch, got a damaged file"):
+        warn("cifar10", tmp_path)
+
+
+# -------------------------------------------------------------------------------------- archives
+
+
+def test_missing_archive_says_what_goes_where(tmp_path: Path) -> None:
+    with pytest.raises(TeddyError) as caught:
+        load(prepare_config("cifar100", tmp_path))
+    line = str(caught.value)
+    assert line.startswith(f"{tmp_path}/cifar-100-python.tar.gz: not found")
+    assert "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz" in line
+    assert "datasets.<name>.prepare.download: true" in line
+
+
+def test_archive_in_the_root_is_unpacked(tmp_path: Path) -> None:
+    write_cifar(tmp_path / "made" / "cifar-10-batches-py")
+    root = tmp_path / "root"
+    root.mkdir()
+    with tarfile.open(root / "cifar-10-python.tar.gz", "w:gz") as archive:
+        archive.add(tmp_path / "made" / "cifar-10-batches-py", "cifar-10-batches-py")
+    with pytest.raises(TeddyError, match=r"cifar-10-python\.tar\.gz: not the published file"):
+        load(prepare_config("cifar10", root))
+    assert len(warn("cifar10", root).train.labels) == 200
+    assert (root / "cifar-10-batches-py").is_dir()
+
+
+def test_archive_is_fetched_only_if_allowed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_tiny_imagenet(tmp_path / "made" / "tiny-imagenet-200")
+    archive = Path(
+        shutil.make_archive(str(tmp_path / "set"), "zip", tmp_path / "made", "tiny-imagenet-200")
+    )
+    fetched = []
+
+    def fetch(file: Published, path: Path) -> None:
+        fetched.append((file.urls[0], path))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(archive, path)
+
+    monkeypatch.setattr(sources, "fetch", fetch)
+    root = tmp_path / "raw"
+    allowed = prepare_config("tiny-imagenet", root, download=True, on_checksum_mismatch="warn")
+    with pytest.raises(TeddyError, match=r"tiny-imagenet-200\.zip: not found"):
+        warn("tiny-imagenet", root)
+    assert fetched == []
+    first = load(allowed)
+    assert len(first.train.labels) == 12
+    url = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
+    assert fetched == [(url, root / "tiny-imagenet-200.zip")]
+    load(allowed)
+    assert len(fetched) == 1, "what is there is not fetched again"
+
+
+# --------------------------------------------------------------------------------------- MNIST
+
+
+@pytest.mark.parametrize(
+    ("source", "name"), [("mnist", "MNIST"), ("fashion-mnist", "FashionMNIST")]
+)
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("inside", [False, True])
+def test_mnist(tmp_path: Path, source: str, name: str, zipped: bool, inside: bool) -> None:
+    folder = tmp_path / name / "raw"
+    images = write_mnist(folder, zipped=zipped)
+    raw = warn(source, folder if inside else tmp_path)
+    assert np.array_equal(arrays(raw.train).images[:, 0].numpy(), images)
+    assert raw.train.labels.tolist() == [i % 10 for i in range(40)]
+    assert arrays(raw.test).images.shape == (20, 1, 28, 28)
+    assert raw.class_names[0] == {"mnist": "0 - zero", "fashion-mnist": "T-shirt/top"}[source]
+    assert len(raw.class_names) == 10 and len(raw.checksums) == 4
+
+
+def test_mnist_that_is_not_the_published_one_is_refused(tmp_path: Path) -> None:
+    write_mnist(tmp_path)
+    with pytest.raises(TeddyError, match=r"train-images-idx3-ubyte\.gz: not the published file"):
+        load(prepare_config("mnist", tmp_path))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        idx(pixels(40, 28, 28))[:-1],
+        idx(pixels(40, 28, 28)) + b"x",
+        b"\x00\x00\x0d\x03" + idx(pixels(40, 28, 28))[4:],
+        b"\x00\x00\x08",
+        b"",
+    ],
+    ids=["short", "long", "floats", "header", "empty"],
+)
+def test_unexpected_idx_files_are_refused(tmp_path: Path, content: bytes) -> None:
+    write_mnist(tmp_path, zipped=False)
+    (tmp_path / "train-images-idx3-ubyte").write_bytes(content)
+    with pytest.raises(TeddyError, match="train-images-idx3-ubyte: expected an IDX file of bytes"):
+        warn("mnist", tmp_path)
+
+
+def test_damaged_gzip_is_refused(tmp_path: Path) -> None:
+    write_mnist(tmp_path)
+    path = tmp_path / "t10k-labels-idx1-ubyte.gz"
+    path.write_bytes(path.read_bytes()[:-12])
+    with pytest.raises(TeddyError, match=r"t10k-labels-idx1-ubyte\.gz: damaged"):
+        warn("mnist", tmp_path)
+
+
+# --------------------------------------------------------------------------------- Tiny-ImageNet
+
+
+@pytest.mark.parametrize("val", ["published", "moved", "flat"])
+def test_tiny_imagenet_has_the_same_labels_in_every_layout(tmp_path: Path, val: str) -> None:
+    write_tiny_imagenet(tmp_path / "tiny-imagenet-200", val=val)
+    raw = load(prepare_config("tiny-imagenet", tmp_path))
+    assert raw.class_names == WNIDS, "in the order of wnids.txt"
+    train, test = files(raw.train), files(raw.test)
+    for split in (train, test):
+        names = [Path(name).name for name in split.files]
+        assert split.labels.tolist() == sorted(split.labels.tolist())
+        if split is train:
+            labels = [WNIDS.index(name.split("_")[0]) for name in names]
+        else:
+            labels = [(2 * int(name[4]) + 1) % 3 for name in names]
+        assert split.labels.tolist() == labels
+    assert [Path(name).name[4] for name in test.files] == list("140325")
+    assert len(train.files) == 12
+
+
+def test_tiny_imagenet_without_annotations_is_refused(tmp_path: Path) -> None:
+    write_tiny_imagenet(tmp_path / "tiny-imagenet-200")
+    (tmp_path / "tiny-imagenet-200/val/val_annotations.txt").unlink()
+    with pytest.raises(TeddyError, match=r"val_annotations\.txt: not found, but val/images needs"):
+        load(prepare_config("tiny-imagenet", tmp_path))
+
+
+def test_tiny_imagenet_whose_annotations_do_not_fit_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "tiny-imagenet-200/val/images"
+    write_tiny_imagenet(tmp_path / "tiny-imagenet-200")
+    (folder / "val_3.JPEG").rename(folder / "val_9.JPEG")
+    expected = r"missing there: val/images/val_3\.JPEG; without a label: val/images/val_9\.JPEG"
+    with pytest.raises(TeddyError, match=expected):
+        load(prepare_config("tiny-imagenet", tmp_path))
+
+
+def test_tiny_imagenet_with_other_classes_is_refused(tmp_path: Path) -> None:
+    write_tiny_imagenet(tmp_path / "tiny-imagenet-200")
+    (tmp_path / "tiny-imagenet-200/wnids.txt").write_text("n01\nn02\nn04\n")
+    expected = r"wnids\.txt and train/ .*only in the first: n04; only in the second: n03"
+    with pytest.raises(TeddyError, match=expected):
+        load(prepare_config("tiny-imagenet", tmp_path))
+
+
+# ------------------------------------------------------------------------------------ imagefolder
+
+
+def test_class_folders_with_train_and_val(tmp_path: Path) -> None:
+    write_classes(tmp_path / "train", {"bee": 3, "ant": 2, "Cat": 1})
+    write_classes(tmp_path / "val", {"bee": 1, "ant": 1, "Cat": 1})
+    (tmp_path / "train/ant/deep").mkdir()
+    (tmp_path / "train/ant/0.png").rename(tmp_path / "train/ant/deep/9.PNG")
+    (tmp_path / "train/.ipynb_checkpoints").mkdir()
+    (tmp_path / "train/bee/._0.png").write_text("a Mac's shadow of 0.png")
+    (tmp_path / "train/bee/notes.txt").write_text("not an image")
+    raw = load(prepare_config(root=tmp_path))
+    assert raw.class_names == ("Cat", "ant", "bee"), "sorted, as torchvision's ImageFolder"
+    assert list(files(raw.train).files) == [
+        "train/Cat/0.png", "train/ant/1.png", "train/ant/deep/9.PNG",
+        "train/bee/0.png", "train/bee/1.png", "train/bee/2.png",
+    ]  # fmt: skip
+    assert raw.train.labels.tolist() == [0, 1, 1, 2, 2, 2]
+    assert files(raw.test).labels.tolist() == [0, 1, 2]
+
+
+def test_classes_are_those_of_torchvision(tmp_path: Path) -> None:
+    from torchvision.datasets import ImageFolder
+
+    write_classes(tmp_path, {"b": 2, "B": 1, "a 1": 1, "é": 2, "10": 1, "9": 1})
+    raw = load(prepare_config(root=tmp_path))
+    theirs = ImageFolder(str(tmp_path))
+    assert list(raw.class_names) == theirs.classes
+    ours = [(str(tmp_path / name), label) for name, label in zip(
+        files(raw.train).files, raw.train.labels.tolist(), strict=True
+    )]  # fmt: skip
+    assert ours == theirs.samples
+
+
+def test_bare_class_folders_have_no_test_images(tmp_path: Path) -> None:
+    write_classes(tmp_path, {"ant": 2, "bee": 3})
+    raw = load(prepare_config(root=tmp_path))
+    assert raw.test is None
+    assert list(files(raw.train).files)[:2] == ["ant/0.png", "ant/1.png"]
+    assert raw.train.labels.tolist() == [0, 0, 1, 1, 1]
+
+
+def test_labelled_test_folder_comes_before_val(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("train", "val", "test"):
+        write_classes(tmp_path / name, {"ant": 2, "bee": 2})
+    raw = load(prepare_config(root=tmp_path))
+    assert files(raw.test).files[0] == "test/ant/0.png"
+    assert "test/ serves as test images; val/ is not used" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("inside", ["", "images"])
+def test_unlabelled_test_folder_is_left_alone(tmp_path: Path, inside: str) -> None:
+    for name in ("train", "val"):
+        write_classes(tmp_path / name, {"ant": 2, "bee": 2})
+    write_image(tmp_path / "test" / inside / "0.png")
+    assert files(load(prepare_config(root=tmp_path)).test).files[0] == "val/ant/0.png"
+
+
+def test_different_classes_are_named_both_ways(tmp_path: Path) -> None:
+    write_classes(tmp_path / "train", {"ant": 1, "bee": 1, "cow": 1})
+    write_classes(tmp_path / "val", {"bee": 1, "cat": 1, "dog": 1})
+    expected = r"train/ and val/ .*only in the first: ant, cow; only in the second: cat, dog"
+    with pytest.raises(TeddyError, match=expected):
+        load(prepare_config(root=tmp_path))
+
+
+def test_missing_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(TeddyError, match="gone: expected a folder of class folders"):
+        load(prepare_config(root=tmp_path / "gone"))
+
+
+# ------------------------------------------------------------------------------------------ npz
+
+
+@pytest.mark.parametrize(
+    ("shape", "channels"), [((32, 24), 1), ((32, 24, 1), 1), ((32, 24, 3), 3), ((3, 32, 24), 3)]
+)
+def test_npz_of_every_shape(tmp_path: Path, shape: tuple[int, ...], channels: int) -> None:
+    images = pixels(24, *shape)
+    path = write_npz(tmp_path / "own.npz", x_train=images, x_test=images[:6])
+    raw = load(prepare_config("npz", path))
+    got = arrays(raw.train).images.numpy()
+    assert got.shape == (24, channels, 32, 24)
+    last = images if len(shape) == 3 and shape[-1] in (1, 3) else images.reshape(24, -1, 32, 24)
+    assert np.array_equal(got, last if last is not images else np.moveaxis(images, -1, 1))
+    assert arrays(raw.test).images.shape == (6, channels, 32, 24)
+    assert raw.class_names == ("0", "1", "2")
+    assert raw.checksums == {"own.npz": checksum(path, "sha256")}
+
+
+def test_npz_with_names_and_without_test(tmp_path: Path) -> None:
+    path = write_npz(
+        tmp_path / "own.npz",
+        x_test=None,
+        y_test=None,
+        y_train=(np.arange(24) % 3).reshape(24, 1).astype(np.uint8),
+        class_names=np.array(["ant", "bee", "cat"]),
+    )
+    raw = load(prepare_config("npz", path))
+    assert raw.test is None
+    assert raw.class_names == ("ant", "bee", "cat")
+    assert raw.train.labels.tolist() == [i % 3 for i in range(24)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"x_train": pixels(24, 32, 32) / 255}, "x_train: expected images as uint8 .*float64; mul"),
+        ({"x_train": pixels(24, 32, 32).astype(np.int32)}, "x_train: expected .*got int32"),
+        ({"x_train": pixels(24, 32, 32, 4)}, r"got \(24, 32, 32, 4\)"),
+        ({"x_train": pixels(24, 3, 32, 3)}, r"got \(24, 3, 32, 3\)"),
+        ({"x_train": pixels(24, 1024)}, r"got \(24, 1024\)"),
+        ({"x_train": pixels(0, 32, 32)}, "empty array"),
+        ({"y_train": np.arange(23)}, "y_train: expected 24 whole numbers, .*shape"),
+        ({"y_train": np.arange(24) / 2}, "y_train: expected 24 whole numbers, got float64"),
+        ({"y_test": None}, "lacks y_test; has x_test, x_train, y_train"),
+        ({"x_train": None}, "expected x_train and y_train, lacks x_train"),
+        ({"y_train": np.array([None] * 24)}, "expected an .npz file of plain arrays"),
+    ],
+)
+def test_unexpected_npz_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    path = write_npz(tmp_path / "own.npz", **changes)
+    with pytest.raises(TeddyError, match=f"own.npz: .*{message}"):
+        load(prepare_config("npz", path))
+
+
+@pytest.mark.parametrize("damage", ["missing", "text", "npy"])
+def test_file_that_is_no_npz_is_refused(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "own.npz"
+    if damage == "text":
+        path.write_text("images")
+    if damage == "npy":
+        np.save(tmp_path / "own.npy", pixels(2, 2))
+        (tmp_path / "own.npy").rename(path)
+    with pytest.raises(TeddyError, match=r"own\.npz: expected an \.npz file"):
+        load(prepare_config("npz", path))
+
+
+# ------------------------------------------------------------------------------ the real images
+
+
+@needs_shared
+@pytest.mark.slow
+def test_real_cifar10(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with tarfile.open(SHARED / "cifar-10-batches-py.tar.xz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    raw = warn("cifar10", tmp_path)
+    assert arrays(raw.train).images.shape == (50_000, 3, 32, 32)
+    assert raw.train.labels.bincount().tolist() == [5_000] * 10
+    assert arrays(raw.test).labels.bincount().tolist() == [1_000] * 10
+    assert raw.class_names == (
+        "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
+    )  # fmt: skip
+    assert raw.train.labels[:5].tolist() == [6, 9, 9, 4, 1], "a frog and two trucks come first"
+
+    from torchvision.datasets import CIFAR10
+
+    monkeypatch.setattr(CIFAR10, "test_list", [[name, None] for name, _ in CIFAR10.test_list])
+    monkeypatch.setattr(CIFAR10, "train_list", [[name, None] for name, _ in CIFAR10.train_list])
+    theirs = CIFAR10(tmp_path, train=False)
+    assert list(raw.class_names) == theirs.classes
+    assert raw.test is not None and raw.test.labels.tolist() == theirs.targets
+    assert np.array_equal(arrays(raw.test).images.permute(0, 2, 3, 1).numpy(), theirs.data)

@@ -1,0 +1,62 @@
+"""A base that was trained elsewhere: taken as it is, or refused."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+from teddy.artifacts import WorkDir
+from teddy.config import NetworkConfig, OptimizerConfig, TrainTeacherConfig, ViewConfig
+from teddy.data import ImageDataset
+from teddy.errors import TeddyError
+from teddy.networks import load_network
+from teddy.pool import Pool
+from teddy.teachers import checkpoint_name, take_base
+from teddy.training import accuracy
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def taking(
+    pool: Pool,
+    dataset: ImageDataset,
+    network_config: NetworkConfig,
+    view_config: ViewConfig,
+    optimizer_config: OptimizerConfig,
+) -> TrainTeacherConfig:
+    """Take a member of the pool, and claim what it really has."""
+    path = pool.folder / "member2.safetensors"
+    network, _ = load_network(path)
+    return TrainTeacherConfig(
+        network=network_config, epochs=3, batch_size=16, optimizer=optimizer_config,
+        views=view_config, precision="float32", checkpoint=str(path),
+        claimed_top1=accuracy(network, dataset.test, dataset.normalisation),
+    )  # fmt: skip
+
+
+def test_checkpoint_with_the_claimed_accuracy_becomes_the_only_one(
+    taking: TrainTeacherConfig, dataset: ImageDataset, workplace: Path
+) -> None:
+    work = WorkDir("train_teacher", "taken")
+    (record,) = take_base(taking, dataset, work, CPU)
+    assert record["epoch"] == 1
+    assert record["test_top1"] == taking.claimed_top1
+    network, kept = load_network(work / checkpoint_name(1))
+    assert kept["val_top1"] == accuracy(network, dataset.val, dataset.normalisation)
+    given, _ = load_network(Path(taking.checkpoint))
+    assert all(
+        torch.equal(mine, theirs)
+        for mine, theirs in zip(network.parameters(), given.parameters(), strict=True)
+    )
+
+
+@pytest.mark.parametrize("error", [-0.6, 0.6])
+def test_checkpoint_with_another_accuracy_is_refused(
+    taking: TrainTeacherConfig, dataset: ImageDataset, workplace: Path, error: float
+) -> None:
+    assert 1 < taking.claimed_top1 < 99
+    wrong = dataclasses.replace(taking, claimed_top1=taking.claimed_top1 + error)
+    with pytest.raises(TeddyError, match=r"on the 12 test images, but claimed_top1 is"):
+        take_base(wrong, dataset, WorkDir("train_teacher", "taken"), CPU)
