@@ -232,7 +232,11 @@ def read_bases(params: Params, teachers: Path) -> list[Base]:
         path = teachers / f"{name}.json"
         with _opened(path, "train_teacher", name, {"base": name}) as record:
             epochs = tuple(
-                Epoch(epoch=entry["epoch"], loss=entry.get("loss", math.nan), val_top1=entry["val_top1"])
+                Epoch(
+                    epoch=entry["epoch"],
+                    loss=entry.get("loss", math.nan),
+                    val_top1=entry["val_top1"],
+                )
                 for entry in record["epochs"]
             )
         bases.append(Base(name=name, dataset=row.dataset, epochs=epochs))
