@@ -99,7 +99,9 @@ def test_params_are_written_as_dvc_writes_them(tmp_path: Path) -> None:
     YAML().dump(YAML().load(ROOT / "params.yaml"), tmp_path / "params.yaml")
     text = (ROOT / "params.yaml").read_text(encoding="utf-8")
     assert (tmp_path / "params.yaml").read_text(encoding="utf-8") == text
-    assert not re.search(r"^[^#]*[:-] +[\[{](?!})", text, re.MULTILINE), "flow style is rewritten"
+    assert not re.search(r"^[^#]*[:-] +[\[{](?![]}])", text, re.MULTILINE), (
+        "flow style is rewritten"
+    )
 
 
 def test_params_of_stages_exist_for_every_row() -> None:
@@ -351,7 +353,9 @@ def test_killed_stage_resumes_to_the_same_bytes(
     (arguments,) = (line for line in commands(rows, stage) if line[0] == row)
     written = [Path(path) for path in arguments if "/" in path and path != row]
     expected = outputs(folder)
-    outs = {"--out", "--curve", "--facts", "--history"}
+    declared = [next(iter(out)) if isinstance(out, dict) else out for out in body(stage)["outs"]]
+    options = re.findall(r"(--[a-z]+)\s+(\S+)", body(stage)["cmd"])
+    outs = {option for option, template in options if template in declared}
     for option, path in zip(arguments[1::2], arguments[2::2], strict=True):
         target = folder / path
         if option in outs:
@@ -414,7 +418,7 @@ def test_bad_settings_are_refused_by_name(
         "prepare", ["digits", "--out", str(tmp_path / "out"), "--params", str(params)], capsys
     )
     assert all(word in line for word in words), line
-    assert not (tmp_path / "out").exists()
+    assert not list((tmp_path / "out").glob("*"))
 
 
 @pytest.mark.parametrize(

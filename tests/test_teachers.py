@@ -52,11 +52,17 @@ def test_checkpoint_with_the_claimed_accuracy_becomes_the_only_one(
     )
 
 
-@pytest.mark.parametrize("error", [-0.6, 0.6])
 def test_checkpoint_with_another_accuracy_is_refused(
-    taking: TrainTeacherConfig, dataset: ImageDataset, workplace: Path, error: float
+    taking: TrainTeacherConfig, dataset: ImageDataset, workplace: Path
 ) -> None:
-    assert 1 < taking.claimed_top1 < 99
-    wrong = dataclasses.replace(taking, claimed_top1=taking.claimed_top1 + error)
-    with pytest.raises(TeddyError, match=r"on the 12 test images, but claimed_top1 is"):
-        take_base(wrong, dataset, WorkDir("train_teacher", "taken"), CPU)
+    """The tolerance is half a point, in whichever direction there is room for a claim."""
+    sign = -1 if taking.claimed_top1 > 50 else 1
+    for error in (0.4, 0.6):
+        claim = taking.claimed_top1 + sign * error
+        claiming = dataclasses.replace(taking, claimed_top1=claim)
+        work = WorkDir("train_teacher", "taken")
+        if error < 0.5:
+            take_base(claiming, dataset, work, CPU)
+            continue
+        with pytest.raises(TeddyError, match=r"on the 12 test images, but claimed_top1 is"):
+            take_base(claiming, dataset, work, CPU)

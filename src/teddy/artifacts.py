@@ -5,6 +5,7 @@ artifact it is; the record is a single string because safetensors does not keep 
 several metadata entries, and equal content must give equal bytes.
 """
 
+import atexit
 import contextlib
 import fcntl
 import hashlib
@@ -270,3 +271,4 @@ def _forget_locks() -> None:
 # A lock lasts as long as any copy of its file is open: forked workers must not outlive a killed
 # stage as its owner.
 os.register_at_fork(after_in_child=_forget_locks)
+atexit.register(_forget_locks)
