@@ -371,6 +371,11 @@ def test_files_whose_contents_are_hashed_are_checked(folders: Path) -> None:
     refused(r"val/ant/0\.png \(not an image\)", folders, storage="files")
 
 
+def test_deep_pixels_are_found_in_the_header(folders: Path) -> None:
+    Image.fromarray(pixels(8, 8).astype(np.uint16) * 200).save(folders / "val/bee/deep.png")
+    refused(r"val/bee/deep\.png \(mode I;16 has more than 8 bits", folders, storage="files")
+
+
 def test_empty_files_are_found_without_opening_any(folders: Path) -> None:
     (folders / "val/ant/0.png").write_bytes(b"")
     refused(r"0\.png \(empty file\)", folders, storage="files", checksums="sizes")

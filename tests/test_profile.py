@@ -1,5 +1,6 @@
 """Profiles: rows in, rows out, and nothing else changed."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,18 @@ def test_all_profiles_at_once_are_valid_and_leave_no_trace(
 
 def test_every_dataset_of_params_has_a_profile_or_is_the_default() -> None:
     assert set(YAML(typ="safe").load(PARAMS)["datasets"]) == {"digits", *PROFILES}
+
+
+def test_settings_that_the_readme_changes_by_command_are_there() -> None:
+    """``-S`` refuses a key that params.yaml does not have already."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    named = re.findall(r" -S ([\w-]+(?:\.[\w-]+)+)=", text)
+    assert len(named) >= 4
+    for key in named:
+        value = YAML(typ="safe").load(PARAMS)
+        for part in key.split("."):
+            assert part in value, f"{key}: params.yaml has no {part!r}"
+            value = value[part]
 
 
 def test_paper_grids() -> None:
