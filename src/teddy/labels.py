@@ -134,6 +134,25 @@ class OnlineLabels:
         return torch.cat(parts)
 
 
+class KeptLabels:
+    """Soft labels kept in memory when they have been computed, for students that share them."""
+
+    def __init__(self, labels: SoftLabels) -> None:
+        self._labels = labels
+        self._kept: dict[int, Tensor] = {}
+
+    def epoch(self, epoch: int) -> Tensor:
+        """Labels of an epoch."""
+        if epoch not in self._kept:
+            self._kept[epoch] = self._labels.epoch(epoch)
+        return self._kept[epoch]
+
+
+def label_bytes(views: TrainingViews, num_classes: int) -> int:
+    """Size of the soft labels of all epochs, float16; bytes."""
+    return 2 * views.config.epochs * len(views) * num_classes
+
+
 class StoredLabels:
     """Soft labels read from the files of :func:`store_labels`."""
 
