@@ -7,6 +7,7 @@ lists after an import or a row of ``targets`` has changed; tests hold them.
 """
 
 import ast
+import functools
 import re
 from collections.abc import Mapping, Sequence
 from io import StringIO
@@ -140,6 +141,7 @@ def _file(module: str) -> Path:
     return _ROOT / "src" / (module.replace(".", "/") + ".py")
 
 
+@functools.cache
 def _imports(file: Path) -> set[Path]:
     names = set()
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
