@@ -261,6 +261,9 @@ def tiny_params(path: Path, **changes: Any) -> Path:
     four = list(raw["sets"])
     raw["targets"] = {name: four for name in raw["targets"]} | {
         "table2": ["digits/prior/ipc3-resnet18"],
+        **{
+            name: ["digits/sre2l/ipc3", "digits/prior/ipc3"] for name in ("fig2c", "fig3a", "fig3c")
+        },
         "fig3b": ["digits/prior/ipc3-members1", "digits/prior/ipc3"],
         "fig3d": ["digits/sre2l/ipc3", "digits/prior/ipc3"],
     }

@@ -327,6 +327,12 @@ def _along(target: str) -> "Maker":
     axis = AXES[target]
 
     def make(scores: Sequence[Score], paper: Sequence[PaperResult], params: Params) -> list[Table]:
+        for score in scores:
+            if getattr(score, axis.attribute) is None:
+                raise TeddyError(
+                    f"{params.path}: targets.{target}: {score.name} has no place on the axis "
+                    f"{axis.title!r}"
+                )
         table1 = params.targets.get("table1", ())
         tables = []
         for (dataset, arch), own in grouped(scores, "dataset", "arch").items():
