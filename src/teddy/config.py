@@ -140,6 +140,63 @@ class ViewConfig:
         _check(self.roll[0] <= self.roll[1], f"views.roll must be [low, high], got {self.roll}")
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DsaConfig:
+    """Differentiable siamese augmentation (§8-18); see :mod:`teddy.dsa` for what strengths mean."""
+
+    operations: tuple[Literal["color", "crop", "cutout", "flip", "scale", "rotate"], ...]
+    """One of them, equally likely, is applied to a batch."""
+    scale: float
+    """Largest factor of both axes; the smallest is its inverse."""
+    rotate: float
+    """Largest angle, degrees."""
+    crop: float
+    """Largest shift, share of the side."""
+    cutout: float
+    """Side of the hole, share of the image's."""
+    brightness: float
+    """Range of what is added to normalised pixels."""
+    saturation: float
+    """Range of the factor of colourfulness, around 1."""
+    contrast: float
+    """Largest change of the factor of contrast from 1."""
+
+    def __post_init__(self) -> None:
+        _check(len(self.operations) > 0, "dsa.operations must name at least one operation")
+        _check(self.scale >= 1, f"dsa.scale must be at least 1, got {self.scale}")
+        for name in ("rotate", "crop", "cutout", "brightness", "saturation", "contrast"):
+            value = getattr(self, name)
+            _check(value >= 0, f"dsa.{name} must be ≥ 0, got {value}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DmConfig:
+    """Distribution matching, the images of a method ``dm`` (Table 5)."""
+
+    network: NetworkConfig
+    """A freshly initialised one embeds the images at every iteration; never BatchNorm, whose
+    statistics would mix classes."""
+    iterations: int
+    """Gradient steps."""
+    real_batch: int
+    """Real images per class and iteration; all of a smaller class."""
+    lr: float
+    """SGD learning rate of the pixels."""
+    momentum: float
+    """SGD momentum of the pixels."""
+
+    def __post_init__(self) -> None:
+        _check(
+            self.network.arch == "convnet3" and self.network.norm != "batch",
+            "dm.network must be convnet3 without BatchNorm, got "
+            f"{self.network.arch} with norm {self.network.norm}",
+        )
+        _check(self.iterations >= 1, f"dm.iterations must be at least 1, got {self.iterations}")
+        _check(self.real_batch >= 1, f"dm.real_batch must be at least 1, got {self.real_batch}")
+        _check(self.lr > 0, f"dm.lr must be above 0, got {self.lr}")
+        _check(0 <= self.momentum < 1, f"dm.momentum must be in [0, 1), got {self.momentum}")
+
+
 Precision = Literal["float32", "bfloat16"]
 
 # ------------------------------------------------------------------------------ stage sections
@@ -343,8 +400,12 @@ class SynthesizeConfig:
     """Teachers drawn from the pool at a time, k."""
     draw_per: Literal["index", "iteration"]
     """When teachers are drawn: once per group of IPC indices, or at every iteration (§8-6)."""
+    augmentation: Literal["views", "dsa"]
+    """What images go through at every iteration."""
     views: ViewConfig
     """Random view of the images at every iteration."""
+    dsa: DsaConfig
+    """The alternative to ``views``; one operation per iteration."""
     views_per: Literal["batch", "image"]
     """One view shared by the batch, as SRe2L's code does, or one per image."""
     clip: bool
@@ -353,6 +414,10 @@ class SynthesizeConfig:
     """Stored statistics, or variants A and B of §8-21 from a pass over the training set."""
     gradient: Literal["two_pass", "joint"]
     """One teacher's graph at a time (exact, memory of k = 1), or all k at once."""
+    dm: DmConfig
+    """Distribution matching, for methods whose images it makes instead of Eq. 7. Of the other
+    settings it uses ``initialise``, ``classes_per_batch``, ``dsa`` (always), ``clip`` and
+    ``precision``."""
     precision: Precision
     """Autocast dtype of the teachers; statistics and losses stay in float32."""
 
@@ -378,8 +443,13 @@ class RelabelConfig:
 
     epochs: int
     """Epochs of student training, each with its own views."""
+    augmentation: Literal["views", "dsa"]
+    """What images go through in every epoch."""
     views: ViewConfig
     """Random view of each image."""
+    dsa: DsaConfig
+    """The alternative to ``views``; one operation per batch of a student, so that there are no soft
+    labels with it."""
     cutmix: bool
     """Paste a box of another image into every view, Beta(1, 1)."""
     ensemble: Literal["logits", "probs"]
@@ -547,8 +617,8 @@ class MethodRow:
 
     title: str
     """Name shown in tables and figures."""
-    images: Literal["synthesised", "random"]
-    """Optimised by Eq. 7, or a random subset of the training images."""
+    images: Literal["synthesised", "random", "dm"]
+    """Optimised by Eq. 7, a random subset of the training images, or distribution matching."""
     labels: tuple[Literal["hard", "soft"], ...]
     """Kinds of labels that students are trained with."""
     paper: str
@@ -738,9 +808,14 @@ class Params:
         method = self._parent("sets", name, "methods", row.method)
         pool = self._parent("sets", name, "pools", row.pool)
         self._same_dataset("sets", name, row.dataset, row.pool, pool.dataset)
-        config = self.synthesize(name)
-        self.relabel(name), self.evaluate(name)
-        if method.images == "random":
+        config, relabel = self.synthesize(name), self.relabel(name)
+        self.evaluate(name)
+        _check(
+            "soft" not in method.labels or relabel.augmentation != "dsa",
+            f"{self._where(f'sets.{name}')}: relabel.augmentation dsa has no soft labels, because "
+            f"its operation belongs to a student's batch, but method {row.method!r} asks for them",
+        )
+        if method.images != "synthesised":
             return
         size = self.pool_size(row.pool)
         _check(

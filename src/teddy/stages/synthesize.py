@@ -1,4 +1,4 @@
-"""Make a distilled set: optimise images by Eq. 7, or select random real ones (the baseline)."""
+"""Make a distilled set: by Eq. 7, by distribution matching, or of random real images."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,10 +12,11 @@ from teddy.config import Params, ViewConfig, from_json, to_json
 from teddy.data import ImageDataset, read_dataset, select_random
 from teddy.distilled import DistilledSet, save_distilled
 from teddy.distributed import leave_to_first
+from teddy.distribution_matching import DistributionMatcher
 from teddy.pool import MANIFEST, open_pool
 from teddy.runtime import pick_device, run_stage
 from teddy.stages.command import manifest_digest, parse
-from teddy.synthesis import Synthesiser, synthesise
+from teddy.synthesis import ImageMaker, Synthesiser, synthesise
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -50,9 +51,14 @@ def main(argv: Sequence[str] | None = None) -> None:
             leave_to_first()
             images, labels = _random(dataset, row.ipc, params.seed)
         else:
-            provenance |= {"pool": manifest_digest(args.pool), "settings": to_json(config)}
+            provenance |= {"settings": to_json(config)}
+            if method.images == "synthesised":
+                provenance |= {"pool": manifest_digest(args.pool)}
+                maker = _synthesiser(params, args.name, args.pool, dataset)
+            else:
+                maker = DistributionMatcher(config, dataset, params.seed, pick_device())
             work = WorkDir("synthesize", args.name, **provenance).claim()
-            images, labels, records = _synthesise(params, args.name, args.pool, dataset, work)
+            images, labels, records = synthesise(maker, row.ipc, work)
         distilled = DistilledSet(
             images, labels, dataset.class_names, dataset.normalisation, provenance
         )
@@ -70,11 +76,9 @@ def _random(dataset: ImageDataset, ipc: int, seed: int) -> tuple[Tensor, Tensor]
     return dataset.train.pick(chosen), dataset.train.labels[chosen]
 
 
-def _synthesise(
-    params: Params, name: str, pool: Path, dataset: ImageDataset, work: WorkDir
-) -> tuple[Tensor, Tensor, list[Json]]:
+def _synthesiser(params: Params, name: str, pool: Path, dataset: ImageDataset) -> ImageMaker:
     views = read_json(pool / MANIFEST)["training_views"]
-    synthesiser = Synthesiser(
+    return Synthesiser(
         params.synthesize(name),
         open_pool(pool),
         dataset,
@@ -82,7 +86,6 @@ def _synthesise(
         params.seed,
         pick_device(),
     )
-    return synthesise(synthesiser, params.row("sets", name).ipc, work)
 
 
 if __name__ == "__main__":
