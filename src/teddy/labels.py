@@ -81,12 +81,16 @@ class TrainingViews:
         """
         if self._keep:
             if epoch not in self._kept:
-                everything = torch.arange(len(self), device=self.images.labels.device)
-                (self._kept[epoch],) = self._draw(epoch, [everything])
+                self._kept[epoch] = self._whole(epoch)
             whole = self._kept[epoch]
             yield from (whole[part] for part in parts)
         else:
             yield from self._draw(epoch, parts)
+
+    def _whole(self, epoch: int) -> Batch:
+        everything = torch.arange(len(self), device=self.images.labels.device)
+        (batch,) = self._draw(epoch, [everything])
+        return batch
 
     def _draw(self, epoch: int, parts: Iterable[Tensor]) -> Iterator[Batch]:
         device = self.images.labels.device
