@@ -443,7 +443,7 @@ def test_row_without_its_parent_is_refused(read: Read, place: str, expected: str
 
 def test_soft_labels_are_refused_with_dsa(read: Read) -> None:
     dsa = {"relabel:augmentation": "dsa"}
-    assert "relabel.augmentation dsa has no soft labels" in refusal(read, dsa)
+    assert "relabel.augmentation is dsa, which has no soft labels" in refusal(read, dsa)
     hard = {f"methods:{name}:labels": ["hard"] for name in DOCUMENT["methods"]}
     assert read(dsa | hard).relabel("toy/prior/ipc1").augmentation == "dsa"
 

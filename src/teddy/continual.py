@@ -19,16 +19,22 @@ Dimensions: ``N`` images of a buffer, ``K`` classes.
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from teddy.artifacts import Json, digest
+from teddy.config import SynthesizeConfig, ViewConfig
 from teddy.data import ImageDataset, LabelledImages
 from teddy.errors import TeddyError
 from teddy.images import Images
 from teddy.labels import Batch, SoftLabels, TrainingViews
+from teddy.pool import Pool
 from teddy.seeding import permutation
 from teddy.streaming import ImageFiles
+from teddy.synthesis import Synthesiser, join_items
+from teddy.teachers import checkpoint_name
 
 _NEVER = -3e4  # logit of a class that a teacher does not know: no probability at any temperature
 
@@ -147,3 +153,60 @@ class UnionLabels:
             row[:, list(classes)] = known
             rows.append(row)
         return torch.cat(rows)
+
+
+# ------------------------------------------------------------------------------- strict teachers
+
+
+def step_folder(order: int, step: int) -> str:
+    """Name of a step's folder of teachers."""
+    return f"order{order}-step{step}"
+
+
+def step_pool(folder: Path, epochs: Sequence[int]) -> Pool:
+    """The pool of checkpoints that a step's base run left in a folder.
+
+    Raises:
+        TeddyError: a checkpoint is missing.
+    """
+    entries: list[Json] = []
+    for epoch in epochs:
+        path = folder / checkpoint_name(epoch)
+        if not path.is_file():
+            raise TeddyError(f"{path}: expected a checkpoint; run train_step_teachers first")
+        entries.append({"file": path.name, "sha256": digest(path)})
+    return Pool(folder, entries)
+
+
+def synthesise_step(
+    config: SynthesizeConfig,
+    pool: Pool,
+    data: ImageDataset,
+    training_views: ViewConfig,
+    ipc: int,
+    seed: int,
+    device: torch.device,
+    resume: Path,
+) -> Tensor:
+    """Images of a step by its own teachers, in one process.
+
+    Args:
+        config: as for a set of all classes; items are smaller where there are fewer classes.
+        pool: teachers of the step.
+        data: its classes alone.
+        training_views: augmentation that the teachers were trained with.
+        ipc: images per class.
+        seed: of the step.
+        device: where to work.
+        resume: file that an unfinished item's state is kept in.
+
+    Returns:
+        uint8 ``(ipc·K, C, H, W)`` ordered by index, then class of ``data``.
+    """
+    synthesiser = Synthesiser(config, pool, data, training_views, seed, device)
+    items, images = synthesiser.items(ipc), []
+    for number, item in enumerate(items):
+        own = resume.with_name(f"{resume.name}-{number}")
+        images.append(synthesiser.run(item, own)["images"])
+        own.unlink(missing_ok=True)
+    return join_items(items, images, ipc)

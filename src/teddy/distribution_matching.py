@@ -35,6 +35,9 @@ from teddy.synthesis import (
     thin,
 )
 
+SETTINGS = ("initialise", "classes_per_batch", "dsa", "clip", "dm", "precision")
+"""Settings of the synthesize stage that the images depend on."""
+
 
 def matching_loss(real: Tensor, synthetic: Tensor) -> Tensor:
     """Squared distance of mean embeddings, summed over classes.

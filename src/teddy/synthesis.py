@@ -466,7 +466,6 @@ def synthesise(maker: ImageMaker, ipc: int, work: WorkDir) -> tuple[Tensor, Tens
         uint8 images ``(ipc·K, C, H, W)`` and int64 labels, ordered by index, then class; and per
         item its name, loss curve and whatever else the maker records.
     """
-    num_classes, shape = maker.data.num_classes, maker.data.image_shape
     items = maker.items(ipc)
 
     def finish(index: int) -> None:
@@ -479,16 +478,24 @@ def synthesise(maker: ImageMaker, ipc: int, work: WorkDir) -> tuple[Tensor, Tens
 
     for_each(len(items), finish, maker.device)
     leave_to_first()
-    most = max(item.indices[-1] for item in items) + 1
-    images = torch.empty(most, num_classes, *shape, dtype=torch.uint8)
-    records = []
-    for item in items:
-        result, _ = read_tensors(_item_path(work, item), kind=_KIND)
-        block = result["images"].unflatten(0, (len(item.indices), len(item.classes)))
-        images[list(item.indices), item.classes[0] : item.classes[-1] + 1] = block
-        records.append(maker.record(item, result["curve"]))
-    labels = torch.arange(num_classes).repeat(ipc)
-    return images[:ipc].flatten(0, 1), labels, records
+    results = [read_tensors(_item_path(work, item), kind=_KIND)[0] for item in items]
+    images = join_items(items, [result["images"] for result in results], ipc)
+    records = [
+        maker.record(item, result["curve"]) for item, result in zip(items, results, strict=True)
+    ]
+    labels = torch.arange(maker.data.num_classes).repeat(ipc)
+    return images, labels, records
+
+
+def join_items(items: Sequence[Item], images: Sequence[Tensor], ipc: int) -> Tensor:
+    """Images of a set, uint8 ``(ipc·K, C, H, W)`` ordered by index, then class, from its items'."""
+    indices = max(item.indices[-1] for item in items) + 1
+    classes = max(item.classes[-1] for item in items) + 1
+    joined = torch.empty(indices, classes, *images[0].shape[1:], dtype=torch.uint8)
+    for item, own in zip(items, images, strict=True):
+        block = own.unflatten(0, (len(item.indices), len(item.classes)))
+        joined[list(item.indices), item.classes[0] : item.classes[-1] + 1] = block
+    return joined[:ipc].flatten(0, 1)
 
 
 def _item_path(work: WorkDir, item: Item) -> Path:

@@ -8,10 +8,11 @@ from torch import Tensor
 
 import teddy
 from teddy.artifacts import Json, WorkDir, check_writable, read_json, write_json
-from teddy.config import Params, ViewConfig, from_json, to_json
+from teddy.config import Params, SynthesizeConfig, ViewConfig, from_json, to_json
 from teddy.data import ImageDataset, read_dataset, select_random
 from teddy.distilled import DistilledSet, save_distilled
 from teddy.distributed import leave_to_first
+from teddy.distribution_matching import SETTINGS as DM_SETTINGS
 from teddy.distribution_matching import DistributionMatcher
 from teddy.pool import MANIFEST, open_pool
 from teddy.runtime import pick_device, run_stage
@@ -51,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             leave_to_first()
             images, labels = _random(dataset, row.ipc, params.seed)
         else:
-            provenance |= {"settings": to_json(config)}
+            provenance |= {"settings": _settings(config, method.images)}
             if method.images == "synthesised":
                 provenance |= {"pool": manifest_digest(args.pool)}
                 maker = _synthesiser(params, args.name, args.pool, dataset)
@@ -69,6 +70,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         return f"{args.name}: {distilled}"
 
     run_stage("synthesize", stage, parallel=True)
+
+
+def _settings(config: SynthesizeConfig, images: str) -> Json:
+    """The settings that such images depend on."""
+    every = to_json(config)
+    if images == "dm":
+        return {key: every[key] for key in DM_SETTINGS}
+    return {key: value for key, value in every.items() if key != "dm"}
 
 
 def _random(dataset: ImageDataset, ipc: int, seed: int) -> tuple[Tensor, Tensor]:
