@@ -28,6 +28,14 @@ from teddy.config import (
 from teddy.errors import TeddyError
 
 VIEWS = {"crop_scale": 0.5, "hflip": False, "roll": [0, 0]}
+DSA = {
+    "operations": ["color", "flip"], "scale": 1.2, "rotate": 15, "crop": 0.125, "cutout": 0.5,
+    "brightness": 1, "saturation": 2, "contrast": 0.5,
+}  # fmt: skip
+DM = {
+    "network": {"arch": "convnet3", "width": 32, "norm": "instance"}, "iterations": 9,
+    "real_batch": 256, "lr": 1, "momentum": 0.5,
+}  # fmt: skip
 NETWORK = {"arch": "convnet3", "width": 32, "norm": "batch"}
 OPTIMIZER = {
     "name": "sgd", "lr": 0.05, "momentum": 0.9, "betas": [0.9, 0.999], "weight_decay": 1e-4,
@@ -89,11 +97,12 @@ DOCUMENT: dict[str, Any] = {
         "indices_per_batch": 10, "lr": 0.1, "betas": [0.5, 0.9], "eps": 1e-8, "weight_decay": 0,
         "alpha_bn": 0.1, "first_bn_weight": 10, "norm": "l2", "variance": "biased",
         "over_teachers": "mean", "ensemble": "logits", "draw": 3, "draw_per": "index",
-        "views": VIEWS, "views_per": "batch", "clip": True, "class_statistics": "none",
-        "gradient": "two_pass", "precision": "float32",
+        "augmentation": "views", "views": VIEWS, "dsa": DSA, "views_per": "batch", "clip": True,
+        "class_statistics": "none", "gradient": "two_pass", "dm": DM, "precision": "float32",
     },
     "relabel": {
-        "epochs": 150, "views": VIEWS, "cutmix": True, "ensemble": "logits", "store": True,
+        "epochs": 150, "augmentation": "views", "views": VIEWS, "dsa": DSA, "cutmix": True,
+        "ensemble": "logits", "store": True,
     },
     "evaluate": {
         "network": NETWORK, "batch_size": 100, "optimizer": OPTIMIZER, "temperature": 20,
@@ -430,6 +439,13 @@ def test_epochs_beyond_the_trajectory_are_refused(read: Read) -> None:
 )
 def test_row_without_its_parent_is_refused(read: Read, place: str, expected: str) -> None:
     assert expected in refusal(read, {place: "absent"})
+
+
+def test_soft_labels_are_refused_with_dsa(read: Read) -> None:
+    dsa = {"relabel:augmentation": "dsa"}
+    assert "relabel.augmentation is dsa, which has no soft labels" in refusal(read, dsa)
+    hard = {f"methods:{name}:labels": ["hard"] for name in DOCUMENT["methods"]}
+    assert read(dsa | hard).relabel("toy/prior/ipc1").augmentation == "dsa"
 
 
 def test_parent_of_another_dataset_is_refused(read: Read) -> None:

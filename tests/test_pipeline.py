@@ -22,9 +22,27 @@ from ruamel.yaml import YAML
 import teddy
 from teddy import config
 from teddy.artifacts import digest, read_json
-from teddy.dependencies import imported, with_modules
+from teddy.continual import class_steps, seen_classes
+from teddy.dependencies import imported, target_inputs, update, with_inputs, with_modules
+from teddy.networks import classifier, load_network
 from teddy.readme import with_results
-from teddy.stages import build_pool, evaluate, prepare, relabel, report, synthesize, train_teacher
+from teddy.stages import (
+    build_pool,
+    continual,
+    costs,
+    evaluate,
+    grids,
+    measure_costs,
+    overview,
+    prepare,
+    relabel,
+    report,
+    streams,
+    synthesize,
+    target,
+    train_step_teachers,
+    train_teacher,
+)
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "teddy"
@@ -36,8 +54,17 @@ MAINS = {
     "synthesize": synthesize.main,
     "relabel": relabel.main,
     "evaluate": evaluate.main,
+    "train_step_teachers": train_step_teachers.main,
+    "continual": continual.main,
+    "target": target.main,
+    "streams": streams.main,
+    "measure_costs": measure_costs.main,
+    "costs": costs.main,
+    "grids": grids.main,
+    "overview": overview.main,
     "report": report.main,
 }
+RECORDS_ONLY = ("target", "streams", "costs", "grids", "overview", "report")
 
 # ------------------------------------------------------------------- dvc.yaml agrees with the code
 
@@ -47,10 +74,28 @@ def body(stage: str) -> dict[str, Any]:
     return found
 
 
+def module(stage: str) -> str:
+    """Module that a stage runs; several tables and figures share one."""
+    found = re.search(r"-m teddy\.stages\.(\w+)(?=\s)", body(stage)["cmd"])
+    assert found, stage
+    return found[1]
+
+
+def outs(stage: str) -> list[str]:
+    return [next(iter(out)) if isinstance(out, dict) else out for out in body(stage)["outs"]]
+
+
+def targets(stage: str) -> list[str]:
+    """Targets whose rows a stage reads."""
+    return [p.removeprefix("targets.") for p in body(stage)["params"] if p.startswith("targets.")]
+
+
 @pytest.mark.parametrize("stage", DVC)
 def test_stage_declares_exactly_the_modules_it_imports(stage: str) -> None:
     declared = {dep for dep in body(stage)["deps"] if dep.startswith("src/")}
-    assert declared == imported(f"teddy.stages.{stage}"), "run: python -m teddy.dependencies"
+    assert declared == imported(f"teddy.stages.{module(stage)}"), (
+        "run: python -m teddy.dependencies"
+    )
 
 
 def test_lists_of_modules_are_mended() -> None:
@@ -60,35 +105,96 @@ def test_lists_of_modules_are_mended() -> None:
     assert with_modules(text.replace(module, "        - src/teddy/gone.py\n")) == text
 
 
-@pytest.mark.parametrize("stage", DVC)
+@pytest.mark.parametrize("stage", [stage for stage in DVC if targets(stage)])
+def test_target_depends_on_exactly_the_files_of_its_rows(stage: str) -> None:
+    declared = {dep for dep in body(stage)["deps"] if not dep.startswith("src/")}
+    params = config.Params(ROOT / "params.yaml")
+    assert declared == target_inputs(body(stage), params), "run: python -m teddy.dependencies"
+
+
+def test_a_row_of_a_target_reaches_the_lists(tmp_path: Path) -> None:
+    """One line of params.yaml, one command: the new row and no other is depended on."""
+    text = (ROOT / "dvc.yaml").read_text(encoding="utf-8")
+    raw = YAML().load(ROOT / "params.yaml")
+    raw["targets"]["fig3a"].append("digits/prior/ipc1")
+    YAML().dump(raw, tmp_path / "params.yaml")
+    after = with_inputs(text, config.Params(tmp_path / "params.yaml"))
+    added = set(after.splitlines()) - set(text.splitlines())
+    lines = after.splitlines()
+    assert len(lines) == len(text.splitlines()) + 1
+    place = lines.index("  fig3a:")
+    assert "      - metrics/runs/digits/prior/ipc1.json" in lines[place : place + 20]
+    assert not added, "the file is one that Table 1 lists too"
+
+
+def test_every_target_of_params_is_a_stage() -> None:
+    listed = {name for stage in DVC for name in targets(stage)}
+    assert listed == set(YAML(typ="safe").load(ROOT / "params.yaml")["targets"])
+
+
+@pytest.mark.parametrize("stage", [stage for stage in DVC if not targets(stage)])
 def test_stage_command_uses_exactly_the_declared_paths(stage: str) -> None:
     entry = body(stage)
-    outs = [next(iter(out)) if isinstance(out, dict) else out for out in entry["outs"]]
     inputs = [dep for dep in entry["deps"] if not dep.startswith("src/")]
     used = re.findall(r"--(?!params)[a-z]+\s+(\S+)", entry["cmd"])
-    assert sorted(used) == sorted(inputs + outs)
-    assert f"-m teddy.stages.{stage} " in entry["cmd"] + " "
+    assert sorted(used) == sorted(inputs + outs(stage))
+
+
+@pytest.mark.parametrize("stage", [stage for stage in DVC if targets(stage)])
+def test_target_command_uses_exactly_its_outputs(stage: str) -> None:
+    used = re.findall(r"--(?!params)[a-z]+\s+(\S+)", body(stage)["cmd"])
+    assert set(outs(stage)) <= set(used)
+    rest = set(used) - set(outs(stage))
+    deps = body(stage)["deps"]
+    assert all(any(dep == path or dep.startswith(f"{path}/") for dep in deps) for path in rest)
+
+
+def test_no_output_lies_inside_another() -> None:
+    """DVC refuses that; names of rows must not make it happen."""
+    rows = YAML(typ="safe").load(ROOT / "params.yaml")
+    made = []
+    for stage in DVC:
+        for fields in instances(rows, stage):
+            for out in outs(stage):
+                for pattern, value in fields.items():
+                    out = out.replace(pattern, value)
+                made.append(out)
+    assert len(made) == len(set(made))
+    inside = [(a, b) for a in made for b in made if a.startswith(f"{b}/")]
+    assert not inside
+
+
+@pytest.mark.parametrize("stage", RECORDS_ONLY)
+def test_stages_that_only_read_records_import_no_pytorch(stage: str) -> None:
+    """Which costs them four seconds."""
+    script = f"import sys; import teddy.stages.{stage}; sys.exit('torch' in sys.modules)"
+    env = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    subprocess.run([sys.executable, "-c", script], env=env, check=True)
 
 
 def test_every_stage_has_an_entrypoint_and_the_other_way_round() -> None:
     files = {file.stem for file in (SOURCE / "stages").glob("*.py")} - {"__init__", "command"}
-    assert files == set(DVC) == set(MAINS)
+    assert files == set(map(module, DVC)) == set(MAINS)
 
 
 @pytest.mark.parametrize(
     ("stage", "section"),
     [("prepare",) * 2, ("train_teacher",) * 2, ("build_pool", "pool"), ("synthesize",) * 2,
-     ("relabel",) * 2, ("evaluate",) * 2, ("evaluate", "relabel")],
+     ("relabel",) * 2, ("evaluate",) * 2, ("evaluate", "relabel"), ("score", "evaluate"),
+     ("score", "relabel"), ("train_step_teachers", "train_teacher"), ("continual", "relabel"),
+     ("continual", "evaluate"), ("continual", "synthesize"), ("continual", "pool")],
 )  # fmt: skip
 def test_stage_depends_on_all_layers_of_its_settings(stage: str, section: str) -> None:
     params = body(stage)["params"]
-    dataset = "${item}" if stage == "prepare" else "${item.dataset}"
-    assert {"seed", section, f"datasets.{dataset}.{section}"} <= set(params)
+    assert {"seed", section, f"datasets.${{item.dataset}}.{section}"} <= set(params)
 
 
 @pytest.mark.parametrize(
-    ("stage", "rows"), [("train_teacher", "bases"), ("build_pool", "pools"), ("synthesize", "sets")]
-)
+    ("stage", "rows"),
+    [("prepare", "prepared"), ("train_teacher", "bases"), ("build_pool", "pools"),
+     ("synthesize", "sets"), ("relabel", "sets"), ("evaluate", "sets"), ("score", "scores"),
+     ("train_step_teachers", "step_teachers"), ("continual", "streams")],
+)  # fmt: skip
 def test_stage_runs_for_every_row_and_depends_on_it(stage: str, rows: str) -> None:
     assert DVC[stage]["foreach"] == f"${{{rows}}}"
     assert f"{rows}.${{key}}" in body(stage)["params"]
@@ -108,7 +214,7 @@ def test_params_of_stages_exist_for_every_row() -> None:
     raw = YAML(typ="safe").load(ROOT / "params.yaml")
     for profile in (ROOT / "profiles").glob("*.yaml"):
         for section, rows in YAML(typ="safe").load(profile).items():
-            raw[section] = raw[section] + rows if section == "prepared" else raw[section] | rows
+            raw[section] = raw[section] | rows
     for stage in DVC:
         for fields in instances(raw, stage):
             for param in body(stage)["params"]:
@@ -136,6 +242,8 @@ def tiny_params(path: Path, **changes: Any) -> Path:
         "synthesize.iterations": 120,
         "synthesize.indices_per_batch": 2,
         "synthesize.draw": 2,
+        "synthesize.dm.network.width": 4,
+        "synthesize.dm.iterations": 4,
         "relabel.epochs": 8,
         "evaluate.network.width": 4,
         "evaluate.seeds": [0, 1],
@@ -143,12 +251,49 @@ def tiny_params(path: Path, **changes: Any) -> Path:
     }
     for key, value in {**small, **{k.replace("__", "."): v for k, v in changes.items()}}.items():
         assign(raw["datasets"]["digits"], key, value)
-    del raw["pools"]["digits/prior-late"]
+    small_rows = {
+        "prepared": ("digits",),
+        "bases": ("digits/base",),
+        "pools": ("digits/converged", "digits/post", "digits/prior"),
+    }
+    for section, names in small_rows.items():
+        raw[section] = {name: raw[section][name] for name in names}
     raw["sets"] = {
         "digits/random/ipc3": set_row("random", "prior"),
         "digits/sre2l/ipc3": {**set_row("sre2l", "converged"), "draw": 1},
         "digits/post/ipc3": set_row("teddy-post", "post"),
         "digits/prior/ipc3": set_row("teddy-prior", "prior"),
+        "digits/dm/ipc3": {
+            **set_row("dm", "prior"),
+            "initialise": "real",
+            "relabel": {"augmentation": "dsa", "cutmix": False, "store": False},
+        },
+    }
+    raw["scores"] = {
+        "digits/prior/ipc3-members1": score_row(members=1),
+        "digits/prior/ipc3-resnet18": score_row(
+            relabel={"epochs": 2}, evaluate={"network": {"arch": "resnet18"}, "seeds": [0]}
+        ),
+    }
+    raw["continual"] = {"steps": 2, "orders": [0, 1]}
+    raw["step_teachers"] = {
+        "digits/by-step": {"dataset": "digits", "data": "digits", "checkpoints": [3, 4, 6]}
+    }
+    raw["streams"] = {
+        "digits/prior/ipc3-all": stream_row("prior", "digits/prior"),
+        "digits/prior/ipc3-strict": stream_row("prior", "digits/by-step"),
+        "digits/dm/ipc3-strict": stream_row("dm", "digits/by-step", labels=["hard", "soft"]),
+    }
+    four = list(raw["sets"])[:4]
+    raw["targets"] = {name: four for name in raw["targets"]} | {
+        "table2": ["digits/prior/ipc3-resnet18"],
+        **{
+            name: ["digits/sre2l/ipc3", "digits/prior/ipc3"] for name in ("fig2c", "fig3a", "fig3c")
+        },
+        "fig3b": ["digits/prior/ipc3-members1", "digits/prior/ipc3"],
+        "fig3d": ["digits/sre2l/ipc3", "digits/prior/ipc3"],
+        "fig3e": list(raw["streams"]),
+        "table5": list(raw["sets"]),
     }
     yaml.dump(raw, path)
     return path
@@ -162,7 +307,19 @@ def assign(section: dict[str, Any], key: str, value: Any) -> None:
 
 
 def set_row(method: str, pool: str) -> dict[str, Any]:
-    return {"dataset": "digits", "method": method, "pool": f"digits/{pool}", "ipc": 3}
+    row = {"dataset": "digits", "data": "digits", "method": method, "pool": f"digits/{pool}"}
+    return row | {"ipc": 3}
+
+
+def score_row(members: int = 0, **stages: Any) -> dict[str, Any]:
+    row = {"dataset": "digits", "data": "digits", "set": "digits/prior/ipc3"}
+    return row | {"pool": "digits/prior", "members": members, "labels": ["soft"]} | stages
+
+
+def stream_row(method: str, teachers: str, **changes: Any) -> dict[str, Any]:
+    row = {"dataset": "digits", "data": "digits", "set": f"digits/{method}/ipc3"}
+    row |= {"pool": "digits/prior", "teachers": teachers, "labels": ["soft"]}
+    return row | {"relabel": {"epochs": 2}, "evaluate": {"seeds": [0]}} | changes
 
 
 def instances(rows: dict[str, Any], stage: str) -> Iterator[dict[str, str]]:
@@ -170,11 +327,7 @@ def instances(rows: dict[str, Any], stage: str) -> Iterator[dict[str, str]]:
     if "foreach" not in DVC[stage]:
         yield {}
         return
-    items = rows[DVC[stage]["foreach"][2:-1]]
-    if isinstance(items, list):
-        yield from ({"${item}": item} for item in items)
-        return
-    for key, row in items.items():
+    for key, row in rows[DVC[stage]["foreach"][2:-1]].items():
         yield {"${key}": key, **{f"${{item.{name}}}": str(value) for name, value in row.items()}}
 
 
@@ -184,17 +337,19 @@ def commands(rows: dict[str, Any], stage: str) -> Iterator[list[str]]:
         command = body(stage)["cmd"]
         for pattern, value in fields.items():
             command = command.replace(pattern, value)
-        yield command.split(f"teddy.stages.{stage}")[1].split()
+        yield command.split(f"teddy.stages.{module(stage)}")[1].split()
 
 
 def run_all(folder: Path, stages: list[str]) -> None:
     rows = YAML(typ="safe").load(folder / "params.yaml")
     for stage in stages:
         for arguments in commands(rows, stage):
-            MAINS[stage](arguments)
+            MAINS[module(stage)](arguments)
 
 
-STAGES = list(MAINS)
+MEASURED = ("measure_costs", "fig3d", "report")
+STAGES = [stage for stage in DVC if stage not in MEASURED] + list(MEASURED)
+"""What is measured comes last but for the report; its numbers differ from run to run."""
 
 
 @pytest.fixture(scope="module")
@@ -217,7 +372,7 @@ def outputs(folder: Path) -> dict[str, str]:
         file.relative_to(folder).as_posix(): digest(file)
         for name in ("data", "models", "metrics", "plots")
         for file in sorted((folder / name).rglob("*"))
-        if file.is_file()
+        if file.is_file() and file.stem not in ("costs", "fig3d", "report")
     }
 
 
@@ -225,11 +380,42 @@ def test_pipeline_makes_every_declared_output(tiny_run: Path) -> None:
     summary = read_json(tiny_run / "metrics" / "summary.json")
     for method in ("random", "sre2l", "teddy-post", "teddy-prior"):
         for labels in ("hard", "soft"):
-            cell = summary["digits"][method]["ipc3"]["convnet3"][labels]
+            cell = summary["digits"][method.removeprefix("teddy-")]["ipc3"][labels]
             assert cell["n"] == 2
             assert 0 <= cell["top1_mean"] <= 100
     assert (tiny_run / "metrics" / "tables" / "table1.md").is_file()
     assert not list((tiny_run / "work").rglob("*.safetensors")), "work of finished stages is kept"
+
+
+def test_streams_test_every_order_and_step_on_seen_classes_alone(tiny_run: Path) -> None:
+    labels = teddy.load(tiny_run / "data/distilled/digits/prior/ipc3.safetensors").labels
+    for name, kinds in (("prior/ipc3-all", 1), ("prior/ipc3-strict", 1), ("dm/ipc3-strict", 2)):
+        record = read_json(tiny_run / f"metrics/streams/digits/{name}.json")
+        results = record["results"]
+        assert len(results) == 2 * 2 * kinds
+        for result in results:
+            arriving = class_steps(10, 2, result["order"])
+            assert result["classes"] == list(seen_classes(arriving, result["step"] - 1))
+            assert result["images"] == 3 * len(result["classes"])
+            assert 0 <= result["top1"] <= 100
+        last = [result["images_held_out"] for result in results if result["step"] == 2]
+        assert set(last) == {450}, "after the last step every test image counts"
+        first = [result["images_held_out"] for result in results if result["step"] == 1]
+        assert max(first) < 450
+    assert len(labels) == 30
+    folders = sorted(p.name for p in (tiny_run / "models/digits/by-step").iterdir())
+    assert folders == [f"order{i}-step{j}" for i in range(2) for j in range(2)] + ["record.json"]
+    kept = sorted(p.name for p in (tiny_run / "models/digits/by-step/order1-step0").iterdir())
+    assert kept == [f"epoch{epoch:04d}.safetensors" for epoch in (3, 4, 6)]
+
+
+def test_teachers_of_a_step_know_its_classes_alone(tiny_run: Path) -> None:
+    record = read_json(tiny_run / "models/digits/by-step/record.json")
+    for step in record["steps"]:
+        assert step["classes"] == list(class_steps(10, 2, step["order"])[step["step"]])
+        path = tiny_run / f"models/digits/by-step/order{step['order']}-step{step['step']}"
+        network, facts = load_network(path / "epoch0006.safetensors")
+        assert facts["num_classes"] == classifier(network).out_features == 5
 
 
 def test_distilled_sets_load_in_one_line(tiny_run: Path) -> None:
@@ -309,9 +495,11 @@ def test_committed_summary_is_that_of_the_committed_records() -> None:
     """Every accuracy of the summary recomputed from the students' records."""
     params = config.Params(ROOT / "params.yaml")
     summary = read_json(ROOT / "metrics" / "summary.json")
-    for name, row in params.sets.items():
+    for name in (*params.sets, *params.scores):
         record = read_json(ROOT / "metrics" / "runs" / f"{name}.json")
-        cell = summary[row.dataset][row.method][f"ipc{row.ipc}"][record["arch"]]
+        cell = summary
+        for part in name.split("/"):
+            cell = cell[part]
         assert record["split"] == "test"
         for labels, runs in record["labels"].items():
             last = [run["top1_last"] for run in runs]
@@ -353,12 +541,11 @@ def test_killed_stage_resumes_to_the_same_bytes(
     (arguments,) = (line for line in commands(rows, stage) if line[0] == row)
     written = [Path(path) for path in arguments if "/" in path and path != row]
     expected = outputs(folder)
-    declared = [next(iter(out)) if isinstance(out, dict) else out for out in body(stage)["outs"]]
-    options = re.findall(r"(--[a-z]+)\s+(\S+)", body(stage)["cmd"])
-    outs = {option for option, template in options if template in declared}
+    written_by = re.findall(r"(--[a-z]+)\s+(\S+)", body(stage)["cmd"])
+    options = {option for option, template in written_by if template in outs(stage)}
     for option, path in zip(arguments[1::2], arguments[2::2], strict=True):
         target = folder / path
-        if option in outs:
+        if option in options:
             shutil.rmtree(target) if target.is_dir() else target.unlink()
     delays = random.Random(stage)
     kills = 0
@@ -630,6 +817,7 @@ def test_dvc_repro_runs_once_and_reruns_only_what_changed(tmp_path: Path) -> Non
     shutil.copytree(ROOT / "src", folder / "src", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(ROOT / "metrics/reference", folder / "metrics/reference")
     tiny_params(folder / "params.yaml")
+    update(folder / "dvc.yaml", config.Params(folder / "params.yaml"))
     binaries = Path(sys.executable).parent
     environment = {
         **os.environ,
@@ -649,7 +837,8 @@ def test_dvc_repro_runs_once_and_reruns_only_what_changed(tmp_path: Path) -> Non
     run("git", "init", "-q")
     run("dvc", "init", "-q")
     first = run("dvc", "repro")
-    assert first.count("Running stage") == 1 + 1 + 3 + 3 * 4 + 1
+    rows = YAML(typ="safe").load(folder / "params.yaml")
+    assert first.count("Running stage") == sum(len(list(instances(rows, s))) for s in DVC)
     start = time.monotonic()
     assert "Running stage" not in run("dvc", "repro")
     assert time.monotonic() - start < 30
@@ -658,5 +847,6 @@ def test_dvc_repro_runs_once_and_reruns_only_what_changed(tmp_path: Path) -> Non
     text = (folder / "params.yaml").read_text()
     (folder / "params.yaml").write_text(text.replace("temperature: 20", "temperature: 10"))
     again = re.findall(r"Running stage '(\w+)", run("dvc", "repro"))
-    assert set(again) == {"evaluate", "report"}
+    assert {"evaluate", "score", "table1", "report"} <= set(again)
+    assert not {"synthesize", "relabel", "measure_costs", "overview"} & set(again)
     assert config.Params(folder / "params.yaml").evaluate("digits/prior/ipc3").temperature == 10

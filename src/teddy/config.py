@@ -4,7 +4,8 @@ A stage's settings are resolved in three layers, each overriding only what it na
 
 1. the top-level section of the stage (``synthesize:``), the defaults of the paper;
 2. ``datasets.<dataset>.<stage>``, what differs for that dataset;
-3. the row of the artifact (``sets.<name>``), what differs for that artifact.
+3. the row of the artifact (``sets.<name>``), what differs for that artifact. A row of ``scores``
+   lies on top of the row of its set.
 
 No field has a default here: a value lives in ``params.yaml`` alone. A missing key, an unknown key
 or a value out of range is a :class:`~teddy.errors.TeddyError` that names the key.
@@ -139,6 +140,63 @@ class ViewConfig:
         _check(self.roll[0] <= self.roll[1], f"views.roll must be [low, high], got {self.roll}")
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DsaConfig:
+    """Differentiable siamese augmentation (§8-18); see :mod:`teddy.dsa` for what strengths mean."""
+
+    operations: tuple[Literal["color", "crop", "cutout", "flip", "scale", "rotate"], ...]
+    """One of them, equally likely, is applied to a batch."""
+    scale: float
+    """Largest factor of both axes; the smallest is its inverse."""
+    rotate: float
+    """Largest angle, degrees."""
+    crop: float
+    """Largest shift, share of the side."""
+    cutout: float
+    """Side of the hole, share of the image's."""
+    brightness: float
+    """Range of what is added to normalised pixels."""
+    saturation: float
+    """Range of the factor of colourfulness, around 1."""
+    contrast: float
+    """Largest change of the factor of contrast from 1."""
+
+    def __post_init__(self) -> None:
+        _check(len(self.operations) > 0, "dsa.operations must name at least one operation")
+        _check(self.scale >= 1, f"dsa.scale must be at least 1, got {self.scale}")
+        for name in ("rotate", "crop", "cutout", "brightness", "saturation", "contrast"):
+            value = getattr(self, name)
+            _check(value >= 0, f"dsa.{name} must be ≥ 0, got {value}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DmConfig:
+    """Distribution matching, the images of a method ``dm`` (Table 5)."""
+
+    network: NetworkConfig
+    """A freshly initialised one embeds the images at every iteration; never BatchNorm, whose
+    statistics would mix classes."""
+    iterations: int
+    """Gradient steps."""
+    real_batch: int
+    """Real images per class and iteration; all of a smaller class."""
+    lr: float
+    """SGD learning rate of the pixels."""
+    momentum: float
+    """SGD momentum of the pixels."""
+
+    def __post_init__(self) -> None:
+        _check(
+            self.network.arch == "convnet3" and self.network.norm != "batch",
+            "dm.network must be convnet3 without BatchNorm, got "
+            f"{self.network.arch} with norm {self.network.norm}",
+        )
+        _check(self.iterations >= 1, f"dm.iterations must be at least 1, got {self.iterations}")
+        _check(self.real_batch >= 1, f"dm.real_batch must be at least 1, got {self.real_batch}")
+        _check(self.lr > 0, f"dm.lr must be above 0, got {self.lr}")
+        _check(0 <= self.momentum < 1, f"dm.momentum must be in [0, 1), got {self.momentum}")
+
+
 Precision = Literal["float32", "bfloat16"]
 
 # ------------------------------------------------------------------------------ stage sections
@@ -178,8 +236,15 @@ class PrepareConfig:
     """Share of the training images held out for every choice that is made."""
     test_fraction: float
     """Share split off for the reported accuracy; 0 if the source has a test set of its own."""
+    keep: tuple[float, float]
+    """Bounds of the share of training images that a class keeps, drawn uniformly for each class
+    (Table 3, §8-20); ``[1, 1]`` keeps all."""
 
     def __post_init__(self) -> None:
+        _check(
+            0 < self.keep[0] <= self.keep[1] <= 1,
+            f"keep must be [low, high] with 0 < low ≤ high ≤ 1, got {list(self.keep)}",
+        )
         total = self.val_fraction + self.test_fraction
         _check(
             0 < self.val_fraction < 1 and 0 <= self.test_fraction and total < 1,
@@ -335,8 +400,12 @@ class SynthesizeConfig:
     """Teachers drawn from the pool at a time, k."""
     draw_per: Literal["index", "iteration"]
     """When teachers are drawn: once per group of IPC indices, or at every iteration (§8-6)."""
+    augmentation: Literal["views", "dsa"]
+    """What images go through at every iteration."""
     views: ViewConfig
     """Random view of the images at every iteration."""
+    dsa: DsaConfig
+    """The alternative to ``views``; one operation per iteration."""
     views_per: Literal["batch", "image"]
     """One view shared by the batch, as SRe2L's code does, or one per image."""
     clip: bool
@@ -345,6 +414,10 @@ class SynthesizeConfig:
     """Stored statistics, or variants A and B of §8-21 from a pass over the training set."""
     gradient: Literal["two_pass", "joint"]
     """One teacher's graph at a time (exact, memory of k = 1), or all k at once."""
+    dm: DmConfig
+    """Distribution matching, for methods whose images it makes instead of Eq. 7. Of the other
+    settings it uses ``initialise``, ``classes_per_batch``, ``dsa`` (always), ``clip`` and
+    ``precision``."""
     precision: Precision
     """Autocast dtype of the teachers; statistics and losses stay in float32."""
 
@@ -370,8 +443,13 @@ class RelabelConfig:
 
     epochs: int
     """Epochs of student training, each with its own views."""
+    augmentation: Literal["views", "dsa"]
+    """What images go through in every epoch."""
     views: ViewConfig
     """Random view of each image."""
+    dsa: DsaConfig
+    """The alternative to ``views``; one operation per batch of a student, so that there are no soft
+    labels with it."""
     cutmix: bool
     """Paste a box of another image into every view, Beta(1, 1)."""
     ensemble: Literal["logits", "probs"]
@@ -403,6 +481,8 @@ class EvaluateConfig:
     """Test accuracy is measured every so many epochs, and after the last."""
     precision: Precision
     """Autocast dtype of forward and backward."""
+    divergence: bool
+    """Also measure the KL divergence between students and each member of the pool (Fig. 2c)."""
 
     def __post_init__(self) -> None:
         _check(self.batch_size >= 2, f"evaluate.batch_size must be ≥ 2, got {self.batch_size}")
@@ -423,7 +503,33 @@ STAGES: dict[str, type] = {
     "evaluate": EvaluateConfig,
 }
 
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ContinualConfig:
+    """Class-incremental learning (Fig. 3e, §8-24), the same for all datasets and methods."""
+
+    steps: int
+    """In how many steps the classes arrive."""
+    orders: tuple[int, ...]
+    """Seeds of the orders in which they do, each a run of its own."""
+
+    def __post_init__(self) -> None:
+        _check(self.steps >= 1, f"continual.steps must be at least 1, got {self.steps}")
+        _check(
+            len(self.orders) == len(set(self.orders)) > 0,
+            f"continual.orders must be distinct, got {list(self.orders)}",
+        )
+
+
 # ------------------------------------------------------------------------------------ row types
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PreparedRow:
+    """Prepared images, ``data/prepared/<name>``; further keys override ``prepare``."""
+
+    dataset: str
+    """Key of ``datasets``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -432,6 +538,8 @@ class BaseRow:
 
     dataset: str
     """Key of ``datasets``."""
+    data: str
+    """Key of ``prepared``: the images to train on."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -440,6 +548,8 @@ class PoolRow:
 
     dataset: str
     """Key of ``datasets``."""
+    data: str
+    """Key of ``prepared``."""
     base: str
     """Key of ``bases``."""
     curve: str
@@ -450,10 +560,16 @@ class PoolRow:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SetRow:
-    """A distilled set with its labels and score; further keys override ``synthesize``."""
+    """A distilled set with its labels and score; further keys override ``synthesize``.
+
+    The keys ``relabel`` and ``evaluate`` override those stages for its own labels and score.
+    """
 
     dataset: str
     """Key of ``datasets``."""
+    data: str
+    """Key of ``prepared``: real images for random sets, real initialisation and statistics, and
+    the test images."""
     method: str
     """Key of ``methods``."""
     pool: str
@@ -466,23 +582,119 @@ class SetRow:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ScoreRow:
+    """Another score of a set: other labels or other students, without another synthesis.
+
+    Its only further keys are ``relabel`` and ``evaluate``, which override those stages.
+    """
+
+    dataset: str
+    """Key of ``datasets``."""
+    data: str
+    """Key of ``prepared``: the test images."""
+    set: str
+    """Key of ``sets``: the images."""
+    pool: str
+    """Key of ``pools``: the teachers that label them."""
+    members: int
+    """Label with so many members, evenly spaced over the pool (Fig. 3b); 0 takes all."""
+    labels: tuple[Literal["hard", "soft"], ...]
+    """Kinds of labels that students are trained with."""
+
+    def __post_init__(self) -> None:
+        _check(self.members >= 0, f"members must be ≥ 0, got {self.members}")
+        _check_labels(self.labels)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepTeachersRow:
+    """Base runs on the classes of each step of continual learning alone, ``models/<name>``; further
+    keys override ``train_teacher``.
+    """
+
+    dataset: str
+    """Key of ``datasets``."""
+    data: str
+    """Key of ``prepared``: the images to train on."""
+    checkpoints: tuple[int, ...]
+    """1-based epochs whose checkpoints are kept, ascending."""
+
+    def __post_init__(self) -> None:
+        ascending = all(a < b for a, b in zip(self.checkpoints, self.checkpoints[1:], strict=False))
+        _check(
+            len(self.checkpoints) > 0 and self.checkpoints[0] >= 1 and ascending,
+            f"checkpoints must be ascending 1-based epochs, got {list(self.checkpoints)}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StreamRow:
+    """Continual learning on a set, ``metrics/streams/<name>.json``.
+
+    Its only further keys are ``relabel`` and ``evaluate``, which override those stages; what its
+    set overrides of them does not hold here.
+    """
+
+    dataset: str
+    """Key of ``datasets``."""
+    data: str
+    """Key of ``prepared``: the test images, and real ones for strict teachers."""
+    set: str
+    """Key of ``sets``: the images, or how they are made by strict teachers."""
+    pool: str
+    """Key of ``pools``: the teachers that label, or the epochs of strict ones."""
+    teachers: str
+    """``pool`` itself (paper-like), or a key of ``step_teachers`` (strict)."""
+    labels: tuple[Literal["hard", "soft"], ...]
+    """Kinds of labels that students are trained with."""
+
+    def __post_init__(self) -> None:
+        _check_labels(self.labels)
+
+    @property
+    def strict(self) -> bool:
+        """Whether teachers only know the classes of their own step."""
+        return self.teachers != self.pool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Leaf:
+    """What a score is of: a row of ``scores``, or the default score of a row of ``sets``."""
+
+    name: str
+    """The row, and the path of its record in ``metrics/runs``."""
+    dataset: str
+    data: str
+    set: str
+    method: str
+    ipc: int
+    pool: str
+    members: int
+    labels: tuple[str, ...]
+
+
+def _check_labels(labels: tuple[str, ...]) -> None:
+    _check(
+        len(labels) == len(set(labels)) > 0,
+        f"labels must be hard, soft or both, got {list(labels)}",
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class MethodRow:
     """A line of the tables."""
 
     title: str
     """Name shown in tables and figures."""
-    images: Literal["synthesised", "random"]
-    """Optimised by Eq. 7, or a random subset of the training images."""
+    images: Literal["synthesised", "random", "dm"]
+    """Optimised by Eq. 7, a random subset of the training images, or distribution matching."""
     labels: tuple[Literal["hard", "soft"], ...]
     """Kinds of labels that students are trained with."""
     paper: str
     """Name of the method in the paper's tables, or "" if it is not there."""
 
     def __post_init__(self) -> None:
-        _check(
-            len(self.labels) == len(set(self.labels)) > 0,
-            f"labels must be hard, soft or both, got {list(self.labels)}",
-        )
+        _check_labels(self.labels)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -494,6 +706,18 @@ class DatasetRow:
     paper: str
     """Name of the dataset in the paper's tables, or "" if it is not there."""
 
+
+_ROWS: dict[str, tuple[type, str, tuple[str, ...]]] = {
+    "prepared": (PreparedRow, "prepare", ()),
+    "bases": (BaseRow, "train_teacher", ()),
+    "pools": (PoolRow, "pool", ()),
+    "sets": (SetRow, "synthesize", ("relabel", "evaluate")),
+    "scores": (ScoreRow, "", ("relabel", "evaluate")),
+    "step_teachers": (StepTeachersRow, "train_teacher", ()),
+    "streams": (StreamRow, "", ("relabel", "evaluate")),
+}
+"""Sections of rows: their type, the stage that further keys override, and the stages that keys of
+their own names override."""
 
 # ------------------------------------------------------------------------------------ the file
 
@@ -509,7 +733,7 @@ class Params:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._raw = read_yaml(path)
-        known = {"seed", "prepared", "datasets", "methods", "bases", "pools", "sets", *STAGES}
+        known = {"seed", "continual", "datasets", "methods", "targets", *_ROWS, *STAGES}
         _refuse_unknown(set(self._raw), known, self._where(""))
         for key in sorted(known - set(self._raw)):
             raise TeddyError(f"{self._where('')} lacks the key {key!r}")
@@ -526,47 +750,91 @@ class Params:
             name: _build(MethodRow, section, self._where(f"methods.{name}"))
             for name, section in self._mapping("methods").items()
         }
-        self.prepared: tuple[str, ...] = _convert(
-            tuple[str, ...], self._raw["prepared"], self._where("prepared")
-        )
+        self.prepared = self._rows("prepared", PreparedRow)
         self.bases = self._rows("bases", BaseRow)
         self.pools = self._rows("pools", PoolRow)
         self.sets = self._rows("sets", SetRow)
+        self.scores = self._rows("scores", ScoreRow)
+        self.continual = _build(
+            ContinualConfig, self._raw_section("continual"), self._where("continual")
+        )
+        self.step_teachers = self._rows("step_teachers", StepTeachersRow)
+        self.streams = self._rows("streams", StreamRow)
+        self.targets: dict[str, tuple[str, ...]] = {
+            name: _convert(tuple[str, ...], rows, self._where(f"targets.{name}"))
+            for name, rows in self._mapping("targets").items()
+        }
+        """Rows of ``sets``, ``scores`` or (Fig. 3e) ``streams`` that a table or figure shows, in
+        order."""
         self._check_all()
 
     # -- what stages ask for
 
-    def prepare(self, dataset: str) -> PrepareConfig:
-        """Settings of one dataset's preparation."""
-        self._known("datasets", dataset)
-        return self._resolve(PrepareConfig, "prepare", dataset)
+    def prepare(self, name: str) -> PrepareConfig:
+        """Settings of the preparation of some images."""
+        return self._resolve(PrepareConfig, "prepare", ("prepared", name))
 
     def train_teacher(self, base: str) -> TrainTeacherConfig:
         """Settings of one base run."""
-        row = self._known("bases", base)
-        return self._resolve(
-            TrainTeacherConfig, "train_teacher", row.dataset, f"bases.{base}", BaseRow
-        )
+        return self._resolve(TrainTeacherConfig, "train_teacher", ("bases", base))
+
+    def train_step_teachers(self, name: str) -> TrainTeacherConfig:
+        """Settings of the base runs on the classes of each step."""
+        return self._resolve(TrainTeacherConfig, "train_teacher", ("step_teachers", name))
+
+    def step_epochs(self, stream: str) -> tuple[int, ...]:
+        """Epochs of the strict teachers of a stream: those of its pool."""
+        row = self.streams[stream]
+        if self.pools[row.pool].kind == "converged":
+            return (self.train_step_teachers(row.teachers).epochs,)
+        return self.pool(row.pool).prior.epochs
 
     def pool(self, pool: str) -> PoolConfig:
         """Settings of one pool."""
-        row = self._known("pools", pool)
-        return self._resolve(PoolConfig, "pool", row.dataset, f"pools.{pool}", PoolRow)
+        return self._resolve(PoolConfig, "pool", ("pools", pool))
 
     def synthesize(self, name: str) -> SynthesizeConfig:
         """Settings of one distilled set."""
-        row = self._known("sets", name)
-        return self._resolve(SynthesizeConfig, "synthesize", row.dataset, f"sets.{name}", SetRow)
+        return self._resolve(SynthesizeConfig, "synthesize", ("sets", name))
 
     def relabel(self, name: str) -> RelabelConfig:
-        """Settings of one set's labels."""
-        return self._resolve(RelabelConfig, "relabel", self._known("sets", name).dataset)
+        """Settings of the labels of a set, of a further score or of a stream."""
+        return self._resolve(RelabelConfig, "relabel", *self._chain(name))
 
     def evaluate(self, name: str) -> EvaluateConfig:
-        """Settings of one set's students."""
-        return self._resolve(EvaluateConfig, "evaluate", self._known("sets", name).dataset)
+        """Settings of the students of a set, of a further score or of a stream."""
+        return self._resolve(EvaluateConfig, "evaluate", *self._chain(name))
 
-    def row(self, section: Literal["bases", "pools", "sets", "datasets"], name: str) -> Any:
+    def leaf(self, name: str) -> Leaf:
+        """What a score is of: a row of ``scores``, or the default score of a row of ``sets``.
+
+        Raises:
+            TeddyError: neither has a row of that name; lists the nearest.
+        """
+        if self._either(name) == "sets":
+            row = self._known("sets", name)
+            return Leaf(
+                name=name, dataset=row.dataset, data=row.data, set=name, method=row.method,
+                ipc=row.ipc, pool=row.pool, members=0, labels=self.methods[row.method].labels,
+            )  # fmt: skip
+        score = self.scores[name]
+        parent = self.sets[score.set]
+        return Leaf(
+            name=name, dataset=score.dataset, data=score.data, set=score.set, method=parent.method,
+            ipc=parent.ipc, pool=score.pool, members=score.members, labels=score.labels,
+        )  # fmt: skip
+
+    def leaves(self) -> list[Leaf]:
+        """Every declared score: those of the sets, then the further ones."""
+        return [self.leaf(name) for name in (*self.sets, *self.scores)]
+
+    def row(
+        self,
+        section: Literal[
+            "prepared", "bases", "pools", "sets", "scores", "step_teachers", "streams", "datasets"
+        ],
+        name: str,
+    ) -> Any:
         """A declared row.
 
         Raises:
@@ -577,17 +845,17 @@ class Params:
     # -- checks
 
     def _check_all(self) -> None:
-        for name in self.prepared:
-            self._parent("prepared", name, "datasets", name)
         for name in self.datasets:
-            self.prepare(name)
             for stage, cls in STAGES.items():
-                self._resolve(cls, stage, name)
+                self._resolve(cls, stage, ("datasets", name))
+        for name, prepared in self.prepared.items():
+            self._parent("prepared", name, "datasets", prepared.dataset)
+            self.prepare(name)
         for name, base in self.bases.items():
-            self._check_prepared("bases", name, base.dataset)
+            self._check_prepared("bases", name, base)
             self.train_teacher(name)
         for name, pool in self.pools.items():
-            self._check_prepared("pools", name, pool.dataset)
+            self._check_prepared("pools", name, pool)
             for parent in (pool.base, pool.curve):
                 base = self._parent("pools", name, "bases", parent)
                 self._same_dataset("pools", name, pool.dataset, parent, base.dataset)
@@ -599,14 +867,24 @@ class Params:
             )
             if pool.kind != "converged":
                 self._check_trajectory(name, pool)
-        cells: dict[tuple[str, str, int], str] = {}
         for name, row in self.sets.items():
             self._check_set(name, row)
-            other = cells.setdefault((row.dataset, row.method, row.ipc), name)
+        for name, score in self.scores.items():
+            self._check_score(name, score)
+        for name, teachers in self.step_teachers.items():
+            self._check_step_teachers(name, teachers)
+        for name, stream in self.streams.items():
+            self._check_stream(name, stream)
+        for target, names in self.targets.items():
+            for name in names:
+                if not any(name in rows for rows in (self.sets, self.scores, self.streams)):
+                    raise TeddyError(
+                        f"{self._where(f'targets.{target}')}: no set or score named {name!r}; "
+                        f"{_suggest(name, (*self.sets, *self.scores, *self.streams))}"
+                    )
             _check(
-                other == name,
-                f"{self._where(f'sets.{name}')} and {other!r} would share a place in the tables; "
-                "give one a method of its own (an entry under methods)",
+                len(names) == len(set(names)),
+                f"{self._where(f'targets.{target}')}: a row stands there twice",
             )
 
     def _check_trajectory(self, name: str, row: PoolRow) -> None:
@@ -620,19 +898,84 @@ class Params:
         )
 
     def _check_set(self, name: str, row: SetRow) -> None:
-        self._check_prepared("sets", name, row.dataset)
+        self._check_prepared("sets", name, row)
         method = self._parent("sets", name, "methods", row.method)
         pool = self._parent("sets", name, "pools", row.pool)
         self._same_dataset("sets", name, row.dataset, row.pool, pool.dataset)
         config = self.synthesize(name)
-        self.relabel(name), self.evaluate(name)
-        if method.images == "random":
+        self._check_labels(self._where(f"sets.{name}"), name, method.labels)
+        if method.images != "synthesised":
             return
         size = self.pool_size(row.pool)
         _check(
             config.draw <= size,
             f"{self._where(f'sets.{name}')}: synthesize.draw is {config.draw}, but the pool "
             f"{row.pool!r} has {size} member{'s' if size > 1 else ''}",
+        )
+
+    def _check_score(self, name: str, row: ScoreRow) -> None:
+        where = self._where(f"scores.{name}")
+        _check(name not in self.sets, f"{where}: there is a set of that name too; rename one")
+        self._check_prepared("scores", name, row)
+        parent = self._parent("scores", name, "sets", row.set)
+        self._same_dataset("scores", name, row.dataset, row.set, parent.dataset)
+        pool = self._parent("scores", name, "pools", row.pool)
+        self._same_dataset("scores", name, row.dataset, row.pool, pool.dataset)
+        self._check_labels(where, name, row.labels)
+        size = self.pool_size(row.pool)
+        _check(
+            row.members <= size,
+            f"{where}: members is {row.members}, but the pool {row.pool!r} has {size}",
+        )
+
+    def _check_stream(self, name: str, row: StreamRow) -> None:
+        where = self._where(f"streams.{name}")
+        _check(
+            name not in self.sets and name not in self.scores,
+            f"{where}: there is a set or score of that name too; rename one",
+        )
+        self._check_prepared("streams", name, row)
+        for section, parent in (("sets", row.set), ("pools", row.pool)):
+            its = self._parent("streams", name, section, parent).dataset
+            self._same_dataset("streams", name, row.dataset, parent, its)
+        self._check_labels(where, name, row.labels)
+        if not row.strict:
+            return
+        if row.teachers not in self.step_teachers:
+            raise TeddyError(
+                f"{where}: teachers must be its pool {row.pool!r} or a row of step_teachers, got "
+                f"{row.teachers!r}"
+            )
+        teachers = self.step_teachers[row.teachers]
+        self._same_dataset("streams", name, row.dataset, row.teachers, teachers.dataset)
+        _check(
+            self.pools[row.pool].kind != "post",
+            f"{where}: strict teachers cannot be pruned copies; choose a prior or converged pool",
+        )
+        missing = sorted(set(self.step_epochs(name)) - set(teachers.checkpoints))
+        _check(
+            not missing,
+            f"{where} needs epoch {missing[0] if missing else ''} of step_teachers."
+            f"{row.teachers}, whose checkpoints do not have it",
+        )
+
+    def _check_step_teachers(self, name: str, row: StepTeachersRow) -> None:
+        self._check_prepared("step_teachers", name, row)
+        config = self.train_step_teachers(name)
+        where = self._where(f"step_teachers.{name}")
+        _check(
+            row.checkpoints[-1] <= config.epochs,
+            f"{where}: checkpoints reach epoch {row.checkpoints[-1]}, but the runs end at epoch "
+            f"{config.epochs}",
+        )
+        _check(not config.checkpoint, f"{where}: train_teacher.checkpoint must be ''")
+
+    def _check_labels(self, where: str, name: str, labels: tuple[str, ...]) -> None:
+        self.evaluate(name)
+        _check(
+            "soft" not in labels or self.relabel(name).augmentation != "dsa",
+            f"{where}: relabel.augmentation is dsa, which has no soft labels because its operation "
+            f"belongs to a student's batch, but its labels are {', '.join(labels)}",
         )
 
     def pool_size(self, pool: str) -> int:
@@ -649,13 +992,19 @@ class Params:
             )
         return getattr(self, parents)[parent]
 
-    def _check_prepared(self, section: str, name: str, dataset: str) -> None:
-        self._parent(section, name, "datasets", dataset)
-        _check(
-            dataset in self.prepared,
-            f"{self._where(f'{section}.{name}')} needs the dataset {dataset!r}: add it to the list "
-            f"'prepared', which has {', '.join(self.prepared) or 'nothing'}",
-        )
+    def _check_prepared(
+        self,
+        section: str,
+        name: str,
+        row: BaseRow | PoolRow | SetRow | ScoreRow | StepTeachersRow | StreamRow,
+    ) -> None:
+        self._parent(section, name, "datasets", row.dataset)
+        if row.data not in self.prepared:
+            raise TeddyError(
+                f"{self._where(f'{section}.{name}')} needs the data {row.data!r}: add it to "
+                f"'prepared', which has {', '.join(self.prepared) or 'nothing'}"
+            )
+        self._same_dataset(section, name, row.dataset, row.data, self.prepared[row.data].dataset)
 
     def _same_dataset(self, section: str, name: str, mine: str, parent: str, its: str) -> None:
         _check(
@@ -670,27 +1019,55 @@ class Params:
             raise TeddyError(f"{self.path}: no row {name!r} in {section!r}; {_suggest(name, rows)}")
         return rows[name]
 
+    def _either(self, name: str) -> Literal["sets", "scores"]:
+        for section in ("sets", "scores"):
+            if name in getattr(self, section):
+                return section
+        known = (*self.sets, *self.scores)
+        raise TeddyError(f"{self.path}: no set or score named {name!r}; {_suggest(name, known)}")
+
+    def _chain(self, name: str) -> tuple[tuple[str, str], ...]:
+        """Rows that settings of a score come from, the later ones on top."""
+        if name in self.streams:
+            return (("streams", name),)
+        if self._either(name) == "sets":
+            return (("sets", name),)
+        return ("sets", self.scores[name].set), ("scores", name)
+
     # -- layers
 
-    def _resolve(
-        self,
-        cls: type[T],
-        stage: str,
-        dataset: str,
-        row: str = "",
-        row_type: type | None = None,
-    ) -> T:
+    def _resolve(self, cls: type[T], stage: str, *rows: tuple[str, str]) -> T:
+        """Settings of a stage for a row, given as section and name, or for a whole dataset."""
+        section, name = rows[-1]
+        row = self._known(section, name)
+        dataset = name if section == "datasets" else row.dataset
         merged = _merge(
             self._raw_section(stage),
             self._raw_section("datasets", dataset, stage),
             self._where(f"datasets.{dataset}.{stage}"),
         )
-        if row and row_type:
-            identity = {field.name for field in dataclasses.fields(row_type)}
-            section, name = row.split(".", 1)
-            overrides = {k: v for k, v in self._raw[section][name].items() if k not in identity}
-            merged = _merge(merged, overrides, self._where(row))
-        return _build(cls, merged, self._where(f"{stage} (for {row or dataset})"))
+        for section, name in rows:
+            if section != "datasets":
+                where = self._where(f"{section}.{name}")
+                merged = _merge(merged, self._overrides(section, name, stage), where)
+        where = name if section == "datasets" else f"{section}.{name}"
+        return _build(cls, merged, self._where(f"{stage} (for {where})"))
+
+    def _overrides(self, section: str, name: str, stage: str) -> Section:
+        """What a row says of a stage: by its further keys, or under the stage's name."""
+        cls, own, nested = _ROWS[section]
+        raw = self._raw[section][name]
+        if stage in nested:
+            found = raw.get(stage, {})
+            _check(
+                isinstance(found, Mapping),
+                f"{self._where(f'{section}.{name}.{stage}')}: expected keys, got {found!r}",
+            )
+            return found  # type: ignore[no-any-return]
+        if stage != own:
+            return {}
+        identity = {field.name for field in dataclasses.fields(cls)} | set(nested)
+        return {key: value for key, value in raw.items() if key not in identity}
 
     def _rows(self, section: str, cls: type[T]) -> dict[str, T]:
         identity = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
@@ -703,7 +1080,10 @@ class Params:
                     f"{self._where(section)}: the name {name!r} must be letters, digits, '_' and "
                     "'-', in parts joined by '/'"
                 )
+            _, stage, nested = _ROWS[section]
             own = {key: value for key, value in raw.items() if key in identity}
+            if not stage:
+                _refuse_unknown(set(raw), identity | set(nested), self._where(f"{section}.{name}"))
             rows[name] = _build(cls, own, self._where(f"{section}.{name}"))
         return rows
 

@@ -1,21 +1,24 @@
 """Distilled set in, test accuracy of fresh networks out (§4.4, appendix D.3)."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.functional import kl_div
 
 from teddy.artifacts import Json
 from teddy.config import EvaluateConfig
 from teddy.data import LabelledImages
+from teddy.images import Normalisation
 from teddy.labels import Batch, SoftLabels, TrainingViews
 from teddy.networks import build
 from teddy.objectives import mixed_cross_entropy, soft_label_loss
+from teddy.runtime import autocast
 from teddy.seeding import derive, permutation
-from teddy.training import Run, Step, accuracy, equal_parts, fit
+from teddy.training import Run, Step, accuracy, equal_parts, fit, inference_batch
 
 
 def train_student(
@@ -27,6 +30,7 @@ def train_student(
     seed: int,
     name: str,
     resume: Path,
+    teachers: Sequence[nn.Module] = (),
 ) -> Json:
     """Train one fresh student and measure it.
 
@@ -40,10 +44,12 @@ def train_student(
         seed: of this student: initialisation and order of the images.
         name: of the run, for progress and errors.
         resume: file that an unfinished run's state is kept in.
+        teachers: networks whose divergence from the student is measured, none by default.
 
     Returns:
         ``top1_last`` (the result), ``top1_best`` and ``best_epoch`` (chosen on ``held_out``,
-        optimistic), and the ``curve`` of both loss and accuracy; percent.
+        optimistic), the ``curve`` of both loss and accuracy, and what :func:`measure` finds after
+        the last epoch; percent.
     """
     device = views.images.labels.device
     channels, height, width = views.images.images.shape[1:]
@@ -73,7 +79,60 @@ def train_student(
         "top1_best": best["top1"],
         "best_epoch": best["epoch"],
         "curve": history,
+        **measure(network, held_out, views.normalisation, config.precision, teachers),
     }
+
+
+def measure(
+    network: nn.Module,
+    held_out: LabelledImages,
+    normalisation: Normalisation,
+    precision: str,
+    teachers: Sequence[nn.Module],
+) -> Json:
+    """Macro-averaged F1 of a student, and its divergence from teachers, on real images.
+
+    Returns:
+        ``macro_f1`` in percent (Table 3); with teachers also ``kl_student_teacher`` and
+        ``kl_teacher_student``, KL(student ‖ teacher) and KL(teacher ‖ student) in nats at
+        temperature 1, means over images and teachers (Fig. 2c; the paper prints no direction).
+    """
+    device = next(network.parameters()).device
+    network.eval()
+    predicted, true, forward, backward = [], [], 0.0, 0.0
+    with torch.inference_mode():
+        for part, labels in held_out.test_batches(inference_batch(held_out.shape)):
+            inputs = normalisation.apply(part.to(device)).to(memory_format=torch.channels_last)
+            with autocast(device, precision):
+                logits = network(inputs)
+            predicted.append(logits.argmax(1).cpu())
+            true.append(labels.cpu())
+            student = logits.float().log_softmax(1)
+            for teacher in teachers:
+                theirs = teacher(inputs).float().log_softmax(1)
+                forward += kl_div(theirs, student, reduction="sum", log_target=True).item()
+                backward += kl_div(student, theirs, reduction="sum", log_target=True).item()
+    found: Json = {"macro_f1": macro_f1(torch.cat(predicted), torch.cat(true))}
+    if teachers:
+        pairs = len(held_out) * len(teachers)
+        found |= {"kl_student_teacher": forward / pairs, "kl_teacher_student": backward / pairs}
+    return found
+
+
+def macro_f1(predicted: Tensor, true: Tensor) -> float:
+    """Mean over classes of 2·TP / (2·TP + FP + FN), in percent (Table 3).
+
+    Args:
+        predicted: int64 ``(N,)``.
+        true: int64 ``(N,)``; every class that occurs in either counts, as 0 where it is never
+            predicted right.
+    """
+    size = int(max(predicted.max(), true.max())) + 1
+    right = torch.bincount(true[predicted == true], minlength=size)
+    # 2·TP + FP + FN counts every image once where it is predicted and once where it belongs.
+    occurs = torch.bincount(predicted, minlength=size) + torch.bincount(true, minlength=size)
+    present = occurs > 0
+    return 100.0 * (2.0 * right[present] / occurs[present]).mean(dtype=torch.float64).item()
 
 
 def _batches(

@@ -5,7 +5,7 @@ method has one colour and marker in every figure, by its place in ``params.yaml`
 """
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -26,8 +26,18 @@ from matplotlib.ticker import (
 )
 from numpy.typing import NDArray
 
-from teddy.artifacts import atomic_path
-from teddy.records import Base, History, ImageGrid, LossCurve, PoolFacts, Score, Titles
+from teddy.files import atomic_path
+from teddy.records import (
+    Base,
+    Cost,
+    History,
+    ImageGrid,
+    LossCurve,
+    PoolFacts,
+    Score,
+    StreamScore,
+    Titles,
+)
 
 Pixels = NDArray[np.uint8]
 
@@ -210,6 +220,136 @@ def spread(
     return [
         max(low, min(value, top)) + offset for value, offset in zip(level, offsets, strict=False)
     ]
+
+
+# ------------------------------------------------------------------------------------ along an axis
+
+
+def along_axis(
+    path: Path, scores: Sequence[Score], attribute: str, title: str, titles: Titles
+) -> None:
+    """Last-epoch accuracy along a setting, as Fig. 3: a row per dataset, a line per IPC and labels.
+
+    Where scores have a KL divergence and the axis is the teachers' stage, a second column has it,
+    as Fig. 2c.
+    """
+    groups: dict[str, list[Score]] = {}
+    for score in scores:
+        groups.setdefault(score.dataset, []).append(score)
+    divergence = attribute == "stages"
+    columns = 2 if divergence else 1
+    with _drawn(path, WIDTH * (0.35 + 0.3 * columns), (PANEL + 0.5) * len(groups)) as figure:
+        figure.set_layout_engine("constrained", w_pad=0.06, h_pad=0.06)
+        panels = figure.subplots(len(groups), columns, squeeze=False)
+        for row, (dataset, own) in zip(panels, groups.items(), strict=True):
+            _axis_panel(row[0], own, attribute, "top1_mean", title)
+            row[0].set_title(titles.datasets[dataset], loc="left")
+            row[0].set_ylabel("top-1, test split (%)")
+            if divergence:
+                _axis_panel(row[1], own, attribute, "kl_student_teacher", title)
+                row[1].set_title("divergence, soft labels", loc="left")
+                row[1].set_ylabel("KL(student ‖ teacher), nats")
+
+
+def _axis_panel(
+    axes: Axes, scores: Sequence[Score], attribute: str, value: str, title: str
+) -> None:
+    places = list(dict.fromkeys(getattr(score, attribute) for score in scores))
+    numbers = all(isinstance(place, int) for place in places)
+    lines: dict[tuple[int, str], list[Score]] = {}
+    for score in scores:
+        if getattr(score, value) is not None:
+            lines.setdefault((score.ipc, score.labels), []).append(score)
+    for index, ((ipc, labels), own) in enumerate(sorted(lines.items())):
+        xs = [getattr(s, attribute) if numbers else places.index(getattr(s, attribute))
+              for s in own]  # fmt: skip
+        ordered = sorted(zip(xs, own, strict=True), key=lambda pair: pair[0])
+        spread = [s.top1_std if value == "top1_mean" else 0.0 for _, s in ordered]
+        axes.errorbar(
+            [x for x, _ in ordered], [getattr(s, value) for _, s in ordered], spread,
+            color=_COLOURS[_ipc_colour(ipc, lines)], marker=_MARKERS[index % len(_MARKERS)],
+            linestyle="-" if labels == "soft" else (0, (4, 3)), capsize=2, elinewidth=0.8,
+            label=f"IPC {ipc}, {labels}",
+        )  # fmt: skip
+    if numbers:
+        axes.xaxis.set_major_locator(FixedLocator(sorted(places)))
+    else:
+        axes.xaxis.set_major_locator(FixedLocator(range(len(places))))
+        names = ["–".join(map(str, place)) for place in places]
+        axes.xaxis.set_major_formatter(FixedFormatter(names))
+    axes.set_xlabel(title)
+    axes.legend(loc="best")
+
+
+def _ipc_colour(ipc: int, lines: Iterable[tuple[int, str]]) -> int:
+    """Index of the colour of an IPC among those drawn."""
+    return sorted({one for one, _ in lines}).index(ipc) % len(_COLOURS)
+
+
+# ------------------------------------------------------------------------------------------- costs
+
+
+def streams(path: Path, streams: Sequence[StreamScore], titles: Titles) -> None:
+    """Accuracy on seen classes after each step, as Fig. 3e: a row per dataset and IPC, a column per
+    kind of teachers, a line per method and labels.
+    """
+    rows: dict[tuple[str, int], list[StreamScore]] = {}
+    for stream in streams:
+        rows.setdefault((stream.dataset, stream.ipc), []).append(stream)
+    kinds = sorted({stream.strict for stream in streams})
+    style = looks(list(titles.methods))
+    with _drawn(path, WIDTH * (0.35 + 0.3 * len(kinds)), (PANEL + 0.5) * len(rows)) as figure:
+        figure.set_layout_engine("constrained", w_pad=0.06, h_pad=0.06)
+        panels = figure.subplots(len(rows), len(kinds), squeeze=False, sharey="row")
+        for panel, ((dataset, ipc), own) in zip(panels, rows.items(), strict=True):
+            for axes, strict in zip(panel, kinds, strict=True):
+                for stream in own:
+                    if stream.strict == strict:
+                        _stream_line(axes, stream, style[stream.method], titles)
+                teachers = "strict" if strict else "paper-like"
+                axes.set_title(f"{titles.datasets[dataset]}, IPC {ipc}, {teachers}", loc="left")
+                axes.set_xticks(own[0].classes)
+                axes.set_xlabel("classes seen")
+            panel[0].set_ylabel(f"top-1 on seen classes, {own[0].split} split (%)")
+            panel[0].legend(fontsize="small")
+
+
+def _stream_line(axes: Axes, stream: StreamScore, look: Look, titles: Titles) -> None:
+    soft = stream.labels == "soft"
+    axes.errorbar(
+        stream.classes, stream.top1_mean, stream.top1_std,
+        color=look.colour, marker=look.marker, linestyle="-" if soft else (0, (4, 3)),
+        capsize=2, elinewidth=0.8,
+        label=titles.methods[stream.method] + ("" if soft else ", hard labels"),
+    )  # fmt: skip
+
+
+def costs(path: Path, costs: Sequence[Cost], titles: Titles) -> None:
+    """Fig. 3d: seconds of pre-training and synthesis, and peak memory; a row per dataset."""
+    groups: dict[str, list[Cost]] = {}
+    for cost in costs:
+        groups.setdefault(cost.dataset, []).append(cost)
+    with _drawn(path, WIDTH, (PANEL + 0.4) * len(groups)) as figure:
+        figure.set_layout_engine("constrained", w_pad=0.06, h_pad=0.06)
+        panels = figure.subplots(len(groups), 2, squeeze=False)
+        for row, (dataset, own) in zip(panels, groups.items(), strict=True):
+            names = [f"{titles.methods[cost.method]}\nk = {cost.draw}" for cost in own]
+            places = np.arange(len(own))
+            before = [cost.pretraining_seconds for cost in own]
+            row[0].bar(places, before, color=_COLOURS[2], label="pre-training")
+            row[0].bar(
+                places, [cost.synthesis_seconds for cost in own], bottom=before,
+                color=_COLOURS[5], label="synthesis",
+            )  # fmt: skip
+            row[1].bar(places, [cost.peak_mib for cost in own], color=GREY)
+            row[0].legend(loc="best")
+            row[0].set_title(f"{titles.datasets[dataset]}, IPC {own[0].ipc}: time", loc="left")
+            row[0].set_ylabel("seconds")
+            row[1].set_title("peak memory of synthesis", loc="left")
+            row[1].set_ylabel("MiB")
+            for axes in row:
+                axes.set_xticks(places, names)
+                axes.grid(visible=False, axis="x")
 
 
 # ---------------------------------------------------------------------------------------- teachers

@@ -53,6 +53,23 @@ def open_pool(folder: Path) -> Pool:
     return Pool(folder, read_json(folder / MANIFEST)["members"])
 
 
+def evenly(pool_size: int, count: int) -> list[int]:
+    """``count`` members evenly spaced over a pool, its ends included; one is the last (Fig. 3b).
+
+    A count of 0 means all. The last member is the most trained of a prior pool.
+
+    Raises:
+        TeddyError: more members than the pool has.
+    """
+    if count > pool_size:
+        raise TeddyError(f"cannot take {count} members of a pool of {pool_size}")
+    if count in (0, pool_size):
+        return list(range(pool_size))
+    if count == 1:
+        return [pool_size - 1]
+    return [round(i * (pool_size - 1) / (count - 1)) for i in range(count)]
+
+
 def draw_teachers(pool_size: int, count: int, seed: int, *item: str | int) -> list[int]:
     """Members drawn without replacement for an item, ascending (§8-6).
 

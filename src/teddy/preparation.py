@@ -24,7 +24,7 @@ from teddy.decoding import Found, decode, fit_arrays, inspect, mode_of
 from teddy.errors import TeddyError
 from teddy.images import Images, Normalisation
 from teddy.runtime import log
-from teddy.seeding import permutation
+from teddy.seeding import derive, permutation, uniforms
 from teddy.sources import RawArrays, RawDataset, RawFiles, RawSplit, load
 from teddy.streaming import ImageFiles
 
@@ -50,6 +50,9 @@ def prepare(config: PrepareConfig, seed: int) -> tuple[ImageDataset, Json]:
     raw = load(config)
     _check(raw, config)
     parts = _split(raw, config, seed)
+    if config.keep != (1, 1):
+        kept = unbalanced(parts["train"].labels, len(raw.class_names), config.keep, seed)
+        parts["train"] = parts["train"].take(kept)
     if isinstance(raw.train, RawFiles):
         splits, facts = _of_files(raw, parts, config, seed)
     elif config.storage == "files":
@@ -163,6 +166,27 @@ def stratified_split(
         for part, indices in zip(parts, shuffled.split(sizes), strict=True):
             part.append(indices)
     return [torch.cat(part).sort().values for part in parts]
+
+
+def unbalanced(labels: Tensor, num_classes: int, keep: tuple[float, float], seed: int) -> Tensor:
+    """Indices of the images that are left when every class keeps its own share (Table 3, §8-20).
+
+    Args:
+        labels: int64 ``(N,)`` of the training split; validation and test images are left alone.
+        num_classes: K.
+        keep: bounds of the share ``r_c ~ U(low, high)`` of class c, rounded to whole images and
+            at least one.
+        seed: experiment seed; a class has its own stream, in which images leave in a fixed order,
+            so a smaller ``low`` only takes more of the same images away.
+    """
+    low, high = keep
+    kept = []
+    for label in range(num_classes):
+        members = (labels == label).nonzero().flatten()
+        share = low + (high - low) * uniforms(derive(seed, "keep"), torch.tensor([label]), 1).item()
+        count = max(1, round(share * len(members)))
+        kept.append(members[permutation(len(members), seed, "keep", label)[:count]])
+    return torch.cat(kept).sort().values
 
 
 # ------------------------------------------------------------------------------- images in memory

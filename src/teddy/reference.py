@@ -97,7 +97,9 @@ def _commit() -> str:
 
 
 def _tables(params: Params, dataset: str, metrics: Path, record: Json) -> str:
-    scores = [s for s in read_scores(params, metrics / "runs") if s.dataset == dataset]
+    names = [leaf.name for leaf in params.leaves() if leaf.dataset == dataset]
+    names = [name for name in params.targets["table1"] if name in names]
+    scores = read_scores(params, metrics / "runs", names)
     pools = [p for p in read_pools(params, metrics / "pools") if p.dataset == dataset]
     paper = read_paper(metrics / "reference" / "paper.yaml")
     hardware = record["hardware"]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
-from teddy.artifacts import atomic_path
+from teddy.files import atomic_path
 
 DASH = "–"
 Cell = str | int | float | None

@@ -54,7 +54,7 @@ def train_base(
     config: TrainTeacherConfig,
     data: ImageDataset,
     seed: int,
-    work: WorkDir,
+    work: WorkDir | Path,
     device: torch.device,
     team: Team = ALONE,
 ) -> list[Json]:

@@ -236,7 +236,7 @@ def accuracy(
 
 
 def _own_test_batches(images: LabelledImages, team: Team) -> Iterator[tuple[Tensor, Tensor]]:
-    batch_size = _test_batch(images.shape)
+    batch_size = inference_batch(images.shape)
     if team.size == 1:
         yield from images.test_batches(batch_size)
         return
@@ -244,7 +244,7 @@ def _own_test_batches(images: LabelledImages, team: Team) -> Iterator[tuple[Tens
         yield images.pick(part), images.labels[part]
 
 
-def _test_batch(shape: tuple[int, int, int]) -> int:
+def inference_batch(shape: tuple[int, int, int]) -> int:
     """Images per forward pass: 1,024 up to 128×128 pixels, fewer above, to bound memory."""
     return max(1, min(1024, 2**24 // (shape[1] * shape[2])))
 

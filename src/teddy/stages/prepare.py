@@ -13,7 +13,7 @@ from teddy.stages.command import parse
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the stage."""
-    args = parse(__doc__, argv, "key of datasets in params.yaml", out="folder to write")
+    args = parse(__doc__, argv, "key of prepared in params.yaml", out="folder to write")
 
     def stage() -> str:
         params = Params(args.params)
@@ -22,7 +22,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         try:
             dataset, facts = prepare(config, params.seed)
         except TeddyError as error:
-            raise TeddyError(f"{params.path}: datasets.{args.name}: {error}") from error
+            where = params.row("prepared", args.name).dataset
+            raise TeddyError(f"{params.path}: datasets.{where}: {error}") from error
         _refuse_large_ipc(params, args.name, dataset)
         write_dataset(args.out, dataset, facts)
         counts = ", ".join(f"{len(dataset.split(split))} {split}" for split in SPLITS)
@@ -35,7 +36,7 @@ def _refuse_large_ipc(params: Params, name: str, dataset: ImageDataset) -> None:
     """Refuse sets that need more real images per class than there are, before hours are spent."""
     smallest = int(dataset.train.labels.bincount(minlength=dataset.num_classes).min())
     for key, row in params.sets.items():
-        if row.dataset != name:
+        if row.data != name:
             continue
         config = params.synthesize(key)
         random = params.methods[row.method].images == "random"

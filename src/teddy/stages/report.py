@@ -1,40 +1,23 @@
-"""Write metrics, tables and figures from the records of all other stages."""
+"""Write the summary of all numbers, and one page with all tables, figures and verdicts."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from teddy import figures
-from teddy.artifacts import check_writable, write_json
 from teddy.config import Params
-from teddy.records import (
-    Base,
-    History,
-    ImageGrid,
-    PaperResult,
-    PoolFacts,
-    Score,
-    Titles,
-    read_bases,
-    read_grids,
-    read_histories,
-    read_paper,
-    read_pools,
-    read_scores,
-    read_titles,
-)
-from teddy.report import (
-    accuracy_points,
-    long_table,
-    paper_table,
-    pool_table,
-    result_tables,
-    summarise,
-    synthesis_points,
-    teacher_points,
-)
-from teddy.runtime import run_stage
-from teddy.stages.command import parse
+from teddy.console import parse, run_command
+from teddy.files import check_writable, read_json, write_json
+from teddy.page import Section, render
+from teddy.records import read_bases, read_pools, read_scores
+from teddy.report import TITLES, summarise
 from teddy.tables import write_text
+from teddy.verdicts import from_record
+
+_INTRO = """Every number on this page comes from a record of this checkout or, where it says so,
+from the paper or a kept run. A comparison counts as reproduced if the difference of the means
+points the way the paper claims and is larger than the pooled standard deviation of the students,
+sqrt((s₁² + s₂²) / 2); other rules stand beside their verdicts. Students of one set share its
+synthesis, so the spread between syntheses is in none of these numbers. Verdicts hold for the data
+they name: what a small dataset shows says little about the paper's ImageNet-1K."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -45,73 +28,45 @@ def main(argv: Sequence[str] | None = None) -> None:
         "",
         runs="folder of the students' records",
         teachers="folder of the base runs' records",
-        syntheses="folder of the loss curves of synthesis",
         pools="folder of the pools' manifests",
-        sets="folder of the distilled sets",
-        paper="numbers printed in the paper",
+        tables="folder of the targets' tables",
+        figures="folder of their figures",
+        verdicts="folder of their verdicts",
+        reference="the paper's numbers and runs that are kept",
         summary="JSON to write with all metrics",
-        tables="folder for tables",
-        plots="folder for figures and their points",
+        page="HTML to write",
     )
 
     def stage() -> str:
         params = Params(args.params)
-        check_writable(args.summary, args.tables / "table1.md", args.plots / "accuracy.png")
-        scores = read_scores(params, args.runs)
+        check_writable(args.summary, args.page)
+        names = [leaf.name for leaf in params.leaves()]
+        scores = read_scores(params, args.runs, names)
         bases, pools = read_bases(params, args.teachers), read_pools(params, args.pools)
-        histories, grids = read_histories(params, args.syntheses), read_grids(params, args.sets)
-        paper = read_paper(args.paper)
+        sections = [
+            _section(target, title, args.tables, args.figures, args.verdicts)
+            for target, title in TITLES.items()
+        ]
         write_json(args.summary, summarise(scores, bases, pools))
-        _write_tables(args.tables, scores, pools, paper, params)
-        _write_points(args.plots, scores, bases, histories)
-        _draw(args.plots, scores, bases, pools, histories, grids, read_titles(params))
-        return f"{len(params.sets)} sets of {len({s.dataset for s in scores})} datasets"
+        write_text(args.page, render("Teddy: results beside the paper's", _INTRO, sections))
+        made = sum(bool(section.tables or section.images) for section in sections)
+        return f"{len(scores)} scores; {made} of {len(sections)} tables and figures"
 
-    run_stage("report", stage)
-
-
-def _write_tables(
-    folder: Path,
-    scores: Sequence[Score],
-    pools: Sequence[PoolFacts],
-    paper: Sequence[PaperResult],
-    params: Params,
-) -> None:
-    tables = [*result_tables(scores, paper, params), paper_table(paper)]
-    markdown = "\n".join(["# Table 1: accuracy\n", *(table.markdown() for table in tables)])
-    write_text(folder / "table1.md", markdown)
-    write_text(folder / "table1.tex", "\n".join(table.latex() for table in tables))
-    write_text(folder / "table1.csv", long_table(scores, paper, params).csv())
-    write_text(folder / "pools.md", pool_table(pools).markdown())
-    write_text(folder / "pools.csv", pool_table(pools).csv())
+    run_command("report", stage)
 
 
-def _write_points(
-    folder: Path, scores: Sequence[Score], bases: Sequence[Base], histories: Sequence[History]
-) -> None:
-    write_text(folder / "accuracy.csv", accuracy_points(scores).csv())
-    write_text(folder / "teachers.csv", teacher_points(bases).csv())
-    write_text(folder / "synthesis.csv", synthesis_points(histories).csv())
-
-
-def _draw(
-    folder: Path,
-    scores: Sequence[Score],
-    bases: Sequence[Base],
-    pools: Sequence[PoolFacts],
-    histories: Sequence[History],
-    grids: Sequence[ImageGrid],
-    titles: Titles,
-) -> None:
-    figures.accuracy(folder / "accuracy.png", scores, bases, titles)
-    figures.teachers(folder / "teachers.png", bases, pools, titles)
-    figures.synthesis(folder / "synthesis.png", histories, titles)
-    for dataset in titles.datasets:
-        own = [grid for grid in grids if grid.dataset == dataset]
-        if own:
-            figures.method_grid(folder / f"grid_{dataset}.png", own, titles)
-        for grid in own:
-            figures.class_grid(folder / f"grid_{dataset}_{grid.method}.png", grid, titles)
+def _section(target: str, title: str, tables: Path, figures: Path, verdicts: Path) -> Section:
+    """What a target has written; a target that was not made has no files."""
+    table, record = tables / f"{target}.md", verdicts / f"{target}.json"
+    single, folder = figures / f"{target}.png", figures / target
+    images = [single] if single.is_file() else sorted(folder.glob("*.png"))
+    return Section(
+        target,
+        title,
+        table.read_text(encoding="utf-8") if table.is_file() else "",
+        tuple(images),
+        tuple(from_record(read_json(record))) if record.is_file() else (),
+    )
 
 
 if __name__ == "__main__":

@@ -1,0 +1,56 @@
+"""How a command that computes nothing runs: refusals in one line, and how long it took.
+
+What :func:`teddy.runtime.run_stage` is to stages that train, without PyTorch and its devices.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from teddy.errors import TeddyError
+
+
+def run_command(name: str, main: Callable[[], str]) -> None:
+    """Run ``main``, which returns a summary; a timing goes to ``logs/``, which no stage reads."""
+    start = time.perf_counter()
+    try:
+        summary = main()
+    except TeddyError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+    seconds = time.perf_counter() - start
+    print(f"{name} {summary} ({seconds:.1f} s)", file=sys.stderr)
+    record = {"stage": name, "summary": summary, "seconds": round(seconds, 3)}
+    folder = Path(os.environ.get("TEDDY_LOGS", "logs"))
+    with contextlib.suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / f"{name}.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+
+def parser(doc: str | None) -> argparse.ArgumentParser:
+    """Parser that shows a module's docstring as help, with the option for the settings."""
+    made = argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument(
+        "--params", type=Path, default=Path("params.yaml"), help="settings (default: %(default)s)"
+    )
+    return made
+
+
+def parse(
+    doc: str | None, argv: Sequence[str] | None, name: str, **paths: str
+) -> argparse.Namespace:
+    """Command line of a stage: what it names ("" for nothing), then required path options."""
+    made = parser(doc)
+    if name:
+        made.add_argument("name", help=name)
+    for option, text in paths.items():
+        made.add_argument(f"--{option}", type=Path, required=True, help=text)
+    return made.parse_args(argv)

@@ -1,0 +1,37 @@
+"""Draw images of several sets side by side, and each set alone (Figs 4, 6 and 7)."""
+
+from collections.abc import Sequence
+
+from teddy import figures
+from teddy.config import Params
+from teddy.console import parse, run_command
+from teddy.files import check_writable
+from teddy.records import grouped, read_grids, read_titles
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the stage."""
+    args = parse(
+        __doc__,
+        argv,
+        "key of targets in params.yaml",
+        sets="folder of the distilled sets",
+        figures="folder to write: <dataset>.png, and <dataset>_<method>.png for each set",
+    )
+
+    def stage() -> str:
+        params = Params(args.params)
+        titles = read_titles(params)
+        check_writable(args.figures / "x.png")
+        grids = read_grids(params, args.sets, params.targets[args.name])
+        for dataset, own in grouped(grids, "dataset").items():
+            figures.method_grid(args.figures / f"{dataset}.png", own, titles)
+            for grid in own:
+                figures.class_grid(args.figures / f"{dataset}_{grid.method}.png", grid, titles)
+        return f"{args.name}: {len(grids)} sets"
+
+    run_command("grids", stage)
+
+
+if __name__ == "__main__":
+    main()

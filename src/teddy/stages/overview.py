@@ -1,0 +1,51 @@
+"""List the members of all pools; draw the base runs and the loss curves behind Table 1."""
+
+from collections.abc import Sequence
+
+from teddy import figures
+from teddy.config import Params
+from teddy.console import parse, run_command
+from teddy.files import check_writable
+from teddy.records import read_bases, read_histories, read_pools, read_titles
+from teddy.report import pool_table, synthesis_points, teacher_points
+from teddy.tables import write_text
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the stage."""
+    args = parse(
+        __doc__,
+        argv,
+        "",
+        teachers="folder of the base runs' records",
+        pools="folder of the pools' manifests",
+        syntheses="folder of the loss curves of synthesis",
+        table="Markdown to write",
+        rows="CSV to write",
+        figures="folder for figures and their points",
+    )
+
+    def stage() -> str:
+        params = Params(args.params)
+        titles = read_titles(params)
+        check_writable(args.table, args.figures / "teachers.png")
+        pools = read_pools(params, args.pools)
+        table = pool_table(pools)
+        write_text(args.table, f"# Teachers\n\n{table.markdown()}")
+        write_text(args.rows, table.csv())
+        sets = [params.leaf(name).set for name in params.targets.get("table1", ())]
+        shown = {params.sets[name].pool for name in sets}
+        own = [pool for pool in pools if pool.name in shown]
+        bases = read_bases(params, args.teachers, dict.fromkeys(pool.base for pool in own))
+        histories = read_histories(params, args.syntheses, sets)
+        write_text(args.figures / "teachers.csv", teacher_points(bases).csv())
+        write_text(args.figures / "synthesis.csv", synthesis_points(histories).csv())
+        figures.teachers(args.figures / "teachers.png", bases, own, titles)
+        figures.synthesis(args.figures / "synthesis.png", histories, titles)
+        return f"{len(pools)} pools"
+
+    run_command("overview", stage)
+
+
+if __name__ == "__main__":
+    main()
