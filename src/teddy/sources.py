@@ -242,7 +242,11 @@ def _imagefolder(config: PrepareConfig) -> RawDataset:
     """
     root = _root(config)
     if not root.is_dir():
-        raise TeddyError(f"{root}: expected a folder of class folders, found nothing there")
+        raise TeddyError(
+            f"{root}: expected a folder of class folders, found nothing there; put the images at "
+            f"{root / 'train'}/<class>/ and {root / 'val'}/<class>/ (of ImageNet-1K the official "
+            f"train and val folders), or set prepare.root"
+        )
     splits = [name for name in _subfolders(root) if name.lower() in _SPLITS]
     if not (root / "train").is_dir():
         if len(splits) > 1:
