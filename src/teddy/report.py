@@ -115,10 +115,27 @@ def _ipcs_and_labels(scores: Sequence[Score]) -> tuple[list[int], list[str]]:
 def _by_method(scores: Sequence[Score], params: Params) -> dict[str, dict[tuple[int, str], Score]]:
     groups = grouped(scores, "method")
     return {
-        method: {(score.ipc, score.labels): score for score in groups[method]}
+        method: _placed(groups[method], "ipc", "labels")
         for method in params.methods
         if method in groups
     }
+
+
+def _placed(scores: Iterable[Score], *keys: str) -> dict[Any, Score]:
+    """Scores by their place in a table.
+
+    Raises:
+        TeddyError: two would share one.
+    """
+    found: dict[Any, Score] = {}
+    for place, own in grouped(scores, *keys).items():
+        if len(own) > 1:
+            raise TeddyError(
+                f"{own[0].name} and {own[1].name} would share a place in the table ({keys} "
+                f"{place}); list only one of them under targets"
+            )
+        found[place] = own[0]
+    return found
 
 
 def _last(score: Score | None) -> str | None:
@@ -218,7 +235,7 @@ def _cross_architecture(
         archs = list(grouped(own, "arch"))
         rows: list[tuple[Cell, ...]] = []
         for method, mine in _methods(own, params).items():
-            by_arch = {score.arch: score for score in mine}
+            by_arch = _placed([s for s in mine if s.labels == "soft"], "arch")
             title = params.methods[method].title
             rows.append((title, "ours", *(_last(by_arch.get(arch)) for arch in archs)))
             printed = [
@@ -246,7 +263,7 @@ def _imbalanced(
             columns += [Column("top-1", keeps[data]), Column("macro-F1", keeps[data])]
         rows: list[tuple[Cell, ...]] = []
         for method, mine in _methods(own, params).items():
-            by_data = {score.data: score for score in mine}
+            by_data = _placed(mine, "data")
             ours: list[Cell] = [params.methods[method].title, "ours"]
             theirs: list[Cell] = [params.methods[method].title, "paper"]
             for data in datas:
@@ -296,7 +313,7 @@ def _larger_network(
         columns += [Column(kind, f"IPC {ipc}") for ipc in ipcs for kind in (*kinds, "paper")]
         rows: list[tuple[Cell, ...]] = []
         for method, mine in _methods(own, params).items():
-            cells = {(score.ipc, score.labels): score for score in mine}
+            cells = _placed(mine, "ipc", "labels")
             row: list[Cell] = [params.methods[method].title]
             for ipc in ipcs:
                 row += [_last(cells.get((ipc, kind))) for kind in kinds]
@@ -392,7 +409,7 @@ def _along(target: str) -> "Maker":
                     columns.append(Column("KL(teacher ‖ student)", f"IPC {ipc}", spec=".3f"))
             rows: list[tuple[Cell, ...]] = []
             for value, mine in grouped(own, axis.attribute).items():
-                cells = {(score.ipc, score.labels): score for score in mine}
+                cells = _placed(mine, "ipc", "labels")
                 mark = "‡" if any(score.name in table1 for score in mine) else ""
                 row: list[Cell] = [axis_value(value) + mark]
                 for ipc in ipcs:
