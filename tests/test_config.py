@@ -44,6 +44,9 @@ OPTIMIZER = {
 }  # fmt: skip
 DOCUMENT: dict[str, Any] = {
     "seed": 0,
+    "continual": {"steps": 2, "orders": [0, 1]},
+    "step_teachers": {},
+    "streams": {},
     "prepared": {"toy": {"dataset": "toy"}},
     "bases": {"toy/base": {"dataset": "toy", "data": "toy"}},
     "pools": {
