@@ -708,8 +708,8 @@ class TheoryConfig:
     """Standard deviation of W's entries."""
     exact_tolerance: float
     """Relative error allowed between two forms of one number, float64."""
-    printed_tolerance: float
-    """Absolute error allowed against an answer known to four decimals."""
+    difference_tolerance: float
+    """Absolute error allowed between a gradient and a difference quotient."""
     order_tolerance: float
     """Error allowed in a measured order of convergence at the smallest two steps."""
     standard_errors: float
@@ -737,7 +737,7 @@ class TheoryConfig:
         for name in ("num_steps", "segment_steps", "bound_draws"):
             value = getattr(self, name)
             _check(value >= 1, f"{name} must be at least 1, got {value}")
-        for name in ("length_lr", "tau", "exact_tolerance", "printed_tolerance",
+        for name in ("length_lr", "tau", "exact_tolerance", "difference_tolerance",
                      "order_tolerance", "standard_errors"):  # fmt: skip
             value = getattr(self, name)
             _check(value > 0, f"{name} must be above 0, got {value}")

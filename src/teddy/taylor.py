@@ -84,14 +84,15 @@ def objective_function(
     name: TaylorObjective, config: Fig5Config
 ) -> Callable[[InnerLoop, Weights, Batch, Batch], Objective]:
     """Objective of a name in ``fig5.objectives``."""
-    return {
+    functions: dict[str, Callable[[InnerLoop, Weights, Batch, Batch], Objective]] = {
         "exact": exact,
         "first_order": first_order,
         "gradient_matching": gradient_matching,
         "statistics_matching": partial(
             statistics_matching, classifier_weight=config.classifier_weight
         ),
-    }[name]
+    }
+    return functions[name]
 
 
 def optimise(comparison: Comparison, name: TaylorObjective) -> Json:
