@@ -28,6 +28,8 @@ from teddy.stages import (
     build_pool,
     costs,
     evaluate,
+    fig1,
+    fig5,
     grids,
     measure_costs,
     overview,
@@ -36,6 +38,7 @@ from teddy.stages import (
     report,
     synthesize,
     target,
+    theory,
     train_teacher,
 )
 
@@ -53,6 +56,9 @@ MAINS = {
     "measure_costs": measure_costs.main,
     "costs": costs.main,
     "grids": grids.main,
+    "fig1": fig1.main,
+    "fig5": fig5.main,
+    "theory": theory.main,
     "overview": overview.main,
     "report": report.main,
 }
@@ -267,6 +273,11 @@ def tiny_params(path: Path, **changes: Any) -> Path:
         "fig3b": ["digits/prior/ipc3-members1", "digits/prior/ipc3"],
         "fig3d": ["digits/sre2l/ipc3", "digits/prior/ipc3"],
     }
+    raw["fig1"] |= {"ipc": 2, "inner_steps": [1, 2], "repeats": 1}
+    raw["fig5"] |= {
+        "width": 4, "inner_steps": 2, "real_per_class": 2, "iterations": 2, "measured_inits": 1,
+        "seeds": [0, 1], "law_lrs": [0.1, 0.05], "law_steps": [2],
+    }  # fmt: skip
     yaml.dump(raw, path)
     return path
 
@@ -291,7 +302,11 @@ def score_row(members: int = 0, **stages: Any) -> dict[str, Any]:
 def instances(rows: dict[str, Any], stage: str) -> Iterator[dict[str, str]]:
     """What DVC puts for each placeholder, for every instance of a stage."""
     if "foreach" not in DVC[stage]:
-        yield {}
+        yield {
+            f"${{{section}.{key}}}": str(rows[section][key])
+            for section in ("fig1", "fig5")
+            for key in ("dataset", "data")
+        }
         return
     for key, row in rows[DVC[stage]["foreach"][2:-1]].items():
         yield {"${key}": key, **{f"${{item.{name}}}": str(value) for name, value in row.items()}}
@@ -338,7 +353,7 @@ def outputs(folder: Path) -> dict[str, str]:
         file.relative_to(folder).as_posix(): digest(file)
         for name in ("data", "models", "metrics", "plots")
         for file in sorted((folder / name).rglob("*"))
-        if file.is_file() and file.stem not in ("costs", "fig3d", "report")
+        if file.is_file() and file.stem not in ("costs", "fig1_seconds", "fig3d", "report")
     }
 
 

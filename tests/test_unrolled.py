@@ -149,7 +149,8 @@ def test_plain_network_refuses_images_it_cannot_halve() -> None:
 @pytest.fixture
 def fig5() -> Fig5Config:
     return Fig5Config(
-        dataset="made-up", width=4, depth=1, ipc=2, initialise="real", inner_steps=4, inner_lr=0.2,
+        dataset="made-up", data="made-up", width=4, depth=1, ipc=2, initialise="real",
+        inner_steps=4, inner_lr=0.2,
         real_per_class=8, objectives=("exact", "first_order", "gradient_matching",
         "statistics_matching"), classifier_weight=1.0, iterations=5, lr=0.1, betas=(0.5, 0.9),
         measured_inits=2, seeds=(0,), law_lrs=(0.1, 0.05), law_steps=(1, 2),
@@ -197,7 +198,8 @@ def fig1() -> Fig1Config:
     student = NetworkConfig(arch="convnet3", width=4, norm="instance")
     teacher = NetworkConfig(arch="convnet3", width=4, norm="batch")
     return Fig1Config(
-        dataset="made-up", ipc=2, student=student, teacher=teacher, inner_steps=(1, 2, 3, 5),
+        dataset="made-up", data="made-up", ipc=2, student=student, teacher=teacher,
+        inner_steps=(1, 2, 3, 5),
         inner_lr=0.01, real_images=6, batch_size=6, draws=(1, 2), repeats=1,
     )  # fmt: skip
 

@@ -585,6 +585,8 @@ class Fig1Config:
 
     dataset: str
     """Key of ``datasets``."""
+    data: str
+    """Key of ``prepared``; of that dataset."""
     ipc: int
     """Images per class of the set that is updated."""
     student: NetworkConfig
@@ -631,6 +633,8 @@ class Fig5Config:
 
     dataset: str
     """Key of ``datasets``."""
+    data: str
+    """Key of ``prepared``; of that dataset."""
     width: int
     """Channels of the plain ConvNet."""
     depth: int
@@ -743,6 +747,10 @@ class TheoryConfig:
             _check(value > 0, f"{name} must be above 0, got {value}")
 
 
+EXPERIMENTS = ("fig1", "fig5", "theory")
+"""Sections that stand beside the chain of stages."""
+
+
 # ------------------------------------------------------------------------------------ the file
 
 
@@ -757,7 +765,7 @@ class Params:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._raw = read_yaml(path)
-        known = {"seed", "datasets", "methods", "targets", *_ROWS, *STAGES}
+        known = {"seed", "datasets", "methods", "targets", *_ROWS, *STAGES, *EXPERIMENTS}
         _refuse_unknown(set(self._raw), known, self._where(""))
         for key in sorted(known - set(self._raw)):
             raise TeddyError(f"{self._where('')} lacks the key {key!r}")
@@ -784,9 +792,19 @@ class Params:
             for name, rows in self._mapping("targets").items()
         }
         """Rows of ``sets`` or ``scores`` that a table or figure shows, in order."""
+        self.fig1 = self._experiment("fig1", Fig1Config)
+        self.fig5 = self._experiment("fig5", Fig5Config)
+        self.theory = self._experiment("theory", TheoryConfig)
         self._check_all()
 
+    def _experiment(self, name: str, cls: type[T]) -> T:
+        return _build(cls, self._raw_section(name), self._where(name))
+
     # -- what stages ask for
+
+    def synthesize_of(self, dataset: str) -> SynthesizeConfig:
+        """Settings of a dataset's sets that say nothing of their own."""
+        return self._resolve(SynthesizeConfig, "synthesize", ("datasets", dataset))
 
     def prepare(self, name: str) -> PrepareConfig:
         """Settings of the preparation of some images."""
@@ -853,6 +871,13 @@ class Params:
         for name in self.datasets:
             for stage, cls in STAGES.items():
                 self._resolve(cls, stage, ("datasets", name))
+        for section, experiment in (("fig1", self.fig1), ("fig5", self.fig5)):
+            row = self._known("prepared", experiment.data)
+            _check(
+                row.dataset == experiment.dataset,
+                f"{self._where(section)} is of dataset {experiment.dataset!r}, but its data "
+                f"{experiment.data!r} is of {row.dataset!r}",
+            )
         for name, prepared in self.prepared.items():
             self._parent("prepared", name, "datasets", prepared.dataset)
             self.prepare(name)

@@ -6,7 +6,7 @@ that figures are drawn from; ``markdown`` writes them for a reader who has the p
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
@@ -26,6 +26,7 @@ from teddy.objectives import (
     statistics_loss,
 )
 from teddy.seeding import stream
+from teddy.tables import Column, Table
 
 Batch = tuple[Tensor, Tensor]
 Weights = dict[str, Tensor]
@@ -47,9 +48,9 @@ class Check:
 
     @property
     def error(self) -> float:
-        """How far the relation is from holding; 0 if an inequality holds."""
+        """How far the relation is from holding; 0 if an inequality holds, NaN if a number is."""
         difference = self.left - self.right
-        if self.relation == "=":
+        if self.relation == "=" or math.isnan(difference):
             return abs(difference)
         return max(0.0, difference if self.relation == "≤" else -difference)
 
@@ -273,17 +274,17 @@ def proposition_1(config: TheoryConfig, law: ErrorLaw) -> Section:
         a, b = (torch.autograd.grad(x, synthetic)[0].item() for x in (exact_lr, first_lr))
         ratios.append(b / a)
     checks = [
-        _printed("θ_1 of the parabolas", path[1].item(), "0.2", "1"),
-        _printed("θ_2", path[2].item(), "0.38", "1"),
-        _printed("exact loss, Eq. 1", exact.item(), "0.1922", "1"),
-        _printed("first-order loss, Eq. 10", first.item(), "0.156", "1"),
+        _relative(config, "θ_1 of the parabolas", path[1].item(), 0.2, "1"),
+        _relative(config, "θ_2", path[2].item(), 0.38, "1"),
+        _relative(config, "exact loss, Eq. 1", exact.item(), 0.1922, "1"),
+        _relative(config, "first-order loss, Eq. 10", first.item(), 0.156, "1"),
         _relative(
             config, "exact − first-order, against ½η²Σg_S²", (exact - first).item(),
             0.1**2 / 2 * squares, "1",
         ),
-        _printed("its value", (exact - first).item(), "0.0362", "1"),
-        _printed("exact meta-gradient", slopes[0], "-0.1178", "1"),
-        _printed("meta-gradient of Eq. 11, θ_t constant", slopes[1], "-0.18", "1"),
+        _relative(config, "its value", (exact - first).item(), 0.0362, "1"),
+        _relative(config, "exact meta-gradient", slopes[0], -0.1178, "1"),
+        _relative(config, "meta-gradient of Eq. 11, θ_t constant", slopes[1], -0.18, "1"),
         *(
             _printed(f"ratio of the two, η = {lr:g}", ratio, known, "1")
             for lr, ratio, known in zip(
@@ -319,7 +320,7 @@ def proposition_1(config: TheoryConfig, law: ErrorLaw) -> Section:
         f"network (4-8-3) with 6 synthetic and 60 real samples, T = {config.num_steps}, η from "
         f"{config.step_sizes[0]:g} to {config.step_sizes[-1]:g}. Cosines of exact and first-order "
         f"meta-gradient along the way: {cosines}.",
-        tuple(checks), "theory_error",
+        tuple(checks), "error",
         "Error of the first-order expansion against η and T, with the slopes of the claim.",
     )  # fmt: skip
 
@@ -443,7 +444,7 @@ def equation_15(config: TheoryConfig, bounds: Bounds) -> Section:
             Check("largest left / right of the draws", max(ratios), "≤", 1, 0.0, "5"),
             Check("draws that break it", sum(r > 1 for r in ratios), "=", 0, 0.0, "5"),
         ),
-        "theory_bounds",
+        "bounds",
         "Value and bound: Eq. 15 for random cases, Eq. 22 for a parabola.",
     )
 
@@ -497,7 +498,7 @@ def proposition_2(config: TheoryConfig, seed: int, isotropic: Isotropic) -> Sect
                 (found_m - delta_m).abs().max().item(), "≤", 0, config.exact_tolerance,
             ),
         ),
-        "theory_isotropic",
+        "isotropic",
         "Monte-Carlo mean of the squared distance against the exact expectation.",
     )  # fmt: skip
 
@@ -666,7 +667,7 @@ def equation_20(config: TheoryConfig, segments: Segments) -> Section:
             Check("order of both ≈ in η, gradients not matched", _orders(segments.teacher)[-1],
                   "=", 1, config.order_tolerance, "9"),
         ),
-        "theory_segment",
+        "segment",
         "Distance between the end of a k-step segment and one k-fold step.",
     )  # fmt: skip
 
@@ -781,8 +782,30 @@ def _broken_bounds(config: TheoryConfig, seed: int) -> int:
 # --- Writing --------------------------------------------------------------------------------------
 
 
-def markdown(report: Report) -> str:
-    """The report as a document that shows its figures."""
+def overview(report: Report) -> Table:
+    """How many checks every section has, and how many pass."""
+    rows = tuple(
+        (section.title, len(section.checks), sum(check.passed for check in section.checks))
+        for section in report.sections
+    )
+    columns = Column("section", text=True), Column("checks", spec="d"), Column("passed", spec="d")
+    note = "Each check with both sides, error and tolerance: plots/theory.md."
+    return Table("Equations checked numerically", columns, rows, (note,))
+
+
+_COLUMNS = (
+    Column("known"), Column("quantity", text=True), Column("computed"), Column("", text=True),
+    Column("expected"), Column("error"), Column("tolerance"), Column("verdict", text=True),
+)  # fmt: skip
+
+
+def markdown(report: Report, figures: str) -> str:
+    """The report as a document that shows its figures.
+
+    Args:
+        report: what was checked.
+        figures: folder of the figures, relative to the document.
+    """
     failed = sum(not check.passed for section in report.sections for check in section.checks)
     total = count(report)
     verdict = f"All {total} checks pass." if not failed else f"**{failed} of {total} checks fail.**"
@@ -794,22 +817,16 @@ def markdown(report: Report) -> str:
         "`tests/test_theory.py`). The error is the distance of the two sides, or by how much an "
         "inequality fails.",
         verdict,
-        _table(("section", "checks", "passed"), [
-            (s.title, str(len(s.checks)), str(sum(c.passed for c in s.checks)))
-            for s in report.sections
-        ], "lrr"),
+        overview(report).body(),
     ]  # fmt: skip
     for section in report.sections:
         blocks += [f"## {section.title}", section.statement, f"*Computed.* {section.computed}"]
-        blocks.append(
-            _table(
-                ("known", "quantity", "computed", "", "expected", "error", "tolerance", "verdict"),
-                [_row(check) for check in section.checks],
-                "rlrcrrrl",
-            )
-        )
+        rows = tuple(_row(check) for check in section.checks)
+        blocks.append(Table(section.title, _COLUMNS, rows).body())
         if section.figure:
-            blocks.append(f"![{section.caption}]({section.figure}.png)\n\n*{section.caption}*")
+            blocks.append(
+                f"![{section.caption}]({figures}/{section.figure}.png)\n\n*{section.caption}*"
+            )
     return "\n\n".join(blocks) + "\n"
 
 
@@ -826,9 +843,3 @@ def _number(value: float) -> str:
 
 def _small(value: float) -> str:
     return "0" if value == 0 else f"{value:.1e}"
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]], align: str) -> str:
-    lines = [[cell.replace("|", r"\|") for cell in row] for row in (head, *rows)]
-    rule = [{"l": ":---", "r": "---:", "c": ":-:"}[side] for side in align]
-    return "\n".join(f"| {' | '.join(line)} |" for line in [lines[0], rule, *lines[1:]])

@@ -4,7 +4,6 @@ Bytes and operations are counted, not timed: they are the same in every run. Sec
 memory of the device are measured beside them and kept apart.
 """
 
-import resource
 import statistics
 import time
 from collections.abc import Callable
@@ -206,8 +205,7 @@ def count(method: Method) -> Json:
 def clock(method: Method, repeats: int, device: torch.device) -> Json:
     """Median seconds of an update and the device's peak memory; never the same twice.
 
-    ``peak_mib`` is what PyTorch allocated on a GPU at most during an update. On the CPU it is the
-    largest resident size of the process so far, so it only grows from row to row.
+    ``peak_mib`` is what PyTorch allocated on a GPU at most during an update, None on the CPU.
     """
     method.update()
     seconds = []
@@ -219,11 +217,11 @@ def clock(method: Method, repeats: int, device: torch.device) -> Json:
         method.update()
         _wait(device)
         seconds.append(time.perf_counter() - start)
+    peak = None
     if device.type == "cuda":
-        peak = torch.cuda.max_memory_allocated(device) / 2**20
-    else:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-    return {**method.identity, "seconds": statistics.median(seconds), "peak_mib": round(peak, 1)}
+        peak = round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
+    middle = round(statistics.median(seconds), 6)
+    return {**method.identity, "seconds": middle, "peak_mib": peak}
 
 
 def _wait(device: torch.device) -> None:
