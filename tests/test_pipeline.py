@@ -31,6 +31,8 @@ from teddy.stages import (
     continual,
     costs,
     evaluate,
+    fig1,
+    fig5,
     grids,
     measure_costs,
     overview,
@@ -40,6 +42,7 @@ from teddy.stages import (
     streams,
     synthesize,
     target,
+    theory,
     train_step_teachers,
     train_teacher,
 )
@@ -61,6 +64,9 @@ MAINS = {
     "measure_costs": measure_costs.main,
     "costs": costs.main,
     "grids": grids.main,
+    "fig1": fig1.main,
+    "fig5": fig5.main,
+    "theory": theory.main,
     "overview": overview.main,
     "report": report.main,
 }
@@ -295,6 +301,11 @@ def tiny_params(path: Path, **changes: Any) -> Path:
         "fig3e": list(raw["streams"]),
         "table5": list(raw["sets"]),
     }
+    raw["fig1"] |= {"ipc": 2, "inner_steps": [1, 2], "repeats": 1}
+    raw["fig5"] |= {
+        "width": 4, "inner_steps": 2, "real_per_class": 2, "iterations": 2, "measured_inits": 1,
+        "seeds": [0, 1], "law_lrs": [0.1, 0.05], "law_steps": [2],
+    }  # fmt: skip
     yaml.dump(raw, path)
     return path
 
@@ -325,7 +336,11 @@ def stream_row(method: str, teachers: str, **changes: Any) -> dict[str, Any]:
 def instances(rows: dict[str, Any], stage: str) -> Iterator[dict[str, str]]:
     """What DVC puts for each placeholder, for every instance of a stage."""
     if "foreach" not in DVC[stage]:
-        yield {}
+        yield {
+            f"${{{section}.{key}}}": str(rows[section][key])
+            for section in ("fig1", "fig5")
+            for key in ("dataset", "data")
+        }
         return
     for key, row in rows[DVC[stage]["foreach"][2:-1]].items():
         yield {"${key}": key, **{f"${{item.{name}}}": str(value) for name, value in row.items()}}
@@ -372,7 +387,7 @@ def outputs(folder: Path) -> dict[str, str]:
         file.relative_to(folder).as_posix(): digest(file)
         for name in ("data", "models", "metrics", "plots")
         for file in sorted((folder / name).rglob("*"))
-        if file.is_file() and file.stem not in ("costs", "fig3d", "report")
+        if file.is_file() and file.stem not in ("costs", "fig1_seconds", "fig3d", "report")
     }
 
 

@@ -42,7 +42,12 @@ class Table:
                 raise ValueError(f"{self.title}: {len(row)} cells in {len(self.columns)} columns")
 
     def markdown(self) -> str:
-        """Title, table and notes; columns line up in the source too."""
+        """Title, table and notes."""
+        notes = [textwrap.fill(note, 100, break_on_hyphens=False) for note in self.notes]
+        return "\n\n".join([f"## {self.title}", self.body(), *notes]) + "\n"
+
+    def body(self) -> str:
+        """The Markdown table alone; columns line up in the source too."""
         heads = [f"{column.group} {column.name}".strip() for column in self.columns]
         lines = [[text.replace("|", r"\|") for text in line] for line in [heads, *self._shown()]]
         widths = [max(3, *map(len, texts)) for texts in zip(*lines, strict=True)]
@@ -51,9 +56,7 @@ class Table:
             for column, width in zip(self.columns, widths, strict=True)
         ]
         padded = [self._padded(line, widths) for line in lines]
-        body = "\n".join(f"| {' | '.join(line)} |" for line in [padded[0], rule, *padded[1:]])
-        notes = [textwrap.fill(note, 100, break_on_hyphens=False) for note in self.notes]
-        return "\n\n".join([f"## {self.title}", body, *notes]) + "\n"
+        return "\n".join(f"| {' | '.join(line)} |" for line in [padded[0], rule, *padded[1:]])
 
     def csv(self) -> str:
         """Column names, then rows; numbers with six significant digits, text as it is."""

@@ -1,0 +1,64 @@
+"""Count and time what one update of a set costs, unrolled and by Teddy (Fig. 1)."""
+
+from collections.abc import Sequence
+
+from teddy import experiment_figures as figures
+from teddy.artifacts import check_writable, write_json
+from teddy.config import Params
+from teddy.console import parse
+from teddy.data import read_dataset
+from teddy.experiments import cost_table, cost_verdicts
+from teddy.hardware import describe
+from teddy.runtime import pick_device, run_stage, use_threads
+from teddy.tables import write_text
+from teddy.unrolled_cost import clock, count, methods
+from teddy.verdicts import to_record
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the stage."""
+    args = parse(
+        __doc__,
+        argv,
+        "",
+        data="prepared dataset",
+        record="JSON to write with what was counted",
+        table="Markdown to write",
+        verdicts="JSON to write",
+        figure="PNG to write",
+        seconds="JSON to write with what was timed, different in every run",
+        clock="PNG to write with what was timed",
+    )
+
+    def stage() -> str:
+        params = Params(args.params)
+        config = params.fig1
+        check_writable(args.record, args.seconds)
+        dataset, device = read_dataset(args.data), pick_device()
+        use_threads(device, dataset.image_shape)
+        synthesis = params.synthesize_of(config.dataset)
+        updates = methods(config, synthesis, dataset, params.seed, device)
+        title = params.datasets[config.dataset].title
+        record = {
+            "title": title,
+            "images": config.ipc * dataset.num_classes,
+            "batch_size": config.batch_size,
+            "rows": [count(update) for update in updates],
+        }
+        timed = {
+            "hardware": describe(),
+            "rows": [clock(update, config.repeats, device) for update in updates],
+        }
+        write_json(args.record, record)
+        write_text(args.table, f"# Figure 1: cost of an update\n\n{cost_table(record).markdown()}")
+        write_json(args.verdicts, to_record(cost_verdicts(record)))
+        figures.cost(args.figure, record)
+        write_json(args.seconds, timed)
+        figures.clocked(args.clock, timed, title)
+        return f"{len(updates)} kinds of update"
+
+    run_stage("fig1", stage)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""Optimise a small set with the exact meta-gradient and with its approximations (Fig. 5)."""
+
+from collections.abc import Sequence
+
+from teddy import experiment_figures as figures
+from teddy.artifacts import WorkDir, check_writable, read_json, write_json
+from teddy.config import Fig5Config, Params, to_json
+from teddy.console import parse
+from teddy.data import read_dataset
+from teddy.distributed import leave_to_first
+from teddy.experiments import law_table, taylor_table, taylor_verdicts
+from teddy.files import Json
+from teddy.runtime import for_each, pick_device, run_stage
+from teddy.seeding import derive
+from teddy.stages.command import manifest_digest
+from teddy.tables import write_text
+from teddy.taylor import Comparison, measure_law, optimise
+from teddy.verdicts import to_record
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the stage."""
+    args = parse(
+        __doc__,
+        argv,
+        "",
+        data="prepared dataset",
+        record="JSON to write with all runs",
+        table="Markdown to write",
+        verdicts="JSON to write",
+        figure="PNG to write",
+    )
+
+    def stage() -> str:
+        params = Params(args.params)
+        config = params.fig5
+        check_writable(args.record, args.table)
+        dataset, device = read_dataset(args.data), pick_device()
+        work = WorkDir(
+            "fig5", config.data, config=to_json(config), seed=params.seed,
+            data=manifest_digest(args.data),
+        ).claim()  # fmt: skip
+        runs = [(name, seed) for seed in config.seeds for name in config.objectives]
+
+        def finish(index: int) -> None:
+            path = work / f"{index}.json"
+            if path.exists():
+                return
+            seed = runs[index][1] if index < len(runs) else config.seeds[0]
+            key = derive(params.seed, "fig5", seed)
+            comparison = Comparison(config, dataset, key, device)
+            if index < len(runs):
+                write_json(path, optimise(comparison, runs[index][0]) | {"seed": seed})
+            else:
+                write_json(path, {"law": measure_law(comparison)})
+
+        for_each(len(runs) + 1, finish, device)
+        leave_to_first()
+        title = params.datasets[config.dataset].title
+        record = _record(config, title) | {
+            "runs": [read_json(work / f"{index}.json") for index in range(len(runs))],
+            "law": read_json(work / f"{len(runs)}.json")["law"],
+        }
+        tables = taylor_table(record), law_table(record)
+        write_json(args.record, record)
+        blocks = [
+            "# Figure 5: error of the Taylor approximation\n",
+            *(t.markdown() for t in tables),
+        ]
+        write_text(args.table, "\n".join(blocks))
+        write_json(args.verdicts, to_record(taylor_verdicts(record)))
+        figures.taylor(args.figure, record)
+        work.discard()
+        return f"{len(config.objectives)} objectives, {len(config.seeds)} seeds"
+
+    run_stage("fig5", stage, parallel=True)
+
+
+def _record(config: Fig5Config, title: str) -> Json:
+    return {
+        "title": title,
+        "ipc": config.ipc,
+        "inner_steps": config.inner_steps,
+        "inner_lr": config.inner_lr,
+        "iterations": config.iterations,
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+"""Check Propositions 1–3 and Eqs. 12–22 numerically and write the report; fails if a check does."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from teddy import experiment_figures as figures
+from teddy.artifacts import check_writable
+from teddy.config import Params, TheoryConfig
+from teddy.console import parse
+from teddy.runtime import run_stage
+from teddy.tables import write_text
+from teddy.theory_report import Report, check_all, count, markdown, overview, refuse_failures
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the stage."""
+    args = parse(
+        __doc__,
+        argv,
+        "",
+        report="Markdown to write",
+        table="Markdown to write with the number of checks",
+        figures="folder to write figures to",
+    )
+
+    def stage() -> str:
+        params = Params(args.params)
+        check_writable(args.report, args.table)
+        torch.set_num_threads(1)  # a few numbers at a time; and rounding does not depend on cores
+        report = check_all(params.theory, params.seed)
+        _draw(report, params.theory, args.figures)
+        # Also of what failed, for whoever mends it.
+        folder = os.path.relpath(args.figures, args.report.parent)
+        write_text(args.report, markdown(report, Path(folder).as_posix()))
+        table = overview(report).markdown()
+        write_text(args.table, f"# Appendix: propositions checked numerically\n\n{table}")
+        refuse_failures(report)
+        return f"{count(report)} checks in {len(report.sections)} sections pass"
+
+    run_stage("theory", stage)
+
+
+def _draw(report: Report, config: TheoryConfig, folder: Path) -> None:
+    law, both, draws, parts = report.law, report.bounds, report.isotropic, report.segments
+    figures.theory_error(
+        folder / "error.png", law.step_sizes, law.loss_errors, law.gradient_errors, law.lengths,
+        law.length_errors,
+    )  # fmt: skip
+    figures.theory_bounds(
+        folder / "bounds.png", both.gaps, both.gap_bounds, both.rates, both.after, both.smooth,
+        both.matched,
+    )  # fmt: skip
+    figures.theory_isotropic(
+        folder / "isotropic.png", draws.draws, draws.means, draws.errors, draws.expected
+    )
+    figures.theory_segment(
+        folder / "segment.png", parts.step_sizes, parts.own, parts.teacher, config.segment_steps
+    )
+
+
+if __name__ == "__main__":
+    main()
