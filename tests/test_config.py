@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from ruamel.yaml import YAML
 
 from teddy.config import (
+    EXPERIMENTS,
     STAGES,
     NetworkConfig,
     OptimizerConfig,
@@ -42,8 +44,10 @@ OPTIMIZER = {
     "decay_1d": True, "schedule": "cosine", "step_epochs": 30, "step_factor": 0.1,
     "warmup_epochs": 0,
 }  # fmt: skip
+REAL: dict[str, Any] = YAML(typ="safe").load(Path(__file__).parents[1] / "params.yaml")
 DOCUMENT: dict[str, Any] = {
     "seed": 0,
+    **{name: REAL[name] for name in EXPERIMENTS},
     "continual": {"steps": 2, "orders": [0, 1]},
     "step_teachers": {},
     "streams": {},

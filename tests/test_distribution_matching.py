@@ -19,9 +19,9 @@ from teddy.distribution_matching import DistributionMatcher, matching_loss
 from teddy.dsa import draw_shared_dsa
 from teddy.errors import TeddyError
 from teddy.images import Images
+from teddy.items import Item, initial_images, synthesise
 from teddy.networks import ConvNet, build
 from teddy.seeding import derive
-from teddy.synthesis import Item, initial_images, synthesise
 
 CPU = torch.device("cpu")
 
@@ -166,7 +166,7 @@ def test_matching_brings_images_nearer_to_their_class(
     ]
     assert losses[1] < 0.7 * losses[0]
     assert result["curve"].shape == (60, 2)
-    assert long.record(item, result["curve"])["curve"][0].keys() == {"iteration", "distance"}
+    assert long.record(item, result["curve"], {})["curve"][0].keys() == {"iteration", "distance"}
 
 
 def test_step_is_sgd_with_momentum(matcher: DistributionMatcher, tmp_path: Path) -> None:

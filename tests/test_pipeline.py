@@ -329,8 +329,8 @@ def score_row(members: int = 0, **stages: Any) -> dict[str, Any]:
 
 def stream_row(method: str, teachers: str, **changes: Any) -> dict[str, Any]:
     row = {"dataset": "digits", "data": "digits", "set": f"digits/{method}/ipc3"}
-    row |= {"pool": "digits/prior", "teachers": teachers, "labels": ["soft"]}
-    return row | {"relabel": {"epochs": 2}, "evaluate": {"seeds": [0]}} | changes
+    more = {"pool": "digits/prior", "teachers": teachers, "labels": ["soft"]}
+    return row | more | {"relabel": {"epochs": 2}, "evaluate": {"seeds": [0]}} | changes
 
 
 def instances(rows: dict[str, Any], stage: str) -> Iterator[dict[str, str]]:

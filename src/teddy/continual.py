@@ -29,11 +29,12 @@ from teddy.config import SynthesizeConfig, ViewConfig
 from teddy.data import ImageDataset, LabelledImages
 from teddy.errors import TeddyError
 from teddy.images import Images
+from teddy.items import join_items
 from teddy.labels import Batch, SoftLabels, TrainingViews
 from teddy.pool import Pool
 from teddy.seeding import permutation
 from teddy.streaming import ImageFiles
-from teddy.synthesis import Synthesiser, join_items
+from teddy.synthesis import Synthesiser
 from teddy.teachers import checkpoint_name
 
 _NEVER = -3e4  # logit of a class that a teacher does not know: no probability at any temperature

@@ -10,6 +10,7 @@ Dimensions: ``K`` classes of an item, ``N`` its images, ``C H W`` image shape, `
 """
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -20,20 +21,20 @@ from teddy.config import SynthesizeConfig
 from teddy.data import ImageDataset
 from teddy.dsa import DsaViews, draw_shared_dsa
 from teddy.errors import TeddyError
+from teddy.items import (
+    CHECK_EVERY,
+    Item,
+    ItemRun,
+    Place,
+    curve_record,
+    first_non_finite,
+    initial_images,
+    thin,
+)
 from teddy.networks import ConvNet, build
 from teddy.optimizers import Group, Sgd
 from teddy.runtime import autocast, progress, save_interval
 from teddy.seeding import derive, permutation
-from teddy.synthesis import (
-    CHECK_EVERY,
-    Item,
-    curve_record,
-    initial_images,
-    refuse_non_finite,
-    restore_item,
-    save_item,
-    thin,
-)
 
 SETTINGS = ("initialise", "classes_per_batch", "dsa", "clip", "dm", "precision")
 """Settings of the synthesize stage that the images depend on."""
@@ -53,7 +54,7 @@ def matching_loss(real: Tensor, synthetic: Tensor) -> Tensor:
 
 
 class DistributionMatcher:
-    """Optimises the images of some classes; see :class:`teddy.synthesis.ImageMaker`.
+    """Optimises the images of some classes; see :class:`teddy.items.ImageMaker`.
 
     A class's images depend on its own streams and on the networks, which belong to iterations, so
     they do not depend on which classes share an item, beyond rounding.
@@ -71,6 +72,7 @@ class DistributionMatcher:
         self.config, self.data, self.seed, self.device = config, data, seed, device
         self._train = data.train.to(device)
         labels = data.train.labels.cpu()
+        self.facts: Json = {}
         self._members = [torch.nonzero(labels == c)[:, 0] for c in range(data.num_classes)]
 
     def items(self, ipc: int) -> list[Item]:
@@ -82,8 +84,15 @@ class DistributionMatcher:
             for chunk, first in enumerate(starts)
         ]
 
+    def load(self, items: Sequence[Item]) -> None:
+        """Nothing: every iteration has a network of its own."""
+
     def run(
-        self, item: Item, resume: Path, save_every_seconds: float | None = None
+        self,
+        item: Item,
+        resume: Path,
+        save_every_seconds: float | None = None,
+        place: Place | None = None,
     ) -> dict[str, Tensor]:
         """Optimise one item, continuing from ``resume`` if it exists.
 
@@ -95,36 +104,40 @@ class DistributionMatcher:
             TeddyError: a loss is not finite; names the item and the step.
         """
         config, normalisation = self.config, self.data.normalisation
+        place, iterations = place or Place(), self.config.dm.iterations
         save_every = save_interval() if save_every_seconds is None else save_every_seconds
         images = initial_images(config.initialise, self.data, item, self.seed)
         images = images.to(self.device).requires_grad_()
-        optimizer = Sgd([Group([images], 0.0)], config.dm.momentum)
-        losses = torch.zeros(config.dm.iterations, 1, device=self.device)
-        start = restore_item(resume, images, optimizer, losses) if resume.exists() else 0
+        losses = torch.zeros(iterations, 1, device=self.device)
+        run = ItemRun(images, Sgd([Group([images], 0.0)], config.dm.momentum), losses)
+        start = checked = run.restore(resume) if resume.exists() else 0
         low, high = normalisation.bounds(self.device)
-        saved = time.monotonic()
-        with progress(config.dm.iterations, f"match {item.name}", "it", start) as bar:
-            for iteration in range(start, config.dm.iterations):
+        began = saved = time.monotonic()
+        with progress(iterations, place.title(item), "it", start) as bar:
+            for iteration in range(start, iterations):
                 loss = self.loss(images, item, iteration)
                 loss.backward()
                 losses[iteration] = loss.detach()
-                optimizer.step(config.dm.lr)
+                run.optimizer.step(config.dm.lr)
                 if config.clip:
                     with torch.no_grad():
                         torch.clamp(images, low, high, out=images)
                 done = iteration + 1
-                if done % CHECK_EVERY == 0 or done == config.dm.iterations:
-                    refuse_non_finite(losses, iteration, item, "synthesize.dm.lr")
-                    bar.update(done - bar.n)
+                if done % CHECK_EVERY == 0 or done == iterations:
+                    _refuse_non_finite(losses, checked, done, item)
+                    checked = done
+                    place.show(bar, done, start, iterations, len(images), began)
                     if time.monotonic() - saved >= save_every:
-                        save_item(resume, images, optimizer, losses, done)
+                        run.save(resume, done)
                         saved = time.monotonic()
+        speed = run.speed(iterations - start, time.monotonic() - began)
+        self.facts = {"precision": config.precision, **speed}
         pixels = normalisation.to_uint8(images.detach())
         return {"images": pixels.cpu(), "curve": thin(losses.cpu())}
 
-    def record(self, item: Item, curve: Tensor) -> Json:
+    def record(self, item: Item, curve: Tensor, facts: Json) -> Json:
         """What is kept of an item besides its images."""
-        return curve_record(item, curve, ("iteration", "distance"))
+        return curve_record(item, curve, ("iteration", "distance")) | facts
 
     def loss(self, images: Tensor, item: Item, iteration: int) -> Tensor:
         """Loss of an iteration.
@@ -173,3 +186,13 @@ class DistributionMatcher:
             embedded = network(inputs)
         parts = embedded.flatten(1).float().split([len(batch) for batch in batches])
         return torch.stack([part.mean(dim=0) for part in parts])
+
+
+def _refuse_non_finite(losses: Tensor, checked: int, done: int, item: Item) -> None:
+    bad = first_non_finite(losses[checked:done])
+    if bad is not None:
+        at = checked + bad
+        raise TeddyError(
+            f"synthesize: loss is {float(losses[at])} at iteration {at + 1} of {item.name}; try a "
+            "smaller synthesize.dm.lr"
+        )

@@ -20,9 +20,10 @@ from torch.utils.flop_counter import flop_registry
 from teddy.artifacts import Json
 from teddy.config import Fig1Config, SynthesizeConfig
 from teddy.data import ImageDataset, select_random
+from teddy.frozen import Teacher
+from teddy.gradient import eq7_gradient
 from teddy.networks import build
 from teddy.seeding import derive, stream
-from teddy.synthesis import Teacher, eq7_gradient
 from teddy.unrolled import Batch, InnerLoop, exact, first_order, initial_weights
 
 Update = Callable[[], Any]

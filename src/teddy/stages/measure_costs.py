@@ -21,10 +21,11 @@ from teddy.config import Params, ViewConfig, from_json
 from teddy.console import parse
 from teddy.data import read_dataset
 from teddy.hardware import describe
+from teddy.items import cut_items
 from teddy.pool import MANIFEST, open_pool
 from teddy.runtime import pick_device, run_stage, use_threads
 from teddy.seeding import derive
-from teddy.synthesis import Synthesiser, cut_items
+from teddy.synthesis import Synthesiser
 from teddy.teachers import train_base
 
 _EPOCHS, _ITERATIONS, _ROUNDS = 2, 25, 3
