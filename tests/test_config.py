@@ -45,9 +45,16 @@ OPTIMIZER = {
     "warmup_epochs": 0,
 }  # fmt: skip
 REAL: dict[str, Any] = YAML(typ="safe").load(Path(__file__).parents[1] / "params.yaml")
+
+
+def of_toy(section: dict[str, Any]) -> dict[str, Any]:
+    """An experiment's own settings, on the dataset of these tests."""
+    return section | {key: "toy" for key in ("dataset", "data") if key in section}
+
+
 DOCUMENT: dict[str, Any] = {
     "seed": 0,
-    **{name: REAL[name] for name in EXPERIMENTS},
+    **{name: of_toy(REAL[name]) for name in EXPERIMENTS},
     "continual": {"steps": 2, "orders": [0, 1]},
     "step_teachers": {},
     "streams": {},
@@ -464,7 +471,9 @@ def test_row_without_its_parent_is_refused(read: Read, place: str, expected: str
 def test_soft_labels_are_refused_with_dsa(read: Read) -> None:
     dsa = {"relabel:augmentation": "dsa"}
     assert "relabel.augmentation is dsa, which has no soft labels" in refusal(read, dsa)
-    hard = {f"methods:{name}:labels": ["hard"] for name in DOCUMENT["methods"]}
+    hard: dict[str, Any] = {f"methods:{name}:labels": ["hard"] for name in DOCUMENT["methods"]}
+    hard["scores"] = {}
+    hard["targets"] = {}
     assert read(dsa | hard).relabel("toy/prior/ipc1").augmentation == "dsa"
 
 
@@ -489,6 +498,7 @@ def test_parent_of_another_dataset_is_refused(read: Read) -> None:
 def test_rows_of_a_dataset_that_is_not_prepared_are_refused(read: Read) -> None:
     message = refusal(read, {"prepared": {}})
     assert "bases.toy/base needs the data 'toy': add it to 'prepared', which has nothing" in message
+    assert "fig5 needs the data 'tox'; 'prepared' has toy" in refusal(read, {"fig5:data": "tox"})
     assert "no dataset named 'tox'" in refusal(read, {"prepared:tox": {"dataset": "tox"}})
 
 

@@ -1033,13 +1033,6 @@ class Params:
         for name in self.datasets:
             for stage, cls in STAGES.items():
                 self._resolve(cls, stage, ("datasets", name))
-        for section, experiment in (("fig1", self.fig1), ("fig5", self.fig5)):
-            row = self._known("prepared", experiment.data)
-            _check(
-                row.dataset == experiment.dataset,
-                f"{self._where(section)} is of dataset {experiment.dataset!r}, but its data "
-                f"{experiment.data!r} is of {row.dataset!r}",
-            )
         for name, prepared in self.prepared.items():
             self._parent("prepared", name, "datasets", prepared.dataset)
             self.prepare(name)
@@ -1067,6 +1060,16 @@ class Params:
             self._check_step_teachers(name, teachers)
         for name, stream in self.streams.items():
             self._check_stream(name, stream)
+        for section, experiment in (("fig1", self.fig1), ("fig5", self.fig5)):
+            known = ", ".join(self.prepared) or "nothing"
+            where = f"{self._where(section)} needs the data {experiment.data!r}"
+            _check(experiment.data in self.prepared, f"{where}; 'prepared' has {known}")
+            row = self.prepared[experiment.data]
+            _check(
+                row.dataset == experiment.dataset,
+                f"{self._where(section)} is of dataset {experiment.dataset!r}, but its data "
+                f"{experiment.data!r} is of {row.dataset!r}",
+            )
         for target, names in self.targets.items():
             for name in names:
                 if not any(name in rows for rows in (self.sets, self.scores, self.streams)):
