@@ -176,10 +176,10 @@ def test_views_of_a_union_are_those_of_its_parts(parts: list[TrainingViews]) -> 
     ]
     (whole,) = union.batches(3, [torch.arange(48)])
     first = len(parts[0])
-    for part, places in ((parts[0], range(first)), (parts[1], range(first, 48))):
+    for part, rows in ((parts[0], range(first)), (parts[1], range(first, 48))):
         (own,) = part.batches(3, [torch.arange(len(part))])
         for name in ("inputs", "labels", "partner_labels", "kept"):
-            assert torch.equal(getattr(whole, name)[list(places)], getattr(own, name))
+            assert torch.equal(getattr(whole, name)[list(rows)], getattr(own, name))
     batches = list(union.batches(3, [torch.tensor([40, 2]), torch.tensor([7])]))
     assert torch.equal(batches[0].inputs, whole.inputs[[40, 2]])
     assert torch.equal(batches[1].labels, whole.labels[[7]])

@@ -67,9 +67,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             "continual", args.name, evaluate=to_json(params.evaluate(args.name)),
             relabel=to_json(params.relabel(args.name)), seed=params.seed,
             synthesize=to_json(params.synthesize(row.set)), continual=to_json(params.continual),
-            epochs=params.step_epochs(args.name) if row.strict else (), set=digest(args.set),
-            teachers=digest(manifest),
-            data=digest(args.data / "manifest.json"), split=args.split, labels=row.labels,
+            epochs=params.step_epochs(args.name) if row.strict else (),
+            set=digest(args.set), teachers=digest(manifest), labels=row.labels,
+            data=digest(args.data / "manifest.json"), split=args.split,
         ).claim()  # fmt: skip
         learner = Learner(params, args.name, distilled, dataset, args.teachers, work)
         steps = range(params.continual.steps)
