@@ -19,13 +19,13 @@ from teddy.continual import (
     class_steps,
     of_classes,
     only_classes,
+    places,
     seen_classes,
 )
 from teddy.data import ImageDataset
 from teddy.errors import TeddyError
 from teddy.images import Images
 from teddy.labels import TrainingViews
-from teddy.objectives import soft_label_loss
 from teddy.streaming import ImageFiles
 
 # --------------------------------------------------------------------------------------- settings
@@ -176,10 +176,10 @@ def test_views_of_a_union_are_those_of_its_parts(parts: list[TrainingViews]) -> 
     ]
     (whole,) = union.batches(3, [torch.arange(48)])
     first = len(parts[0])
-    for part, places in ((parts[0], range(first)), (parts[1], range(first, 48))):
+    for part, rows in ((parts[0], range(first)), (parts[1], range(first, 48))):
         (own,) = part.batches(3, [torch.arange(len(part))])
         for name in ("inputs", "labels", "partner_labels", "kept"):
-            assert torch.equal(getattr(whole, name)[list(places)], getattr(own, name))
+            assert torch.equal(getattr(whole, name)[list(rows)], getattr(own, name))
     batches = list(union.batches(3, [torch.tensor([40, 2]), torch.tensor([7])]))
     assert torch.equal(batches[0].inputs, whole.inputs[[40, 2]])
     assert torch.equal(batches[1].labels, whole.labels[[7]])
@@ -217,29 +217,22 @@ class Fixed:
         return self.logits + epoch
 
 
-def test_labels_of_a_union_know_only_the_classes_of_their_step() -> None:
-    first = Fixed(torch.tensor([[1.0, 2.0]]).half())
-    second = Fixed(torch.tensor([[3.0], [4.0]]).half())
-    logits = UnionLabels([(first, (3, 1)), (second, (0,))], 4).epoch(1)
+def test_labels_of_a_union_have_every_class_in_its_place() -> None:
+    first = Fixed(torch.tensor([[3.0, 1.0, 0.0, 2.0]]).half())
+    second = Fixed(torch.tensor([[0.0, 1.0, 2.0, 3.0], [10.0, 11.0, 12.0, 13.0]]).half())
+    outputs = places(4, (3, 1)), places(4, (0,))
+    assert outputs == ([3, 1, 0, 2], [0, 1, 2, 3])
+    logits = UnionLabels([(first, outputs[0]), (second, outputs[1])]).epoch(1)
     assert logits.dtype == torch.float16
-    assert logits[0, [3, 1]].tolist() == [2.0, 3.0]
-    assert logits[1:, 0].tolist() == [4.0, 5.0]
-    probabilities = (logits.float() / 20).softmax(1)
-    assert probabilities[0, [0, 2]].tolist() == [0, 0]
-    assert probabilities[1:].tolist() == [[1, 0, 0, 0]] * 2
+    assert logits.tolist() == [[1, 2, 3, 4], [1, 2, 3, 4], [11, 12, 13, 14]]
 
 
-def test_loss_of_labels_that_do_not_know_a_class_is_finite() -> None:
-    known = Fixed(torch.tensor([[2.0, 0.0]]).half())
-    teacher = UnionLabels([(known, (0, 2))], 3).epoch(0)
-    student = torch.tensor([[0.3, 0.1, -0.5]], requires_grad=True)
-    loss = soft_label_loss(student, teacher, 20.0)
-    target = torch.tensor([0.1, 0.0]).softmax(0)
-    got = (student.detach()[0] / 20).log_softmax(0)[[0, 2]]
-    assert loss.item() == pytest.approx((target * (target.log() - got)).sum().item(), abs=1e-6)
-    loss.backward()
-    assert student.grad is not None
-    assert student.grad.isfinite().all()
+def test_teachers_of_a_step_have_outputs_for_all_classes(dataset: ImageDataset) -> None:
+    wide = only_classes(dataset, (2, 0), all_outputs=True)
+    narrow = only_classes(dataset, (2, 0))
+    assert (wide.num_classes, narrow.num_classes) == (3, 2)
+    assert wide.class_names == tuple(dataset.class_names[i] for i in places(3, (2, 0)))
+    assert torch.equal(wide.train.labels, narrow.train.labels)
 
 
 def test_seeds_give_parts_views_of_their_own(

@@ -11,8 +11,9 @@ Who makes and labels the images decides what the buffer knows of classes that ar
   Views and CutMix are drawn among the seen images, so no pixel of an unseen class is used, but soft
   labels are K-way and tell of unseen classes too.
 - *Strict*: every step has teachers of its own, trained on the real images of that step's classes.
-  They make and label the step's images when it comes. Views and CutMix are drawn within the step,
-  and its labels give classes of other steps no probability.
+  They make and label the step's images when it comes, and views and CutMix are drawn within the
+  step. They have outputs for all K classes, as the student has, but of classes of other steps they
+  know no more than that these are none of theirs.
 
 Dimensions: ``N`` images of a buffer, ``K`` classes.
 """
@@ -36,8 +37,6 @@ from teddy.seeding import permutation
 from teddy.streaming import ImageFiles
 from teddy.synthesis import Synthesiser
 from teddy.teachers import checkpoint_name
-
-_NEVER = -3e4  # logit of a class that a teacher does not know: no probability at any temperature
 
 
 def class_steps(num_classes: int, steps: int, order: int) -> list[tuple[int, ...]]:
@@ -80,8 +79,23 @@ def of_classes(images: LabelledImages, classes: Sequence[int]) -> LabelledImages
     )
 
 
-def only_classes(data: ImageDataset, classes: Sequence[int]) -> ImageDataset:
-    """A dataset of some classes alone, which get the labels 0, 1, … in the order given."""
+def places(num_classes: int, classes: Sequence[int]) -> list[int]:
+    """Class of every output of a step's teachers: those of the step, then all others ascending."""
+    return [*classes, *(label for label in range(num_classes) if label not in set(classes))]
+
+
+def only_classes(
+    data: ImageDataset, classes: Sequence[int], *, all_outputs: bool = False
+) -> ImageDataset:
+    """A dataset of some classes alone, which get the labels 0, 1, … in the order given.
+
+    Args:
+        data: with all classes.
+        classes: those wanted.
+        all_outputs: count the other classes too, as labels that no image has, so that a network
+            gets outputs for them; see :func:`places`.
+    """
+    names = places(data.num_classes, classes) if all_outputs else classes
     place = torch.full((data.num_classes,), -1, dtype=torch.int64)
     place[list(classes)] = torch.arange(len(classes))
 
@@ -97,7 +111,7 @@ def only_classes(data: ImageDataset, classes: Sequence[int]) -> ImageDataset:
         train=part(data.train),
         val=part(data.val),
         test=part(data.test),
-        class_names=tuple(data.class_names[label] for label in classes),
+        class_names=tuple(data.class_names[label] for label in names),
     )
 
 
@@ -135,24 +149,22 @@ class UnionViews(TrainingViews):
 
 
 class UnionLabels:
-    """Soft labels of a buffer whose parts are labelled by teachers of their own classes.
+    """Soft labels of a buffer whose parts are labelled by teachers of their own.
 
     Args:
-        parts: labels of every part, and the classes that its teachers know, in their order.
-        num_classes: K.
+        parts: labels of every part, and the class of each of its teachers' outputs.
     """
 
-    def __init__(self, parts: Sequence[tuple[SoftLabels, Sequence[int]]], num_classes: int) -> None:
-        self.parts, self.num_classes = parts, num_classes
+    def __init__(self, parts: Sequence[tuple[SoftLabels, Sequence[int]]]) -> None:
+        self.parts = parts
 
     def epoch(self, epoch: int) -> Tensor:
-        """Logits of an epoch's views, float16 ``(N, K)``; classes not known have no probability."""
+        """Logits of an epoch's views, float16 ``(N, K)``, with the classes in their own order."""
         rows = []
         for labels, classes in self.parts:
-            known = labels.epoch(epoch)
-            row = known.new_full((len(known), self.num_classes), _NEVER)
-            row[:, list(classes)] = known
-            rows.append(row)
+            order = torch.tensor(classes).argsort()
+            logits = labels.epoch(epoch)
+            rows.append(logits[:, order.to(logits.device)])
         return torch.cat(rows)
 
 
@@ -193,8 +205,8 @@ def synthesise_step(
 
     Args:
         config: as for a set of all classes; items are smaller where there are fewer classes.
-        pool: teachers of the step.
-        data: its classes alone.
+        pool: teachers of the step, whose first outputs are its classes.
+        data: these classes alone.
         training_views: augmentation that the teachers were trained with.
         ipc: images per class.
         seed: of the step.

@@ -23,6 +23,7 @@ from teddy.continual import (
     class_steps,
     of_classes,
     only_classes,
+    places,
     seen_classes,
     step_folder,
     step_pool,
@@ -66,17 +67,17 @@ def main(argv: Sequence[str] | None = None) -> None:
             "continual", args.name, evaluate=to_json(params.evaluate(args.name)),
             relabel=to_json(params.relabel(args.name)), seed=params.seed,
             synthesize=to_json(params.synthesize(row.set)), continual=to_json(params.continual),
-            epochs=params.step_epochs(args.name) if row.strict else (), set=digest(args.set),
-            teachers=digest(manifest),
-            data=digest(args.data / "manifest.json"), split=args.split, labels=row.labels,
+            epochs=params.step_epochs(args.name) if row.strict else (),
+            set=digest(args.set), teachers=digest(manifest), labels=row.labels,
+            data=digest(args.data / "manifest.json"), split=args.split,
         ).claim()  # fmt: skip
         learner = Learner(params, args.name, distilled, dataset, args.teachers, work)
         steps = range(params.continual.steps)
         tasks = [(order, step) for order in params.continual.orders for step in steps]
         if learner.resynthesises:
             for_each(len(tasks), lambda i: learner.synthesise(*tasks[i]), learner.device)
-        held_out = args.split
-        for_each(len(tasks), lambda i: learner.learn(*tasks[i], held_out), learner.device)
+        orders, split = params.continual.orders, args.split
+        for_each(len(orders), lambda i: learner.learn(orders[i], split), learner.device)
         leave_to_first()
         record = _identity(params, args.name, row) | {
             "split": args.split,
@@ -116,6 +117,8 @@ class Learner:
         self.relabel, self.evaluate = params.relabel(name), params.evaluate(name)
         method = params.methods[params.sets[self.row.set].method]
         self.resynthesises = self.row.strict and method.images == "synthesised"
+        # Steps of the order that is being learnt: later ones find earlier ones as they were.
+        self._parts: list[tuple[TrainingViews, tuple[SoftLabels, list[int]]]] = []
 
     def synthesise(self, order: int, step: int) -> None:
         """Make the images of a step by its own teachers, unless they are there."""
@@ -132,11 +135,17 @@ class Learner:
         )  # fmt: skip
         write_tensors(path, {"images": images}, kind=_KIND, record={})
 
-    def learn(self, order: int, step: int, split: str) -> None:
-        """Train and test every student of a step, unless that is done."""
-        runs = [run for run in self._runs() if not self._path(order, step, *run).exists()]
-        if not runs:
-            return
+    def learn(self, order: int, split: str) -> None:
+        """Train and test every student of an order, unless that is done."""
+        self._parts = []
+        for step in range(self.params.continual.steps):
+            runs = [run for run in self._runs() if not self._path(order, step, *run).exists()]
+            if runs:
+                self._learn_step(order, step, runs, split)
+
+    def _learn_step(
+        self, order: int, step: int, runs: Sequence[tuple[str, int]], split: str
+    ) -> None:
         seen = seen_classes(self._steps(order), step)
         held_out = of_classes(getattr(self.data, split), seen).to(self.device)
         views, soft = self._buffer(order, step)
@@ -165,14 +174,15 @@ class Learner:
             views = self._views(seen.pick(torch.arange(len(seen))), seen.labels, self.params.seed)
             pool = open_pool(self.teachers)
             return views, KeptLabels(OnlineLabels(views, self._members(pool)))
-        parts, labels = [], []
-        for earlier in range(step + 1):
+        for earlier in range(len(self._parts), step + 1):
             classes = self._steps(order)[earlier]
             part = self._views(*self._images_of(order, earlier), self._seed(order, earlier))
-            pool = self._step_pool(order, earlier)
-            parts.append(part)
-            labels.append((KeptLabels(OnlineLabels(part, self._members(pool))), classes))
-        return UnionViews(parts), UnionLabels(labels, self.data.num_classes)
+            labels = OnlineLabels(part, self._members(self._step_pool(order, earlier)))
+            outputs = places(self.data.num_classes, classes)
+            self._parts.append((part, (KeptLabels(labels), outputs)))
+        return UnionViews([part for part, _ in self._parts]), UnionLabels(
+            [labels for _, labels in self._parts]
+        )
 
     def _images_of(self, order: int, step: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Images and labels of a step under strict teachers."""

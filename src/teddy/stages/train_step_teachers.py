@@ -47,7 +47,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             if (folder / RECORD).exists():
                 return
             seed = derive(params.seed, "step teacher", args.name, order, step)
-            epochs = train_base(config, only_classes(dataset, classes), seed, folder, device)
+            own = only_classes(dataset, classes, all_outputs=True)
+            epochs = train_base(config, own, seed, folder, device)
             for record in epochs:
                 if record["epoch"] not in row.checkpoints:
                     (folder / checkpoint_name(record["epoch"])).unlink(missing_ok=True)
