@@ -748,7 +748,7 @@ class TheoryConfig:
 
 
 EXPERIMENTS = ("fig1", "fig5", "theory")
-"""Sections that stand beside the chain of stages."""
+"""Sections that stand beside the chain of stages; a file may lack those it does not run."""
 
 
 # ------------------------------------------------------------------------------------ the file
@@ -765,8 +765,8 @@ class Params:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._raw = read_yaml(path)
-        known = {"seed", "datasets", "methods", "targets", *_ROWS, *STAGES, *EXPERIMENTS}
-        _refuse_unknown(set(self._raw), known, self._where(""))
+        known = {"seed", "datasets", "methods", "targets", *_ROWS, *STAGES}
+        _refuse_unknown(set(self._raw), known | set(EXPERIMENTS), self._where(""))
         for key in sorted(known - set(self._raw)):
             raise TeddyError(f"{self._where('')} lacks the key {key!r}")
         self.seed: int = _convert(int, self._raw["seed"], self._where("seed"))
@@ -792,15 +792,21 @@ class Params:
             for name, rows in self._mapping("targets").items()
         }
         """Rows of ``sets`` or ``scores`` that a table or figure shows, in order."""
-        self.fig1 = self._experiment("fig1", Fig1Config)
-        self.fig5 = self._experiment("fig5", Fig5Config)
-        self.theory = self._experiment("theory", TheoryConfig)
         self._check_all()
 
-    def _experiment(self, name: str, cls: type[T]) -> T:
-        return _build(cls, self._raw_section(name), self._where(name))
-
     # -- what stages ask for
+
+    def fig1(self) -> Fig1Config:
+        """Settings of figure 1."""
+        return self._experiment("fig1", Fig1Config)
+
+    def fig5(self) -> Fig5Config:
+        """Settings of figure 5."""
+        return self._experiment("fig5", Fig5Config)
+
+    def theory(self) -> TheoryConfig:
+        """Settings of the appendix."""
+        return self._experiment("theory", TheoryConfig)
 
     def synthesize_of(self, dataset: str) -> SynthesizeConfig:
         """Settings of a dataset's sets that say nothing of their own."""
@@ -871,13 +877,9 @@ class Params:
         for name in self.datasets:
             for stage, cls in STAGES.items():
                 self._resolve(cls, stage, ("datasets", name))
-        for section, experiment in (("fig1", self.fig1), ("fig5", self.fig5)):
-            row = self._known("prepared", experiment.data)
-            _check(
-                row.dataset == experiment.dataset,
-                f"{self._where(section)} is of dataset {experiment.dataset!r}, but its data "
-                f"{experiment.data!r} is of {row.dataset!r}",
-            )
+        for experiment, ask in zip(EXPERIMENTS, (self.fig1, self.fig5, self.theory), strict=True):
+            if experiment in self._raw:
+                ask()
         for name, prepared in self.prepared.items():
             self._parent("prepared", name, "datasets", prepared.dataset)
             self.prepare(name)
@@ -1004,6 +1006,19 @@ class Params:
         if self._either(name) == "sets":
             return (("sets", name),)
         return ("sets", self.scores[name].set), ("scores", name)
+
+    # -- experiments
+
+    def _experiment(self, name: str, cls: type[T]) -> T:
+        config = _build(cls, self._raw_section(name), self._where(name))
+        if isinstance(config, Fig1Config | Fig5Config):
+            row = self._known("prepared", config.data)
+            _check(
+                row.dataset == config.dataset,
+                f"{self._where(name)} is of dataset {config.dataset!r}, but its data "
+                f"{config.data!r} is of {row.dataset!r}",
+            )
+        return config
 
     # -- layers
 

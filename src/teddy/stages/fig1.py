@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     def stage() -> str:
         params = Params(args.params)
-        config = params.fig1
+        config = params.fig1()
         check_writable(args.record, args.seconds)
         dataset, device = read_dataset(args.data), pick_device()
         use_threads(device, dataset.image_shape)

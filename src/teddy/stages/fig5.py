@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     def stage() -> str:
         params = Params(args.params)
-        config = params.fig5
+        config = params.fig5()
         check_writable(args.record, args.table)
         dataset, device = read_dataset(args.data), pick_device()
         work = WorkDir(
