@@ -14,6 +14,8 @@ from torch.nn.functional import cross_entropy
 
 from teddy.artifacts import digest
 from teddy.config import (
+    DmConfig,
+    DsaConfig,
     NetworkConfig,
     OptimizerConfig,
     RelabelConfig,
@@ -64,6 +66,33 @@ def view_config() -> ViewConfig:
 
 
 @pytest.fixture(scope="session")
+def dsa_config() -> DsaConfig:
+    """DSA as published."""
+    return DsaConfig(
+        operations=("color", "crop", "cutout", "flip", "scale", "rotate"),
+        scale=1.2,
+        rotate=15.0,
+        crop=0.125,
+        cutout=0.5,
+        brightness=1.0,
+        saturation=2.0,
+        contrast=0.5,
+    )
+
+
+@pytest.fixture(scope="session")
+def dm_config() -> DmConfig:
+    """A few iterations with half of the real images of a class."""
+    return DmConfig(
+        network=NetworkConfig(arch="convnet3", width=4, norm="instance"),
+        iterations=6,
+        real_batch=8,
+        lr=1.0,
+        momentum=0.5,
+    )
+
+
+@pytest.fixture(scope="session")
 def optimizer_config() -> OptimizerConfig:
     """Every part of the optimiser and schedule at work."""
     return OptimizerConfig(
@@ -81,7 +110,9 @@ def optimizer_config() -> OptimizerConfig:
 
 
 @pytest.fixture(scope="session")
-def synthesis_config(view_config: ViewConfig) -> SynthesizeConfig:
+def synthesis_config(
+    view_config: ViewConfig, dsa_config: DsaConfig, dm_config: DmConfig
+) -> SynthesizeConfig:
     """A few iterations, two of three teachers, items of two indices and two classes."""
     return SynthesizeConfig(
         initialise="noise",
@@ -100,19 +131,30 @@ def synthesis_config(view_config: ViewConfig) -> SynthesizeConfig:
         ensemble="logits",
         draw=2,
         draw_per="index",
+        augmentation="views",
         views=view_config,
+        dsa=dsa_config,
         views_per="batch",
         clip=True,
         class_statistics="none",
         gradient="two_pass",
+        dm=dm_config,
         precision="float32",
     )
 
 
 @pytest.fixture(scope="session")
-def relabel_config(view_config: ViewConfig) -> RelabelConfig:
+def relabel_config(view_config: ViewConfig, dsa_config: DsaConfig) -> RelabelConfig:
     """Five epochs of views with CutMix."""
-    return RelabelConfig(epochs=5, views=view_config, cutmix=True, ensemble="logits", store=True)
+    return RelabelConfig(
+        epochs=5,
+        augmentation="views",
+        views=view_config,
+        dsa=dsa_config,
+        cutmix=True,
+        ensemble="logits",
+        store=True,
+    )
 
 
 # ------------------------------------------------------------------------------ data and teachers

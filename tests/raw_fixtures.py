@@ -34,6 +34,7 @@ BASE = PrepareConfig(
     std=(),
     val_fraction=0.25,
     test_fraction=0.0,
+    keep=(1.0, 1.0),
 )
 
 

@@ -28,6 +28,14 @@ from teddy.config import (
 from teddy.errors import TeddyError
 
 VIEWS = {"crop_scale": 0.5, "hflip": False, "roll": [0, 0]}
+DSA = {
+    "operations": ["color", "flip"], "scale": 1.2, "rotate": 15, "crop": 0.125, "cutout": 0.5,
+    "brightness": 1, "saturation": 2, "contrast": 0.5,
+}  # fmt: skip
+DM = {
+    "network": {"arch": "convnet3", "width": 32, "norm": "instance"}, "iterations": 9,
+    "real_batch": 256, "lr": 1, "momentum": 0.5,
+}  # fmt: skip
 NETWORK = {"arch": "convnet3", "width": 32, "norm": "batch"}
 OPTIMIZER = {
     "name": "sgd", "lr": 0.05, "momentum": 0.9, "betas": [0.9, 0.999], "weight_decay": 1e-4,
@@ -36,28 +44,44 @@ OPTIMIZER = {
 }  # fmt: skip
 DOCUMENT: dict[str, Any] = {
     "seed": 0,
-    "prepared": ["toy"],
-    "bases": {"toy/base": {"dataset": "toy"}},
+    "continual": {"steps": 2, "orders": [0, 1]},
+    "step_teachers": {},
+    "streams": {},
+    "prepared": {"toy": {"dataset": "toy"}},
+    "bases": {"toy/base": {"dataset": "toy", "data": "toy"}},
     "pools": {
         "toy/prior": {
-            "dataset": "toy", "base": "toy/base", "curve": "toy/base", "kind": "prior",
+            "dataset": "toy", "data": "toy", "base": "toy/base", "curve": "toy/base",
+            "kind": "prior",
         },
         "toy/post": {
-            "dataset": "toy", "base": "toy/base", "curve": "toy/base", "kind": "post",
+            "dataset": "toy", "data": "toy", "base": "toy/base", "curve": "toy/base",
+            "kind": "post",
         },
         "toy/converged": {
-            "dataset": "toy", "base": "toy/base", "curve": "toy/base", "kind": "converged",
+            "dataset": "toy", "data": "toy", "base": "toy/base", "curve": "toy/base",
+            "kind": "converged",
         },
     },
     "sets": {
-        "toy/prior/ipc1": {"dataset": "toy", "method": "teddy", "pool": "toy/prior", "ipc": 1},
+        "toy/prior/ipc1": {
+            "dataset": "toy", "data": "toy", "method": "teddy", "pool": "toy/prior", "ipc": 1,
+        },
         "toy/sre2l/ipc1": {
-            "dataset": "toy", "method": "sre2l", "pool": "toy/converged", "ipc": 1, "draw": 1,
+            "dataset": "toy", "data": "toy", "method": "sre2l", "pool": "toy/converged",
+            "ipc": 1, "draw": 1,
         },
         "toy/random/ipc1": {
-            "dataset": "toy", "method": "random", "pool": "toy/converged", "ipc": 1,
+            "dataset": "toy", "data": "toy", "method": "random", "pool": "toy/converged", "ipc": 1,
         },
     },
+    "scores": {
+        "toy/prior/ipc1-members2": {
+            "dataset": "toy", "data": "toy", "set": "toy/prior/ipc1", "pool": "toy/prior",
+            "members": 2, "labels": ["soft"],
+        },
+    },
+    "targets": {"table1": ["toy/random/ipc1", "toy/prior/ipc1"]},
     "methods": {
         "teddy": {"title": "T", "images": "synthesised", "labels": ["hard", "soft"], "paper": ""},
         "sre2l": {"title": "S", "images": "synthesised", "labels": ["hard", "soft"], "paper": ""},
@@ -70,7 +94,7 @@ DOCUMENT: dict[str, Any] = {
         "source": "digits", "root": "", "download": False, "num_classes": 10, "image_size": 8,
         "channels": 1, "storage": "memory", "checksums": "contents",
         "on_checksum_mismatch": "refuse", "on_unreadable": "refuse", "mean": [], "std": [],
-        "val_fraction": 0.15, "test_fraction": 0.25,
+        "val_fraction": 0.15, "test_fraction": 0.25, "keep": [1, 1],
     },
     "train_teacher": {
         "network": NETWORK, "epochs": 30, "batch_size": 64, "optimizer": OPTIMIZER,
@@ -89,16 +113,17 @@ DOCUMENT: dict[str, Any] = {
         "indices_per_batch": 10, "lr": 0.1, "betas": [0.5, 0.9], "eps": 1e-8, "weight_decay": 0,
         "alpha_bn": 0.1, "first_bn_weight": 10, "norm": "l2", "variance": "biased",
         "over_teachers": "mean", "ensemble": "logits", "draw": 3, "draw_per": "index",
-        "views": VIEWS, "views_per": "batch", "clip": True, "class_statistics": "none",
-        "gradient": "two_pass", "precision": "float32",
+        "augmentation": "views", "views": VIEWS, "dsa": DSA, "views_per": "batch", "clip": True,
+        "class_statistics": "none", "gradient": "two_pass", "dm": DM, "precision": "float32",
     },
     "relabel": {
-        "epochs": 150, "views": VIEWS, "cutmix": True, "ensemble": "logits", "store": True,
+        "epochs": 150, "augmentation": "views", "views": VIEWS, "dsa": DSA, "cutmix": True,
+        "ensemble": "logits", "store": True,
     },
     "evaluate": {
         "network": NETWORK, "batch_size": 100, "optimizer": OPTIMIZER, "temperature": 20,
         "temperature_squared": False, "seeds": [0, 1, 2], "eval_epochs": 10,
-        "precision": "float32",
+        "precision": "float32", "divergence": True,
     },
 }  # fmt: skip
 
@@ -294,7 +319,7 @@ def test_missing_key_is_refused_by_name(read: Read, place: str) -> None:
         ("train_teacher:network:arch", "vgg", "arch must be one of convnet3, resnet18"),
         ("prepare:source", 3, "prepare (for toy).source must be text; got 3"),
         ("prepare:channels", 2, "channels must be one of 1, 3; got 2"),
-        ("prepared", "toy", "prepared must be a list; got 'toy'"),
+        ("targets:table1", "toy", "targets.table1 must be a list; got 'toy'"),
         ("datasets:toy:title", 3, "title must be text; got 3"),
         ("datasets:toy:synthesize", 3, "datasets.toy.synthesize: expected keys, got 3"),
         ("datasets:toy:synthesize", {"views": 3}, "views: expected keys, got 3"),
@@ -432,26 +457,40 @@ def test_row_without_its_parent_is_refused(read: Read, place: str, expected: str
     assert expected in refusal(read, {place: "absent"})
 
 
+def test_soft_labels_are_refused_with_dsa(read: Read) -> None:
+    dsa = {"relabel:augmentation": "dsa"}
+    assert "relabel.augmentation is dsa, which has no soft labels" in refusal(read, dsa)
+    hard = {f"methods:{name}:labels": ["hard"] for name in DOCUMENT["methods"]}
+    assert read(dsa | hard).relabel("toy/prior/ipc1").augmentation == "dsa"
+
+
 def test_parent_of_another_dataset_is_refused(read: Read) -> None:
-    other = {"datasets:other": DOCUMENT["datasets"]["toy"], "prepared": ["toy", "other"]}
-    message = refusal(read, other | {"sets:toy/prior/ipc1:dataset": "other"})
+    other = {
+        "datasets:other": DOCUMENT["datasets"]["toy"],
+        "prepared": {name: {"dataset": name} for name in ("toy", "other")},
+    }
+    moved = {"sets:toy/prior/ipc1:dataset": "other", "sets:toy/prior/ipc1:data": "other"}
+    message = refusal(read, other | moved)
     assert (
         "sets.toy/prior/ipc1 is of dataset 'other', but its parent 'toy/prior' is of 'toy'"
         in message
     )
-    message = refusal(read, other | {"pools:toy/prior:dataset": "other"})
+    moved = {"pools:toy/prior:dataset": "other", "pools:toy/prior:data": "other"}
+    message = refusal(read, other | moved)
     assert "pools.toy/prior is of dataset 'other'" in message
+    message = refusal(read, other | {"bases:toy/base:data": "other"})
+    assert "bases.toy/base is of dataset 'toy', but its parent 'other' is of 'other'" in message
 
 
 def test_rows_of_a_dataset_that_is_not_prepared_are_refused(read: Read) -> None:
-    message = refusal(read, {"prepared": []})
-    assert "bases.toy/base needs the dataset 'toy': add it to the list 'prepared'" in message
-    assert "no dataset named 'tox'" in refusal(read, {"prepared": ["toy", "tox"]})
+    message = refusal(read, {"prepared": {}})
+    assert "bases.toy/base needs the data 'toy': add it to 'prepared', which has nothing" in message
+    assert "no dataset named 'tox'" in refusal(read, {"prepared:tox": {"dataset": "tox"}})
 
 
 def test_post_pool_imitates_the_curve_of_another_base(read: Read) -> None:
     """As ImageNet-1K's, whose converged network is downloaded."""
-    taken = {"dataset": "toy", "checkpoint": "torchvision", "claimed_top1": 69.76}
+    taken = {"dataset": "toy", "data": "toy", "checkpoint": "torchvision", "claimed_top1": 69.76}
     edits = {"bases:toy/taken": taken, "pools:toy/post:base": "toy/taken"}
     assert read(edits).pools["toy/post"].curve == "toy/base"
     message = refusal(read, edits | {"pools:toy/post:curve": "toy/taken"})
@@ -465,10 +504,11 @@ def test_row_that_does_not_exist_is_refused(read: Read) -> None:
         lambda: params.synthesize("toy/prior/ipc2"),
         lambda: params.row("sets", "toy/prior/ipc2"),
         lambda: params.evaluate("toy/prior/ipc2"),
+        lambda: params.leaf("toy/prior/ipc2"),
     ):
-        with pytest.raises(TeddyError, match=r"no row 'toy/prior/ipc2' in 'sets'; did you mean"):
+        with pytest.raises(TeddyError, match=r"no .*'toy/prior/ipc2'.*; did you mean"):
             ask()
-    with pytest.raises(TeddyError, match="no row 'mnist' in 'datasets'; expected one of: toy"):
+    with pytest.raises(TeddyError, match="no row 'mnist' in 'prepared'; expected one of: toy"):
         params.prepare("mnist")
 
 
@@ -522,15 +562,74 @@ def test_settings_of_the_repository_are_valid() -> None:
         params.synthesize(name), params.relabel(name), params.evaluate(name)
 
 
-def test_two_rows_of_one_place_in_the_tables_are_refused(read: Read) -> None:
-    message = refusal(read, {"sets:toy/sre2l/ipc1:method": "teddy"})
-    assert "sets.toy/sre2l/ipc1" in message and "toy/prior/ipc1" in message
-    assert "a method of its own" in message
+def test_a_score_has_the_settings_of_its_set_and_what_it_changes(read: Read) -> None:
+    name = "toy/prior/ipc1-members2"
+    params = read(
+        {
+            "sets:toy/prior/ipc1:evaluate": {"temperature": 4, "batch_size": 10},
+            "sets:toy/prior/ipc1:lr": 0.5,
+            f"scores:{name}:evaluate": {"batch_size": 20},
+            f"scores:{name}:relabel": {"epochs": 3},
+        }
+    )
+    assert params.synthesize("toy/prior/ipc1").lr == 0.5
+    assert (params.evaluate(name).temperature, params.evaluate(name).batch_size) == (4, 20)
+    assert params.evaluate("toy/prior/ipc1").batch_size == 10
+    assert params.evaluate("toy/sre2l/ipc1").batch_size == 100
+    assert (params.relabel(name).epochs, params.relabel("toy/prior/ipc1").epochs) == (3, 150)
+
+
+def test_leaf_says_what_a_score_is_of(read: Read) -> None:
+    params = read()
+    default, further = params.leaf("toy/prior/ipc1"), params.leaf("toy/prior/ipc1-members2")
+    assert (default.members, default.labels, default.set) == (0, ("hard", "soft"), default.name)
+    assert (further.members, further.labels, further.set) == (2, ("soft",), "toy/prior/ipc1")
+    assert (further.method, further.ipc, further.pool) == ("teddy", 1, "toy/prior")
+    assert [leaf.name for leaf in params.leaves()] == [*params.sets, *params.scores]
+
+
+@pytest.mark.parametrize(
+    ("edits", "words"),
+    [
+        ({"set": "toy/prior/ipc2"}, "no set named 'toy/prior/ipc2'; did you mean"),
+        ({"pool": "toy/priors"}, "no pool named 'toy/priors'; did you mean 'toy/prior'"),
+        ({"members": 5}, "members is 5, but the pool 'toy/prior' has 4"),
+        ({"members": -1}, "members must be ≥ 0, got -1"),
+        ({"labels": []}, "labels must be hard, soft or both, got []"),
+        ({"lr": 0.1}, "unknown key 'lr'"),
+        ({"relabel": 3}, "relabel: expected keys, got 3"),
+        ({"evaluate": {"epochs": 3}}, "unknown key 'epochs'"),
+    ],
+)
+def test_bad_scores_are_refused_by_name(read: Read, edits: dict[str, Any], words: str) -> None:
+    name = "toy/prior/ipc1-members2"
+    message = refusal(read, {f"scores:{name}:{key}": value for key, value in edits.items()})
+    assert words in message and name in message
+
+
+def test_a_score_with_the_name_of_a_set_is_refused(read: Read) -> None:
+    row = DOCUMENT["scores"]["toy/prior/ipc1-members2"]
+    assert "there is a set of that name" in refusal(read, {"scores": {"toy/prior/ipc1": row}})
+
+
+def test_targets_list_declared_rows_once(read: Read) -> None:
+    message = refusal(read, {"targets:table1": ["toy/prior/ipc2"]})
+    assert "targets.table1: no set or score named 'toy/prior/ipc2'; did you mean" in message
+    assert "stands there twice" in refusal(read, {"targets:table1": ["toy/prior/ipc1"] * 2})
+
+
+def test_prepared_rows_override_the_preparation_of_their_dataset(read: Read) -> None:
+    thin = {"dataset": "toy", "keep": [0.4, 1]}
+    params = read({"prepared:toy-keep40": thin})
+    assert params.prepare("toy-keep40").keep == (0.4, 1)
+    assert params.prepare("toy").keep == (1, 1)
+    for keep in ([0, 1], [0.8, 0.4], [0.5, 1.5]):
+        assert "keep must be" in refusal(read, {"prepared:toy:keep": keep})
 
 
 @pytest.mark.parametrize("name", ["toy/prior/ipc1-lr0.2", "toy//ipc1", "/toy", "../toy"])
 def test_row_names_that_dvc_or_files_cannot_take_are_refused(read: Read, name: str) -> None:
-    row = {"dataset": "toy", "method": "teddy", "pool": "toy/prior", "ipc": 2}
+    row = {"dataset": "toy", "data": "toy", "method": "teddy", "pool": "toy/prior", "ipc": 2}
     assert repr(name) in refusal(read, {f"sets:{name}": row})
 
 

@@ -17,6 +17,7 @@ from teddy.artifacts import WorkDir, write_tensors
 from teddy.augmentation import draw_cutmix, draw_views
 from teddy.config import RelabelConfig, ViewConfig
 from teddy.data import ImageDataset
+from teddy.dsa import draw_dsa
 from teddy.errors import TeddyError
 from teddy.images import Images
 from teddy.labels import Batch, OnlineLabels, StoredLabels, TrainingViews, store_labels
@@ -139,6 +140,24 @@ def stored(
     work = WorkDir("relabel", name)
     shards = store_labels(OnlineLabels(views, teachers), 3, work, shard_bytes)
     return StoredLabels(work.path, {"shards": shards}, CPU), shards
+
+
+def test_dsa_draws_one_operation_per_batch_and_parameters_per_image(views: TrainingViews) -> None:
+    augmented = changed(views, augmentation="dsa", cutmix=False)
+    everything = torch.arange(12)
+    inputs = views.normalisation.apply(views.images.images)
+    found = set()
+    for epoch in range(5):
+        parts = torch.tensor([3, 0, 7]), torch.tensor([5, 11, 2, 9])
+        batches = list(augmented.batches(epoch, parts))
+        for step, (part, batch) in enumerate(zip(parts, batches, strict=True)):
+            key = (augmented.config.dsa, 0, "student DSA", epoch)
+            want = draw_dsa(*key, indices=everything, step=step)
+            found.add(want.operation)
+            assert torch.equal(batch.inputs, want[part](inputs[part]))
+            assert torch.equal(batch.labels, views.images.labels[part])
+            assert batch.kept.tolist() == [1.0] * len(part)
+    assert len(found) > 2
 
 
 @pytest.mark.parametrize("ensemble", ["logits", "probs"])

@@ -22,10 +22,13 @@ from ruamel.yaml import YAML
 import teddy
 from teddy import config
 from teddy.artifacts import digest, read_json
+from teddy.continual import class_steps, seen_classes
 from teddy.dependencies import imported, target_inputs, update, with_inputs, with_modules
+from teddy.networks import classifier, load_network
 from teddy.readme import with_results
 from teddy.stages import (
     build_pool,
+    continual,
     costs,
     evaluate,
     fig1,
@@ -36,9 +39,11 @@ from teddy.stages import (
     prepare,
     relabel,
     report,
+    streams,
     synthesize,
     target,
     theory,
+    train_step_teachers,
     train_teacher,
 )
 
@@ -52,7 +57,10 @@ MAINS = {
     "synthesize": synthesize.main,
     "relabel": relabel.main,
     "evaluate": evaluate.main,
+    "train_step_teachers": train_step_teachers.main,
+    "continual": continual.main,
     "target": target.main,
+    "streams": streams.main,
     "measure_costs": measure_costs.main,
     "costs": costs.main,
     "grids": grids.main,
@@ -62,7 +70,7 @@ MAINS = {
     "overview": overview.main,
     "report": report.main,
 }
-RECORDS_ONLY = ("target", "costs", "grids", "overview", "report")
+RECORDS_ONLY = ("target", "streams", "costs", "grids", "overview", "report")
 
 # ------------------------------------------------------------------- dvc.yaml agrees with the code
 
@@ -179,7 +187,8 @@ def test_every_stage_has_an_entrypoint_and_the_other_way_round() -> None:
     ("stage", "section"),
     [("prepare",) * 2, ("train_teacher",) * 2, ("build_pool", "pool"), ("synthesize",) * 2,
      ("relabel",) * 2, ("evaluate",) * 2, ("evaluate", "relabel"), ("score", "evaluate"),
-     ("score", "relabel")],
+     ("score", "relabel"), ("train_step_teachers", "train_teacher"), ("continual", "relabel"),
+     ("continual", "evaluate"), ("continual", "synthesize"), ("continual", "pool")],
 )  # fmt: skip
 def test_stage_depends_on_all_layers_of_its_settings(stage: str, section: str) -> None:
     params = body(stage)["params"]
@@ -189,7 +198,8 @@ def test_stage_depends_on_all_layers_of_its_settings(stage: str, section: str) -
 @pytest.mark.parametrize(
     ("stage", "rows"),
     [("prepare", "prepared"), ("train_teacher", "bases"), ("build_pool", "pools"),
-     ("synthesize", "sets"), ("relabel", "sets"), ("evaluate", "sets"), ("score", "scores")],
+     ("synthesize", "sets"), ("relabel", "sets"), ("evaluate", "sets"), ("score", "scores"),
+     ("train_step_teachers", "step_teachers"), ("continual", "streams")],
 )  # fmt: skip
 def test_stage_runs_for_every_row_and_depends_on_it(stage: str, rows: str) -> None:
     assert DVC[stage]["foreach"] == f"${{{rows}}}"
@@ -238,6 +248,8 @@ def tiny_params(path: Path, **changes: Any) -> Path:
         "synthesize.iterations": 120,
         "synthesize.indices_per_batch": 2,
         "synthesize.draw": 2,
+        "synthesize.dm.network.width": 4,
+        "synthesize.dm.iterations": 4,
         "relabel.epochs": 8,
         "evaluate.network.width": 4,
         "evaluate.seeds": [0, 1],
@@ -257,6 +269,11 @@ def tiny_params(path: Path, **changes: Any) -> Path:
         "digits/sre2l/ipc3": {**set_row("sre2l", "converged"), "draw": 1},
         "digits/post/ipc3": set_row("teddy-post", "post"),
         "digits/prior/ipc3": set_row("teddy-prior", "prior"),
+        "digits/dm/ipc3": {
+            **set_row("dm", "prior"),
+            "initialise": "real",
+            "relabel": {"augmentation": "dsa", "cutmix": False, "store": False},
+        },
     }
     raw["scores"] = {
         "digits/prior/ipc3-members1": score_row(members=1),
@@ -264,7 +281,16 @@ def tiny_params(path: Path, **changes: Any) -> Path:
             relabel={"epochs": 2}, evaluate={"network": {"arch": "resnet18"}, "seeds": [0]}
         ),
     }
-    four = list(raw["sets"])
+    raw["continual"] = {"steps": 2, "orders": [0, 1]}
+    raw["step_teachers"] = {
+        "digits/by-step": {"dataset": "digits", "data": "digits", "checkpoints": [3, 4, 6]}
+    }
+    raw["streams"] = {
+        "digits/prior/ipc3-all": stream_row("prior", "digits/prior"),
+        "digits/prior/ipc3-strict": stream_row("prior", "digits/by-step"),
+        "digits/dm/ipc3-strict": stream_row("dm", "digits/by-step", labels=["hard", "soft"]),
+    }
+    four = list(raw["sets"])[:4]
     raw["targets"] = {name: four for name in raw["targets"]} | {
         "table2": ["digits/prior/ipc3-resnet18"],
         **{
@@ -272,6 +298,8 @@ def tiny_params(path: Path, **changes: Any) -> Path:
         },
         "fig3b": ["digits/prior/ipc3-members1", "digits/prior/ipc3"],
         "fig3d": ["digits/sre2l/ipc3", "digits/prior/ipc3"],
+        "fig3e": list(raw["streams"]),
+        "table5": list(raw["sets"]),
     }
     raw["fig1"] |= {"ipc": 2, "inner_steps": [1, 2], "repeats": 1}
     raw["fig5"] |= {
@@ -297,6 +325,12 @@ def set_row(method: str, pool: str) -> dict[str, Any]:
 def score_row(members: int = 0, **stages: Any) -> dict[str, Any]:
     row = {"dataset": "digits", "data": "digits", "set": "digits/prior/ipc3"}
     return row | {"pool": "digits/prior", "members": members, "labels": ["soft"]} | stages
+
+
+def stream_row(method: str, teachers: str, **changes: Any) -> dict[str, Any]:
+    row = {"dataset": "digits", "data": "digits", "set": f"digits/{method}/ipc3"}
+    row |= {"pool": "digits/prior", "teachers": teachers, "labels": ["soft"]}
+    return row | {"relabel": {"epochs": 2}, "evaluate": {"seeds": [0]}} | changes
 
 
 def instances(rows: dict[str, Any], stage: str) -> Iterator[dict[str, str]]:
@@ -366,6 +400,37 @@ def test_pipeline_makes_every_declared_output(tiny_run: Path) -> None:
             assert 0 <= cell["top1_mean"] <= 100
     assert (tiny_run / "metrics" / "tables" / "table1.md").is_file()
     assert not list((tiny_run / "work").rglob("*.safetensors")), "work of finished stages is kept"
+
+
+def test_streams_test_every_order_and_step_on_seen_classes_alone(tiny_run: Path) -> None:
+    labels = teddy.load(tiny_run / "data/distilled/digits/prior/ipc3.safetensors").labels
+    for name, kinds in (("prior/ipc3-all", 1), ("prior/ipc3-strict", 1), ("dm/ipc3-strict", 2)):
+        record = read_json(tiny_run / f"metrics/streams/digits/{name}.json")
+        results = record["results"]
+        assert len(results) == 2 * 2 * kinds
+        for result in results:
+            arriving = class_steps(10, 2, result["order"])
+            assert result["classes"] == list(seen_classes(arriving, result["step"] - 1))
+            assert result["images"] == 3 * len(result["classes"])
+            assert 0 <= result["top1"] <= 100
+        last = [result["images_held_out"] for result in results if result["step"] == 2]
+        assert set(last) == {450}, "after the last step every test image counts"
+        first = [result["images_held_out"] for result in results if result["step"] == 1]
+        assert max(first) < 450
+    assert len(labels) == 30
+    folders = sorted(p.name for p in (tiny_run / "models/digits/by-step").iterdir())
+    assert folders == [f"order{i}-step{j}" for i in range(2) for j in range(2)] + ["record.json"]
+    kept = sorted(p.name for p in (tiny_run / "models/digits/by-step/order1-step0").iterdir())
+    assert kept == [f"epoch{epoch:04d}.safetensors" for epoch in (3, 4, 6)]
+
+
+def test_teachers_of_a_step_know_its_classes_alone(tiny_run: Path) -> None:
+    record = read_json(tiny_run / "models/digits/by-step/record.json")
+    for step in record["steps"]:
+        assert step["classes"] == list(class_steps(10, 2, step["order"])[step["step"]])
+        path = tiny_run / f"models/digits/by-step/order{step['order']}-step{step['step']}"
+        network, facts = load_network(path / "epoch0006.safetensors")
+        assert facts["num_classes"] == classifier(network).out_features == 5
 
 
 def test_distilled_sets_load_in_one_line(tiny_run: Path) -> None:

@@ -33,7 +33,7 @@ from teddy.data import SPLITS, ImageDataset, read_dataset, read_manifest
 from teddy.decoding import fit, fit_arrays
 from teddy.errors import TeddyError
 from teddy.images import Images
-from teddy.preparation import measure, prepare, write_dataset
+from teddy.preparation import measure, prepare, unbalanced, write_dataset
 from teddy.stages import prepare as stage
 from teddy.streaming import ImageFiles
 
@@ -371,6 +371,11 @@ def test_files_whose_contents_are_hashed_are_checked(folders: Path) -> None:
     refused(r"val/ant/0\.png \(not an image\)", folders, storage="files")
 
 
+def test_deep_pixels_are_found_in_the_header(folders: Path) -> None:
+    Image.fromarray(pixels(8, 8).astype(np.uint16) * 200).save(folders / "val/bee/deep.png")
+    refused(r"val/bee/deep\.png \(mode I;16 has more than 8 bits", folders, storage="files")
+
+
 def test_empty_files_are_found_without_opening_any(folders: Path) -> None:
     (folders / "val/ant/0.png").write_bytes(b"")
     refused(r"0\.png \(empty file\)", folders, storage="files", checksums="sizes")
@@ -541,3 +546,36 @@ def test_real_class_folders(
     assert (len(dataset.train), len(dataset.val), len(dataset.test)) == counts
     assert facts["skipped"] == []
     assert images(dataset, "train").float().std((1, 2, 3)).min() > 5, "photographs, not blanks"
+
+
+# ----------------------------------------------------------------------------------- imbalance
+
+
+@pytest.mark.parametrize("keep", [(0.6, 1.0), (0.4, 1.0), (0.5, 0.5)])
+def test_classes_keep_their_own_share(keep: tuple[float, float]) -> None:
+    labels = torch.arange(2000) % 10
+    kept = unbalanced(labels, 10, keep, seed=0)
+    assert kept.equal(kept.unique()), "ascending and without repetition"
+    counts = labels[kept].bincount(minlength=10)
+    low, high = keep
+    assert counts.min() >= 200 * low and counts.max() <= 200 * high
+    assert (len(counts.unique()) > 5) == (low < high)
+    assert kept.equal(unbalanced(labels, 10, keep, seed=0))
+    assert not kept.equal(unbalanced(labels, 10, keep, seed=1))
+
+
+def test_a_smaller_share_only_takes_more_images_away() -> None:
+    labels = torch.arange(2000) % 10
+    less, more = unbalanced(labels, 10, (0.4, 1), 0), unbalanced(labels, 10, (0.6, 1), 0)
+    assert set(less.tolist()) < set(more.tolist())
+
+
+def test_imbalance_leaves_validation_and_test_images_alone() -> None:
+    config = prepare_config("digits", image_size=8, channels=1, test_fraction=0.25)
+    whole, _ = prepare(config, 0)
+    thin, _ = prepare(replace(config, keep=(0.4, 1.0)), 0)
+    assert len(thin.train) < len(whole.train)
+    for name in SPLITS[1:]:
+        assert thin.split(name).labels.equal(whole.split(name).labels)
+        every = torch.arange(len(whole.split(name)))
+        assert thin.split(name).pick(every).equal(whole.split(name).pick(every))

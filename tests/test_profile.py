@@ -1,5 +1,6 @@
 """Profiles: rows in, rows out, and nothing else changed."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ from teddy.profile import switch
 
 ROOT = Path(__file__).parents[1]
 PARAMS = (ROOT / "params.yaml").read_text(encoding="utf-8")
+DVC = (ROOT / "dvc.yaml").read_text(encoding="utf-8")
+TARGETS = YAML(typ="safe").load(PARAMS)["targets"]
 PROFILES = {path.stem: path for path in sorted((ROOT / "profiles").glob("*.yaml"))}
 
 
@@ -18,12 +21,17 @@ PROFILES = {path.stem: path for path in sorted((ROOT / "profiles").glob("*.yaml"
 def checkout(tmp_path: Path) -> list[str]:
     """Options that point the command at a copy of params.yaml."""
     (tmp_path / "params.yaml").write_text(PARAMS, encoding="utf-8")
-    return ["--params", str(tmp_path / "params.yaml"), "--profiles", str(ROOT / "profiles")]
+    (tmp_path / "dvc.yaml").write_text(DVC, encoding="utf-8")
+    paths = ["--params", str(tmp_path / "params.yaml"), "--dvc", str(tmp_path / "dvc.yaml")]
+    return [*paths, "--profiles", str(ROOT / "profiles")]
 
 
 def rows(path: Path) -> dict[str, set[str]]:
+    """Names of rows by section, and entries by target."""
     raw = YAML(typ="safe").load(path)
-    return {section: set(raw[section]) for section in ("prepared", "bases", "pools", "sets")}
+    sections = ("prepared", "bases", "pools", "sets", "scores")
+    found = {section: set(raw.get(section) or ()) for section in sections}
+    return found | {target: set(raw["targets"].get(target, ())) for target in TARGETS}
 
 
 @pytest.mark.parametrize("name", PROFILES)
@@ -37,8 +45,12 @@ def test_profile_extends_the_default_and_goes_back(
     lines = (tmp_path / "params.yaml").read_text(encoding="utf-8").splitlines()
     kept = iter(lines)
     assert all(line in kept for line in PARAMS.splitlines()), "a line of the default is missing"
+    dvc = (tmp_path / "dvc.yaml").read_text(encoding="utf-8")
+    records = [f"- metrics/runs/{entry}.json" for entry in added["table1"]]
+    assert all(record in dvc for record in records)
     profile.main([name, "--off", *checkout])
     assert (tmp_path / "params.yaml").read_text(encoding="utf-8") == PARAMS
+    assert (tmp_path / "dvc.yaml").read_text(encoding="utf-8") == DVC
 
 
 def test_all_profiles_at_once_are_valid_and_leave_no_trace(
@@ -55,12 +67,25 @@ def test_every_dataset_of_params_has_a_profile_or_is_the_default() -> None:
     assert set(YAML(typ="safe").load(PARAMS)["datasets"]) == {"digits", *PROFILES}
 
 
+def test_settings_that_the_readme_changes_by_command_are_there() -> None:
+    """``-S`` refuses a key that params.yaml does not have already."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    named = re.findall(r" -S ([\w-]+(?:\.[\w-]+)+)=", text)
+    assert len(named) >= 4
+    for key in named:
+        value = YAML(typ="safe").load(PARAMS)
+        for part in key.split("."):
+            assert part in value, f"{key}: params.yaml has no {part!r}"
+            value = value[part]
+
+
 def test_paper_grids() -> None:
     """Table 1's IPC, Table 6's pools and Table 7's draws."""
     raw = {name: YAML(typ="safe").load(path) for name, path in PROFILES.items()}
     tiny, imagenet = raw["tiny-imagenet"], raw["imagenet-1k"]
-    assert {row["ipc"] for row in tiny["sets"].values()} == {50, 100}
-    assert {row["ipc"] for row in imagenet["sets"].values()} == {10, 50, 100}
+    assert {tiny["sets"][name]["ipc"] for name in tiny["targets"]["table1"]} == {50, 100}
+    grid = {imagenet["sets"][name]["ipc"] for name in imagenet["targets"]["table1"]}
+    assert grid == {10, 50, 100}
     assert tiny["pools"]["tiny-imagenet/prior-late"]["prior"]["epochs"] == [*range(16, 47, 5), 50]
     late = imagenet["pools"]
     assert late["imagenet-1k/prior-50"]["prior"]["epochs"] == list(range(21, 62, 5))
@@ -85,13 +110,24 @@ def test_own_rows_and_comments_survive() -> None:
 
 
 def test_a_section_can_be_emptied_and_filled() -> None:
-    default = "prepared:\n- a\nbases:\n  a/b:\n    dataset: a\npools: {}\nsets: {}\nrest: 1\n"
-    text = "prepared:\n- a\nbases:\n  a/b:\n    dataset: a\n"
+    text = "prepared:\n  a:\n    dataset: a\nbases:\n  a/b:\n    dataset: a\n"
+    default = f"{text}pools: {{}}\nsets: {{}}\nrest: 1\n"
     empty = switch(default, text, on=False)
     assert YAML(typ="safe").load(empty) == {
-        "prepared": [], "bases": {}, "pools": {}, "sets": {}, "rest": 1
+        "prepared": {}, "bases": {}, "pools": {}, "sets": {}, "rest": 1
     }  # fmt: skip
     assert switch(empty, text, on=True) == default
+
+
+def test_entries_of_a_target_are_added_to_its_list_and_taken_out() -> None:
+    default = "targets:\n  fig3a:\n  - a/1\n  - a/2\n  fig3b:\n  - a/3\nrest: 1\n"
+    text = "targets:\n  fig3a:\n  - b/1\n  fig9:\n  - b/2\n"
+    both = switch(default, text, on=True)
+    assert YAML(typ="safe").load(both)["targets"] == {
+        "fig3a": ["a/1", "a/2", "b/1"], "fig3b": ["a/3"], "fig9": ["b/2"]
+    }  # fmt: skip
+    assert switch(both, text, on=True) == both
+    assert switch(both, text, on=False) == default
 
 
 def test_unknown_profile_is_refused_by_name(
@@ -107,14 +143,16 @@ def test_unknown_profile_is_refused_by_name(
 def test_profile_that_breaks_params_leaves_them_alone(
     tmp_path: Path, checkout: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "bad.yaml").write_text("bases:\n  mine/base:\n    dataset: nowhere\n")
+    (tmp_path / "bad.yaml").write_text(
+        "bases:\n  mine/base:\n    dataset: nowhere\n    data: nowhere\n"
+    )
     with pytest.raises(SystemExit):
-        profile.main(["bad", "--params", checkout[1], "--profiles", str(tmp_path)])
+        profile.main(["bad", *checkout[:4], "--profiles", str(tmp_path)])
     assert "no dataset named 'nowhere'" in capsys.readouterr().err
     assert Path(checkout[1]).read_text(encoding="utf-8") == PARAMS
     (tmp_path / "odd.yaml").write_text("methods:\n  mine: {}\n")
     with pytest.raises(SystemExit):
-        profile.main(["odd", "--params", checkout[1], "--profiles", str(tmp_path)])
+        profile.main(["odd", *checkout[:4], "--profiles", str(tmp_path)])
     assert "unknown key 'methods'" in capsys.readouterr().err
 
 

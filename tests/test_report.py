@@ -1,4 +1,4 @@
-"""The report stage on a small tree of invented records; nothing is trained, no GPU.
+"""Tables, figures and the report on a small tree of invented records; nothing is trained, no GPU.
 
 Every set's students score 50, 52 and 57 percent plus an offset of their own, so their mean is
 53 plus the offset and their sample standard deviation is √13.
@@ -25,10 +25,11 @@ from teddy.config import STAGES, Params
 from teddy.distilled import DistilledSet, save_distilled
 from teddy.errors import TeddyError
 from teddy.images import Normalisation
-from teddy.stages import report as stage
+from teddy.stages import grids, overview, target
+from teddy.stages import report as page
 
 ROOT = Path(__file__).parents[1]
-PAPER = ROOT / "metrics/reference/paper.yaml"
+REFERENCE = ROOT / "metrics/reference"
 LAST, BEST = (50.0, 52.0, 57.0), (60.0, 60.0, 63.0)
 CLASSES = 3
 Settings = dict[str, Any]
@@ -56,10 +57,12 @@ def settings(*ipcs: int) -> Settings:
             ("teddy-prior", "Teddy (prior)", "Teddy (prior)"),
         )
     }
-    raw["bases"] = {"digits/base": {"dataset": "digits"}}
+    raw["prepared"] = {"digits": {"dataset": "digits"}}
+    raw["bases"] = {"digits/base": {"dataset": "digits", "data": "digits"}}
     raw["pools"] = {
         f"digits/{kind}": {
             "dataset": "digits",
+            "data": "digits",
             "base": "digits/base",
             "curve": "digits/base",
             "kind": kind,
@@ -70,6 +73,7 @@ def settings(*ipcs: int) -> Settings:
     raw["sets"] = {
         f"digits/{name}/ipc{ipc}": {
             "dataset": "digits",
+            "data": "digits",
             "method": f"teddy-{name}" if name in ("post", "prior") else name,
             "pool": f"digits/{pool}",
             "ipc": ipc,
@@ -78,7 +82,15 @@ def settings(*ipcs: int) -> Settings:
         for name, pool in pools.items()
         for ipc in ipcs
     }
+    raw["scores"] = {}
+    raw["targets"] = {"table1": list(raw["sets"]), "fig4-6-7": shown(raw["sets"])}
     return raw
+
+
+def shown(sets: Settings) -> list[str]:
+    """Rows of the largest IPC."""
+    largest = max(row["ipc"] for row in sets.values())
+    return [name for name, row in sets.items() if row["ipc"] == largest]
 
 
 def offset(name: str, labels: str) -> float:
@@ -128,13 +140,24 @@ def write_set(root: Path, raw: Settings, name: str, row: Settings) -> None:
                 "seed": seed,
                 "top1_last": last + offset(name, labels),
                 "top1_best": best + offset(name, labels),
+                "macro_f1": last + offset(name, labels) - 1,
+                "kl_student_teacher": 0.5,
+                "kl_teacher_student": 0.25,
             }
             for seed, (last, best) in enumerate(zip(LAST, BEST, strict=True))
         ]
         for labels in method["labels"]
     }
-    facts = {"set": name, **{key: row[key] for key in ("dataset", "method", "ipc")}}
+    facts: Settings = {"score": name, "set": name}
+    facts |= {key: row[key] for key in ("dataset", "data", "method", "ipc", "pool")}
     facts |= {"arch": "convnet3", "split": "test", "images_held_out": 450, "epochs": 150}
+    synthesis = {"draw": row["draw"], "ensemble": "logits", "first_bn_weight": 10.0}
+    facts |= {
+        "members": 4,
+        "teachers": [{"epoch": 2 * i + 2, "val_top1": 50.0} for i in range(4)],
+        "synthesis": None if method["images"] == "random" else synthesis,
+        "bytes": {"images": 640 * ipc, "labels": 3000 * ipc},
+    }
     write_json(root / f"runs/{name}.json", facts | {"labels": runs})
     curves = [
         [
@@ -157,23 +180,62 @@ def write_set(root: Path, raw: Settings, name: str, row: Settings) -> None:
     save_distilled(root / f"sets/{name}.safetensors", distilled)
 
 
-def run(root: Path) -> Path:
-    """Run the stage on a tree; the folder of its outputs."""
+Step = tuple[Callable[[list[str]], None], list[str], tuple[str, ...]]
+
+
+def steps(root: Path) -> dict[str, Step]:
+    """What makes tables and figures: its entrypoint, arguments and outputs, in order."""
     out = root / "out"
-    arguments = [f"--{name}={root / name}" for name in stage_inputs]
-    arguments += [f"--paper={PAPER}", f"--params={root / 'params.yaml'}"]
-    arguments += [f"--summary={out / 'summary.json'}", f"--tables={out / 'tables'}"]
-    stage.main([*arguments, f"--plots={out / 'plots'}"])
-    return out
+    ways = {
+        "table1": (
+            target.main, ("table1",), {"runs": root / "runs", "reference": REFERENCE},
+            {
+                "table": "tables/table1.md", "rows": "tables/table1.csv",
+                "latex": "tables/table1.tex", "figure": "figures/table1.png",
+                "verdicts": "verdicts/table1.json",
+            },
+        ),
+        "fig4-6-7": (
+            grids.main, ("fig4-6-7",), {"sets": root / "sets"}, {"figures": "figures/fig4-6-7"},
+        ),
+        "overview": (
+            overview.main, (),
+            {name: root / name for name in ("teachers", "pools", "syntheses")},
+            {
+                "table": "tables/pools.md", "rows": "tables/pools.csv",
+                "figures": "figures/overview",
+            },
+        ),
+        "report": (
+            page.main, (),
+            {
+                **{name: root / name for name in ("runs", "teachers", "pools")},
+                **{name: out / name for name in ("tables", "figures", "verdicts")},
+                "reference": REFERENCE,
+            },
+            {"summary": "summary.json", "page": "report.html"},
+        ),
+    }  # fmt: skip
+    made: dict[str, Step] = {}
+    for name, (main, first, inputs, outputs) in ways.items():
+        options = [f"--{key}={path}" for key, path in inputs.items()]
+        options += [f"--{key}={out / path}" for key, path in outputs.items()]
+        arguments = [*first, *options, f"--params={root / 'params.yaml'}"]
+        made[name] = (main, arguments, tuple(outputs.values()))
+    return made
 
 
-stage_inputs = ("runs", "teachers", "syntheses", "pools", "sets")
+def run(root: Path) -> Path:
+    """Make everything from a tree; the folder of its outputs."""
+    for main, arguments, _ in steps(root).values():
+        main(arguments)
+    return root / "out"
 
 
 @functools.cache
 def printed() -> list[records.PaperResult]:
     """The paper's numbers, read once because that takes a second."""
-    return records.read_paper(PAPER)
+    return records.read_paper(REFERENCE / "paper.yaml")
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -211,8 +273,10 @@ def out(tree: Path) -> Path:
 def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A tree of its own for a test that changes something; figures are not drawn."""
     monkeypatch.setenv("TEDDY_LOGS", str(tmp_path / "logs"))
-    monkeypatch.setattr(stage, "_draw", lambda *_: None)
-    monkeypatch.setattr(stage, "read_paper", lambda _: printed())
+    monkeypatch.setattr(target, "_draw", lambda *_: None)
+    monkeypatch.setattr(target, "read_paper", lambda _: printed())
+    for name in ("method_grid", "class_grid", "teachers", "synthesis"):
+        monkeypatch.setattr(figures, name, lambda *_: None)
     write_tree(tmp_path, settings(1))
     return tmp_path
 
@@ -225,12 +289,17 @@ def change(root: Path, how: Change) -> None:
 
 
 def refusal(root: Path, capsys: pytest.CaptureFixture[str]) -> str:
-    """The line with which the stage refuses a tree, without writing anything."""
-    with pytest.raises(SystemExit) as stopped:
-        run(root)
-    assert stopped.value.code == 1
-    assert not [path for path in (root / "out").rglob("*") if path.is_file()]
-    return capsys.readouterr().err
+    """The line with which a stage refuses a tree, without writing any of its outputs."""
+    for main, arguments, outputs in steps(root).values():
+        capsys.readouterr()
+        try:
+            main(arguments)
+        except SystemExit as stopped:
+            assert stopped.code == 1
+            made = [file for path in outputs for file in (root / "out").glob(f"{path}*")]
+            assert not [file for file in made if file.is_file() or any(file.iterdir())]
+            return capsys.readouterr().err
+    pytest.fail("nothing was refused")
 
 
 # ----------------------------------------------------------------------------------------- numbers
@@ -238,33 +307,34 @@ def refusal(root: Path, capsys: pytest.CaptureFixture[str]) -> str:
 
 def test_summary_has_mean_and_sample_std_of_the_last_epoch(out: Path) -> None:
     summary = json.loads((out / "summary.json").read_text())
-    own = summary["digits"]["teddy-prior"]["ipc10"]["convnet3"]
+    own = summary["digits"]["prior"]["ipc10"]
     expected = {"top1_std": round(math.sqrt(13), 2), "n": 3}
-    assert own["hard"] == expected | {"top1_mean": 59.1, "top1_best_mean": 67.1}
-    assert own["soft"] == expected | {"top1_mean": 79.1, "top1_best_mean": 87.1}
+    hard = {"top1_mean": 59.1, "top1_best_mean": 67.1, "f1_mean": 58.1}
+    soft = {"top1_mean": 79.1, "top1_best_mean": 87.1, "f1_mean": 78.1}
+    assert own == {"hard": expected | hard, "soft": expected | soft}
 
 
 def test_summary_has_exactly_the_declared_rows(out: Path, tree: Path) -> None:
     params = Params(tree / "params.yaml")
     summary = json.loads((out / "summary.json").read_text())
     found = dict(leaves(summary))
-    values = ("top1_mean", "top1_std", "top1_best_mean", "n")
+    values = ("top1_mean", "top1_std", "top1_best_mean", "f1_mean", "n")
     expected: set[tuple[str, ...]] = {
-        (row.dataset, row.method, f"ipc{row.ipc}", "convnet3", labels, value)
-        for row in params.sets.values()
+        (*name.split("/"), labels, value)
+        for name in params.sets
         for labels in ("hard", "soft")
         for value in values
     }
-    teacher = ("digits", "teacher", "base", "val_top1")
+    teacher = ("teachers", "digits", "base", "val_top1")
     expected |= {teacher} | {
-        ("digits", "pool", kind, value)
+        ("pools", "digits", kind, value)
         for kind in ("converged", "post", "prior")
         for value in ("members", "val_top1_min", "val_top1_max")
     }
     assert set(found) == expected
     assert not any("." in part for path in found for part in path)
     assert found[teacher] == 97.0
-    assert summary["digits"]["pool"]["post"] == {
+    assert summary["pools"]["digits"]["post"] == {
         "members": 4, "val_top1_min": 50.12, "val_top1_max": 53.12,
     }  # fmt: skip
     assert (out / "summary.json").read_text() == (
@@ -279,7 +349,7 @@ def test_a_single_student_has_no_spread(small: Path) -> None:
     write_json(path, record)
     out = run(small)
     summary = json.loads((out / "summary.json").read_text())
-    own = summary["digits"]["teddy-prior"]["ipc1"]["convnet3"]["hard"]
+    own = summary["digits"]["prior"]["ipc1"]["hard"]
     assert (own["n"], own["top1_mean"], own["top1_std"]) == (1, 56.01, 0.0)
     line = next(
         line
@@ -291,7 +361,11 @@ def test_a_single_student_has_no_spread(small: Path) -> None:
 
 
 def test_curves_are_means_over_items(out: Path) -> None:
-    points = [row for row in rows(out / "plots/synthesis.csv") if row["set"] == "digits/post/ipc10"]
+    points = [
+        row
+        for row in rows(out / "figures/overview/synthesis.csv")
+        if row["set"] == "digits/post/ipc10"
+    ]
     assert [
         (row["iteration"], float(row["classifier_prior"]), float(row["statistics"]))
         for row in points
@@ -307,14 +381,14 @@ def test_every_declared_row_appears(out: Path, tree: Path) -> None:
     long = rows(out / "tables/table1.csv")
     assert [(row["method"], row["ipc"]) for row in long] == scored
     names = [f"{name} {labels}" for name in params.sets for labels in ("hard", "soft")]
-    assert [row["name"] for row in rows(out / "plots/accuracy.csv")] == names
+    assert [row["name"] for row in long] == names
     synthesised = [name for name in params.sets if "/random/" not in name]
-    assert list(dict.fromkeys(row["set"] for row in rows(out / "plots/synthesis.csv"))) == (
-        synthesised
-    )
+    assert list(
+        dict.fromkeys(row["set"] for row in rows(out / "figures/overview/synthesis.csv"))
+    ) == (synthesised)
     members = [(row["pool"], row["member"]) for row in rows(out / "tables/pools.csv")]
     assert members == [(pool, str(index)) for pool in params.pools for index in range(4)]
-    assert len(rows(out / "plots/teachers.csv")) == 30
+    assert len(rows(out / "figures/overview/teachers.csv")) == 30
 
 
 def test_table_shows_each_number_in_its_place(out: Path) -> None:
@@ -336,7 +410,7 @@ def test_table_shows_each_number_in_its_place(out: Path) -> None:
 
 
 def test_paper_is_quoted_in_full(out: Path) -> None:
-    quoted = (out / "tables/table1.md").read_text().split("\n## ")[3]
+    quoted = (out / "tables/table1.md").read_text().split("\n## ")[4]
     results = [r for r in printed() if r.table == "1" and r.mean is not None]
     assert len(results) == 39
     heads, _, *lines = [
@@ -351,6 +425,9 @@ def test_paper_is_quoted_in_full(out: Path) -> None:
         assert cell.endswith(f" (+{result.delta})") == (result.delta is not None)
     assert sum(line.count("–") for line in lines) == 12 * 5 - 39
     assert "Quoted from the paper" in quoted
+    sources = {line[0]: line[2] for line in lines}
+    assert {sources[name] for name in ("DC", "DM", "Random (Conv)")} == {"quoted"}
+    assert {sources[name] for name in ("SRe2L", "Teddy (prior)")} == {"measured"}
 
 
 def test_papers_numbers_stand_beside_the_same_setting_only(small: Path) -> None:
@@ -373,6 +450,8 @@ def test_papers_numbers_stand_beside_the_same_setting_only(small: Path) -> None:
     line = next(line for line in text.splitlines() if line.startswith("| Teddy (prior)"))
     cells = [cell.strip() for cell in line.strip("|").split("|")]
     assert len(cells) == 6 and cells[5] == "45.2 ± 0.1†"
+    (other,) = (line for line in text.splitlines() if line.startswith("| DSA, quoted"))
+    assert [cell.strip() for cell in other.strip("|").split("|")][1:] == ["–"] * 4 + ["25.3 ± 0.2"]
     assert "†: students of another architecture" in text
 
 
@@ -382,9 +461,9 @@ def test_papers_numbers_on_downsized_images_are_marked(tmp_path: Path) -> None:
     raw["methods"]["random"]["paper"] = "Random (Conv)"
     write_tree(tmp_path, raw)
     params = Params(tmp_path / "params.yaml")
-    scores = records.read_scores(params, tmp_path / "runs")
+    scores = records.read_scores(params, tmp_path / "runs", list(params.sets))
     table = report.result_tables(scores, printed(), params)[0]
-    assert [row[3] for row in table.rows] == [
+    assert [row[3] for row in table.rows][:4] == [
         "4.1 ± 0.1*", "21.3 ± 0.6†", "32.7 ± 0.2†", "34.1 ± 0.1†",
     ]  # fmt: skip
     assert any(note.startswith("*: on downsized images") for note in table.notes)
@@ -468,21 +547,19 @@ def test_missing_record_is_refused_with_its_stage(
 def test_two_rows_of_one_setting_are_refused(
     small: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def twice(raw: Settings) -> None:
-        raw["sets"]["digits/prior/again-ipc1"] = dict(raw["sets"]["digits/prior/ipc1"])
-
-    change(small, twice)
     raw: Settings = YAML().load(small / "params.yaml")
+    raw["sets"]["digits/prior/again-ipc1"] = dict(raw["sets"]["digits/prior/ipc1"])
+    raw["targets"]["table1"].append("digits/prior/again-ipc1")
     write_tree(small, raw)
     message = refusal(small, capsys)
-    assert "sets.digits/prior/again-ipc1 and 'digits/prior/ipc1'" in message
-    assert "share a place in the tables" in message
+    assert "digits/prior/ipc1 and digits/prior/again-ipc1" in message
+    assert "share a place in the table" in message
 
 
 def test_record_of_another_row_is_refused(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copy(small / "runs/digits/post/ipc1.json", small / "runs/digits/prior/ipc1.json")
     message = refusal(small, capsys)
-    assert f"{small / 'runs/digits/prior/ipc1.json'}: set is 'digits/post/ipc1'" in message
+    assert f"{small / 'runs/digits/prior/ipc1.json'}: score is 'digits/post/ipc1'" in message
 
 
 def test_record_without_declared_labels_is_refused(
@@ -505,10 +582,11 @@ def test_sets_measured_on_different_splits_are_refused(
 
 
 def test_names_with_a_dot_are_refused(small: Path) -> None:
-    scores = records.read_scores(Params(small / "params.yaml"), small / "runs")
+    params = Params(small / "params.yaml")
+    scores = records.read_scores(params, small / "runs", list(params.sets))
     fields = {name: getattr(scores[0], name) for name in records.Score.__dataclass_fields__}
     with pytest.raises(TeddyError, match=r"'v1\.5' has a dot"):
-        report.summarise([records.Score(**fields | {"method": "v1.5"})], [], [])
+        report.summarise([records.Score(**fields | {"name": "digits/v1.5"})], [], [])
 
 
 def test_undeclared_records_are_ignored(small: Path) -> None:
@@ -529,15 +607,15 @@ def test_two_runs_write_the_same_bytes(
     again = run(tmp_path)
     files = sorted(path.relative_to(out) for path in out.rglob("*") if path.is_file())
     assert files == sorted(path.relative_to(again) for path in again.rglob("*") if path.is_file())
-    grids = ["", "_random", "_sre2l", "_teddy-post", "_teddy-prior"]
-    figures_ = ["accuracy", "teachers", "synthesis", *(f"grid_digits{grid}" for grid in grids)]
+    kinds = ["", "_random", "_sre2l", "_teddy-post", "_teddy-prior"]
+    figures_ = ["table1", "teachers", "synthesis", *(f"digits{kind}" for kind in kinds)]
     assert {file.stem for file in files if file.suffix == ".png"} == set(figures_)
     for file in files:
         assert (out / file).read_bytes() == (again / file).read_bytes(), file
 
 
 def test_grids_show_each_image_once_enlarged_without_blur(out: Path) -> None:
-    picture = np.rint(imread(out / "plots/grid_digits.png")[:, :, :3] * 255).astype(int)
+    picture = np.rint(imread(out / "figures/fig4-6-7/digits.png")[:, :, :3] * 255).astype(int)
     area = 72 * 72
     for method in ("random", "sre2l", "post", "prior"):
         for label in range(CLASSES):
@@ -545,7 +623,7 @@ def test_grids_show_each_image_once_enlarged_without_blur(out: Path) -> None:
                 grey = brightness(f"digits/{method}/ipc10", label, index)
                 pixels = (picture == grey).all(2).sum()
                 assert area * (index < 3) <= pixels < area * ((index < 3) + 0.1)
-    own = np.rint(imread(out / "plots/grid_digits_sre2l.png")[:, :, :3] * 255).astype(int)
+    own = np.rint(imread(out / "figures/fig4-6-7/digits_sre2l.png")[:, :, :3] * 255).astype(int)
     columns = []
     for index in range(10):
         tiles = np.argwhere((own == brightness("digits/sre2l/ipc10", 1, index)).all(2))
@@ -557,6 +635,7 @@ def test_grids_show_each_image_once_enlarged_without_blur(out: Path) -> None:
 def test_grid_of_many_classes_shows_ten_in_colour(tmp_path: Path) -> None:
     raw = settings(10)
     raw["sets"] = {"digits/prior/ipc10": raw["sets"]["digits/prior/ipc10"]}
+    raw["targets"] = {"table1": list(raw["sets"])}
     write_tree(tmp_path, raw)
     count, ipc = 200, 10
     colours = torch.stack([torch.arange(count), 255 - torch.arange(count), torch.full((count,), 9)])
@@ -567,7 +646,7 @@ def test_grid_of_many_classes_shows_ten_in_colour(tmp_path: Path) -> None:
     )
     save_distilled(tmp_path / "sets/digits/prior/ipc10.safetensors", distilled)
     params = Params(tmp_path / "params.yaml")
-    (grid,) = records.read_grids(params, tmp_path / "sets")
+    (grid,) = records.read_grids(params, tmp_path / "sets", list(params.sets))
     shown = [0, 22, 44, 66, 88, 111, 133, 155, 177, 199]
     assert grid.class_names == tuple(names[label] for label in shown)
     assert grid.images.shape == (10, 10, 32, 32, 3)
@@ -585,13 +664,14 @@ def test_one_random_method_at_one_ipc_has_all_figures(
     monkeypatch.setenv("TEDDY_LOGS", str(tmp_path / "logs"))
     raw = settings(1)
     raw["sets"] = {"digits/random/ipc1": raw["sets"]["digits/random/ipc1"]}
-    raw["bases"]["digits/other"] = {"dataset": "digits"}
+    raw["targets"] = {"table1": list(raw["sets"]), "fig4-6-7": list(raw["sets"])}
+    raw["bases"]["digits/other"] = {"dataset": "digits", "data": "digits"}
     write_tree(tmp_path, raw)
     out = run(tmp_path)
-    assert {path.stem for path in (out / "plots").glob("*.png")} == {
-        "accuracy", "teachers", "synthesis", "grid_digits", "grid_digits_random",
+    assert {path.stem for path in (out / "figures").rglob("*.png")} == {
+        "table1", "teachers", "synthesis", "digits", "digits_random",
     }  # fmt: skip
-    assert (out / "plots/synthesis.csv").read_text() == (
+    assert (out / "figures/overview/synthesis.csv").read_text() == (
         "set,iteration,classifier_prior,statistics\n"
     )
 

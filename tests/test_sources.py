@@ -374,6 +374,49 @@ def test_different_classes_are_named_both_ways(tmp_path: Path) -> None:
         load(prepare_config(root=tmp_path))
 
 
+@pytest.mark.parametrize(
+    "layout",
+    [("Train", "Val"), ("TRAIN", "TEST"), ("training", "validation"), ("test", "val")],
+    ids="-".join,
+)
+def test_splits_of_other_names_are_not_taken_for_classes(
+    tmp_path: Path, layout: tuple[str, ...]
+) -> None:
+    for name in layout:
+        write_classes(tmp_path / name, {"ant": 2, "bee": 2})
+    found = ", ".join(sorted(layout))
+    with pytest.raises(TeddyError, match=f"found {found}, which are no classes: rename them"):
+        load(prepare_config(root=tmp_path))
+
+
+@pytest.mark.parametrize("name", ["valid", "validation", "Val"])
+def test_held_out_images_of_another_name_are_not_ignored_silently(
+    tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_classes(tmp_path / "train", {"ant": 2, "bee": 2})
+    write_classes(tmp_path / name, {"ant": 1, "bee": 1})
+    assert load(prepare_config(root=tmp_path)).test is None
+    assert f"{name}/ is not used; rename it to val" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["", "train"])
+def test_images_without_class_folders_are_refused(tmp_path: Path, name: str) -> None:
+    write_image(tmp_path / name / "0.png")
+    with pytest.raises(TeddyError, match="expected class folders, found no folder in it"):
+        load(prepare_config(root=tmp_path))
+
+
+def test_links_to_folders_are_followed_but_not_in_circles(tmp_path: Path) -> None:
+    write_classes(tmp_path / "elsewhere", {"ant": 2})
+    write_classes(tmp_path / "root", {"bee": 2})
+    (tmp_path / "root/ant").symlink_to(tmp_path / "elsewhere/ant")
+    raw = load(prepare_config(root=tmp_path / "root"))
+    assert list(files(raw.train).files)[:2] == ["ant/0.png", "ant/1.png"]
+    (tmp_path / "root/bee/up").symlink_to(tmp_path / "root/bee")
+    with pytest.raises(TeddyError, match=r"root/bee/up/.*cannot list: Too many levels of symbolic"):
+        load(prepare_config(root=tmp_path / "root"))
+
+
 def test_missing_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TeddyError, match="gone: expected a folder of class folders"):
         load(prepare_config(root=tmp_path / "gone"))

@@ -210,6 +210,7 @@ def test_bad_file_is_refused_by_name_in_one_line(
     assert text.startswith(str(tmp_path / "50.png"))
     assert message in text
     assert text.endswith("run the prepare stage again")
+    assert ("prepare.on_unreadable: skip" in text) == ("decoded" in message or "bits" in message)
     assert "\n" not in text
 
 

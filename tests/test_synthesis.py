@@ -18,9 +18,10 @@ from torch.nn.functional import cross_entropy
 
 from teddy import synthesis
 from teddy.artifacts import WorkDir, digest, read_tensors
-from teddy.augmentation import draw_views
+from teddy.augmentation import Views, draw_views
 from teddy.config import NetworkConfig, SynthesizeConfig, ViewConfig
 from teddy.data import ImageDataset
+from teddy.dsa import DsaViews
 from teddy.errors import TeddyError
 from teddy.images import Images
 from teddy.networks import batchnorms, build, load_network, save_network
@@ -662,10 +663,33 @@ def test_one_view_is_shared_by_the_batch_or_every_image_has_its_own(
 ) -> None:
     item = cut_items(1, 3, synthesiser.config)[0]
     shared = next(synthesiser._views(item, 0))
-    assert shared.box.shape == (1, 4)
     own = next(with_config(synthesiser, views_per="image")._views(item, 0))
+    assert isinstance(shared, Views)
+    assert isinstance(own, Views)
+    assert shared.box.shape == (1, 4)
     assert own.box.shape == (4, 4)
     assert len(own.box.unique(dim=0)) > 1
+
+
+@pytest.mark.parametrize("views_per", ["batch", "image"])
+def test_dsa_replaces_views(synthesiser: Synthesiser, views_per: str, tmp_path: Path) -> None:
+    augmented = with_config(synthesiser, augmentation="dsa", views_per=views_per, iterations=60)
+    item = cut_items(1, 3, augmented.config)[0]
+    drawn = list(augmented._views(item, 0))
+    assert len(drawn) == 60
+    assert {view.operation for view in drawn if isinstance(view, DsaViews)} == set(
+        augmented.config.dsa.operations
+    )
+    assert {view.uniform.shape for view in drawn if isinstance(view, DsaViews)} == {
+        (1 if views_per == "batch" else 4, 3)
+    }
+    later = next(augmented._views(item, 31))
+    images = augmented.initial_images(item)
+    assert torch.equal(later(images), drawn[31](images)), "wherever a run started"
+    curve = augmented.run(item, tmp_path / "resume")["curve"]
+    assert curve[-5:, 1].mean() < curve[:5, 1].mean(), "the classifier prior falls"
+    plain = with_config(synthesiser, iterations=60).run(item, tmp_path / "resume")
+    assert not torch.equal(plain["curve"], curve)
 
 
 @pytest.mark.parametrize("views_per", ["batch", "image"])
@@ -776,7 +800,7 @@ def test_killed_and_resumed_run_gives_the_same_bytes(
     changes: dict[str, Any],
     stop: int,
 ) -> None:
-    monkeypatch.setattr(synthesis, "_CHECK_EVERY", 1)
+    monkeypatch.setattr(synthesis, "CHECK_EVERY", 1)
     changes = {"iterations": 8, **changes}
     item = cut_items(1, 3, synthesiser.config)[0]
     undisturbed = result(with_config(synthesiser, **changes), item, tmp_path)

@@ -1,6 +1,7 @@
-"""A base that was trained elsewhere: taken as it is, or refused."""
+"""The base: trained and refused near chance, or trained elsewhere and taken if it is as claimed."""
 
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,10 @@ from teddy.artifacts import WorkDir
 from teddy.config import NetworkConfig, OptimizerConfig, TrainTeacherConfig, ViewConfig
 from teddy.data import ImageDataset
 from teddy.errors import TeddyError
+from teddy.images import Images
 from teddy.networks import load_network
 from teddy.pool import Pool
-from teddy.teachers import checkpoint_name, take_base
+from teddy.teachers import checkpoint_name, take_base, train_base
 from teddy.training import accuracy
 
 CPU = torch.device("cpu")
@@ -66,3 +68,31 @@ def test_checkpoint_with_another_accuracy_is_refused(
             continue
         with pytest.raises(TeddyError, match=r"on the 12 test images, but claimed_top1 is"):
             take_base(claiming, dataset, work, CPU)
+
+
+def unlearnable(data: ImageDataset, held_out: int) -> ImageDataset:
+    """The dataset with wrong labels: of its validation images, repeated to ``held_out``."""
+    assert isinstance(data.val, Images)
+    rows = torch.arange(held_out) % len(data.val)
+    labels = (data.val.labels[rows] + 1) % data.num_classes
+    return dataclasses.replace(data, val=Images(data.val.images[rows], labels))
+
+
+@pytest.mark.parametrize(("held_out", "refused"), [(300, True), (3, False)])
+def test_teacher_near_chance_is_refused_if_the_images_are_enough_to_tell(
+    taking: TrainTeacherConfig,
+    dataset: ImageDataset,
+    workplace: Path,
+    held_out: int,
+    refused: bool,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    config = dataclasses.replace(taking, checkpoint="", claimed_top1=0, epochs=12)
+    work, data = WorkDir("train_teacher", "chance"), unlearnable(dataset, held_out)
+    near = rf"held-out accuracy \d+\.\d % of {held_out} images is near chance"
+    if refused:
+        with pytest.raises(TeddyError, match=near):
+            train_base(config, data, 0, work, CPU)
+    else:
+        train_base(config, data, 0, work, CPU)
+        assert re.search(f"warning: .*{near}", capsys.readouterr().err)

@@ -140,6 +140,63 @@ class ViewConfig:
         _check(self.roll[0] <= self.roll[1], f"views.roll must be [low, high], got {self.roll}")
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DsaConfig:
+    """Differentiable siamese augmentation (§8-18); see :mod:`teddy.dsa` for what strengths mean."""
+
+    operations: tuple[Literal["color", "crop", "cutout", "flip", "scale", "rotate"], ...]
+    """One of them, equally likely, is applied to a batch."""
+    scale: float
+    """Largest factor of both axes; the smallest is its inverse."""
+    rotate: float
+    """Largest angle, degrees."""
+    crop: float
+    """Largest shift, share of the side."""
+    cutout: float
+    """Side of the hole, share of the image's."""
+    brightness: float
+    """Range of what is added to normalised pixels."""
+    saturation: float
+    """Range of the factor of colourfulness, around 1."""
+    contrast: float
+    """Largest change of the factor of contrast from 1."""
+
+    def __post_init__(self) -> None:
+        _check(len(self.operations) > 0, "dsa.operations must name at least one operation")
+        _check(self.scale >= 1, f"dsa.scale must be at least 1, got {self.scale}")
+        for name in ("rotate", "crop", "cutout", "brightness", "saturation", "contrast"):
+            value = getattr(self, name)
+            _check(value >= 0, f"dsa.{name} must be ≥ 0, got {value}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DmConfig:
+    """Distribution matching, the images of a method ``dm`` (Table 5)."""
+
+    network: NetworkConfig
+    """A freshly initialised one embeds the images at every iteration; never BatchNorm, whose
+    statistics would mix classes."""
+    iterations: int
+    """Gradient steps."""
+    real_batch: int
+    """Real images per class and iteration; all of a smaller class."""
+    lr: float
+    """SGD learning rate of the pixels."""
+    momentum: float
+    """SGD momentum of the pixels."""
+
+    def __post_init__(self) -> None:
+        _check(
+            self.network.arch == "convnet3" and self.network.norm != "batch",
+            "dm.network must be convnet3 without BatchNorm, got "
+            f"{self.network.arch} with norm {self.network.norm}",
+        )
+        _check(self.iterations >= 1, f"dm.iterations must be at least 1, got {self.iterations}")
+        _check(self.real_batch >= 1, f"dm.real_batch must be at least 1, got {self.real_batch}")
+        _check(self.lr > 0, f"dm.lr must be above 0, got {self.lr}")
+        _check(0 <= self.momentum < 1, f"dm.momentum must be in [0, 1), got {self.momentum}")
+
+
 Precision = Literal["float32", "bfloat16"]
 
 # ------------------------------------------------------------------------------ stage sections
@@ -343,8 +400,12 @@ class SynthesizeConfig:
     """Teachers drawn from the pool at a time, k."""
     draw_per: Literal["index", "iteration"]
     """When teachers are drawn: once per group of IPC indices, or at every iteration (§8-6)."""
+    augmentation: Literal["views", "dsa"]
+    """What images go through at every iteration."""
     views: ViewConfig
     """Random view of the images at every iteration."""
+    dsa: DsaConfig
+    """The alternative to ``views``; one operation per iteration."""
     views_per: Literal["batch", "image"]
     """One view shared by the batch, as SRe2L's code does, or one per image."""
     clip: bool
@@ -353,6 +414,10 @@ class SynthesizeConfig:
     """Stored statistics, or variants A and B of §8-21 from a pass over the training set."""
     gradient: Literal["two_pass", "joint"]
     """One teacher's graph at a time (exact, memory of k = 1), or all k at once."""
+    dm: DmConfig
+    """Distribution matching, for methods whose images it makes instead of Eq. 7. Of the other
+    settings it uses ``initialise``, ``classes_per_batch``, ``dsa`` (always), ``clip`` and
+    ``precision``."""
     precision: Precision
     """Autocast dtype of the teachers; statistics and losses stay in float32."""
 
@@ -378,8 +443,13 @@ class RelabelConfig:
 
     epochs: int
     """Epochs of student training, each with its own views."""
+    augmentation: Literal["views", "dsa"]
+    """What images go through in every epoch."""
     views: ViewConfig
     """Random view of each image."""
+    dsa: DsaConfig
+    """The alternative to ``views``; one operation per batch of a student, so that there are no soft
+    labels with it."""
     cutmix: bool
     """Paste a box of another image into every view, Beta(1, 1)."""
     ensemble: Literal["logits", "probs"]
@@ -432,6 +502,24 @@ STAGES: dict[str, type] = {
     "relabel": RelabelConfig,
     "evaluate": EvaluateConfig,
 }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ContinualConfig:
+    """Class-incremental learning (Fig. 3e, §8-24), the same for all datasets and methods."""
+
+    steps: int
+    """In how many steps the classes arrive."""
+    orders: tuple[int, ...]
+    """Seeds of the orders in which they do, each a run of its own."""
+
+    def __post_init__(self) -> None:
+        _check(self.steps >= 1, f"continual.steps must be at least 1, got {self.steps}")
+        _check(
+            len(self.orders) == len(set(self.orders)) > 0,
+            f"continual.orders must be distinct, got {list(self.orders)}",
+        )
+
 
 # ------------------------------------------------------------------------------------ row types
 
@@ -519,6 +607,57 @@ class ScoreRow:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class StepTeachersRow:
+    """Base runs on the classes of each step of continual learning alone, ``models/<name>``; further
+    keys override ``train_teacher``.
+    """
+
+    dataset: str
+    """Key of ``datasets``."""
+    data: str
+    """Key of ``prepared``: the images to train on."""
+    checkpoints: tuple[int, ...]
+    """1-based epochs whose checkpoints are kept, ascending."""
+
+    def __post_init__(self) -> None:
+        ascending = all(a < b for a, b in zip(self.checkpoints, self.checkpoints[1:], strict=False))
+        _check(
+            len(self.checkpoints) > 0 and self.checkpoints[0] >= 1 and ascending,
+            f"checkpoints must be ascending 1-based epochs, got {list(self.checkpoints)}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StreamRow:
+    """Continual learning on a set, ``metrics/streams/<name>.json``.
+
+    Its only further keys are ``relabel`` and ``evaluate``, which override those stages; what its
+    set overrides of them does not hold here.
+    """
+
+    dataset: str
+    """Key of ``datasets``."""
+    data: str
+    """Key of ``prepared``: the test images, and real ones for strict teachers."""
+    set: str
+    """Key of ``sets``: the images, or how they are made by strict teachers."""
+    pool: str
+    """Key of ``pools``: the teachers that label, or the epochs of strict ones."""
+    teachers: str
+    """``pool`` itself (paper-like), or a key of ``step_teachers`` (strict)."""
+    labels: tuple[Literal["hard", "soft"], ...]
+    """Kinds of labels that students are trained with."""
+
+    def __post_init__(self) -> None:
+        _check_labels(self.labels)
+
+    @property
+    def strict(self) -> bool:
+        """Whether teachers only know the classes of their own step."""
+        return self.teachers != self.pool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Leaf:
     """What a score is of: a row of ``scores``, or the default score of a row of ``sets``."""
 
@@ -547,8 +686,8 @@ class MethodRow:
 
     title: str
     """Name shown in tables and figures."""
-    images: Literal["synthesised", "random"]
-    """Optimised by Eq. 7, or a random subset of the training images."""
+    images: Literal["synthesised", "random", "dm"]
+    """Optimised by Eq. 7, a random subset of the training images, or distribution matching."""
     labels: tuple[Literal["hard", "soft"], ...]
     """Kinds of labels that students are trained with."""
     paper: str
@@ -574,6 +713,8 @@ _ROWS: dict[str, tuple[type, str, tuple[str, ...]]] = {
     "pools": (PoolRow, "pool", ()),
     "sets": (SetRow, "synthesize", ("relabel", "evaluate")),
     "scores": (ScoreRow, "", ("relabel", "evaluate")),
+    "step_teachers": (StepTeachersRow, "train_teacher", ()),
+    "streams": (StreamRow, "", ("relabel", "evaluate")),
 }
 """Sections of rows: their type, the stage that further keys override, and the stages that keys of
 their own names override."""
@@ -765,7 +906,7 @@ class Params:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._raw = read_yaml(path)
-        known = {"seed", "datasets", "methods", "targets", *_ROWS, *STAGES}
+        known = {"seed", "continual", "datasets", "methods", "targets", *_ROWS, *STAGES}
         _refuse_unknown(set(self._raw), known | set(EXPERIMENTS), self._where(""))
         for key in sorted(known - set(self._raw)):
             raise TeddyError(f"{self._where('')} lacks the key {key!r}")
@@ -787,11 +928,19 @@ class Params:
         self.pools = self._rows("pools", PoolRow)
         self.sets = self._rows("sets", SetRow)
         self.scores = self._rows("scores", ScoreRow)
+        self.continual = _build(
+            ContinualConfig, self._raw_section("continual"), self._where("continual")
+        )
+        self.step_teachers = self._rows("step_teachers", StepTeachersRow)
+        self.streams = self._rows("streams", StreamRow)
         self.targets: dict[str, tuple[str, ...]] = {
             name: _convert(tuple[str, ...], rows, self._where(f"targets.{name}"))
             for name, rows in self._mapping("targets").items()
         }
-        """Rows of ``sets`` or ``scores`` that a table or figure shows, in order."""
+        """Rows of ``sets``, ``scores`` or (Fig. 3e) ``streams`` that a table or figure shows, in
+        order."""
+        self.experiments = tuple(name for name in EXPERIMENTS if name in self._raw)
+        """Sections of experiments that the file has."""
         self._check_all()
 
     # -- what stages ask for
@@ -820,6 +969,17 @@ class Params:
         """Settings of one base run."""
         return self._resolve(TrainTeacherConfig, "train_teacher", ("bases", base))
 
+    def train_step_teachers(self, name: str) -> TrainTeacherConfig:
+        """Settings of the base runs on the classes of each step."""
+        return self._resolve(TrainTeacherConfig, "train_teacher", ("step_teachers", name))
+
+    def step_epochs(self, stream: str) -> tuple[int, ...]:
+        """Epochs of the strict teachers of a stream: those of its pool."""
+        row = self.streams[stream]
+        if self.pools[row.pool].kind == "converged":
+            return (self.train_step_teachers(row.teachers).epochs,)
+        return self.pool(row.pool).prior.epochs
+
     def pool(self, pool: str) -> PoolConfig:
         """Settings of one pool."""
         return self._resolve(PoolConfig, "pool", ("pools", pool))
@@ -829,11 +989,11 @@ class Params:
         return self._resolve(SynthesizeConfig, "synthesize", ("sets", name))
 
     def relabel(self, name: str) -> RelabelConfig:
-        """Settings of the labels of a set or of a further score."""
+        """Settings of the labels of a set, of a further score or of a stream."""
         return self._resolve(RelabelConfig, "relabel", *self._chain(name))
 
     def evaluate(self, name: str) -> EvaluateConfig:
-        """Settings of the students of a set or of a further score."""
+        """Settings of the students of a set, of a further score or of a stream."""
         return self._resolve(EvaluateConfig, "evaluate", *self._chain(name))
 
     def leaf(self, name: str) -> Leaf:
@@ -861,7 +1021,9 @@ class Params:
 
     def row(
         self,
-        section: Literal["prepared", "bases", "pools", "sets", "scores", "datasets"],
+        section: Literal[
+            "prepared", "bases", "pools", "sets", "scores", "step_teachers", "streams", "datasets"
+        ],
         name: str,
     ) -> Any:
         """A declared row.
@@ -877,9 +1039,8 @@ class Params:
         for name in self.datasets:
             for stage, cls in STAGES.items():
                 self._resolve(cls, stage, ("datasets", name))
-        for experiment, ask in zip(EXPERIMENTS, (self.fig1, self.fig5, self.theory), strict=True):
-            if experiment in self._raw:
-                ask()
+        for experiment in self.experiments:
+            {"fig1": self.fig1, "fig5": self.fig5, "theory": self.theory}[experiment]()
         for name, prepared in self.prepared.items():
             self._parent("prepared", name, "datasets", prepared.dataset)
             self.prepare(name)
@@ -903,12 +1064,16 @@ class Params:
             self._check_set(name, row)
         for name, score in self.scores.items():
             self._check_score(name, score)
+        for name, teachers in self.step_teachers.items():
+            self._check_step_teachers(name, teachers)
+        for name, stream in self.streams.items():
+            self._check_stream(name, stream)
         for target, names in self.targets.items():
             for name in names:
-                if name not in self.sets and name not in self.scores:
+                if not any(name in rows for rows in (self.sets, self.scores, self.streams)):
                     raise TeddyError(
                         f"{self._where(f'targets.{target}')}: no set or score named {name!r}; "
-                        f"{_suggest(name, (*self.sets, *self.scores))}"
+                        f"{_suggest(name, (*self.sets, *self.scores, *self.streams))}"
                     )
             _check(
                 len(names) == len(set(names)),
@@ -931,8 +1096,8 @@ class Params:
         pool = self._parent("sets", name, "pools", row.pool)
         self._same_dataset("sets", name, row.dataset, row.pool, pool.dataset)
         config = self.synthesize(name)
-        self.relabel(name), self.evaluate(name)
-        if method.images == "random":
+        self._check_labels(self._where(f"sets.{name}"), name, method.labels)
+        if method.images != "synthesised":
             return
         size = self.pool_size(row.pool)
         _check(
@@ -949,11 +1114,61 @@ class Params:
         self._same_dataset("scores", name, row.dataset, row.set, parent.dataset)
         pool = self._parent("scores", name, "pools", row.pool)
         self._same_dataset("scores", name, row.dataset, row.pool, pool.dataset)
-        self.relabel(name), self.evaluate(name)
+        self._check_labels(where, name, row.labels)
         size = self.pool_size(row.pool)
         _check(
             row.members <= size,
             f"{where}: members is {row.members}, but the pool {row.pool!r} has {size}",
+        )
+
+    def _check_stream(self, name: str, row: StreamRow) -> None:
+        where = self._where(f"streams.{name}")
+        _check(
+            name not in self.sets and name not in self.scores,
+            f"{where}: there is a set or score of that name too; rename one",
+        )
+        self._check_prepared("streams", name, row)
+        for section, parent in (("sets", row.set), ("pools", row.pool)):
+            its = self._parent("streams", name, section, parent).dataset
+            self._same_dataset("streams", name, row.dataset, parent, its)
+        self._check_labels(where, name, row.labels)
+        if not row.strict:
+            return
+        if row.teachers not in self.step_teachers:
+            raise TeddyError(
+                f"{where}: teachers must be its pool {row.pool!r} or a row of step_teachers, got "
+                f"{row.teachers!r}"
+            )
+        teachers = self.step_teachers[row.teachers]
+        self._same_dataset("streams", name, row.dataset, row.teachers, teachers.dataset)
+        _check(
+            self.pools[row.pool].kind != "post",
+            f"{where}: strict teachers cannot be pruned copies; choose a prior or converged pool",
+        )
+        missing = sorted(set(self.step_epochs(name)) - set(teachers.checkpoints))
+        _check(
+            not missing,
+            f"{where} needs epoch {missing[0] if missing else ''} of step_teachers."
+            f"{row.teachers}, whose checkpoints do not have it",
+        )
+
+    def _check_step_teachers(self, name: str, row: StepTeachersRow) -> None:
+        self._check_prepared("step_teachers", name, row)
+        config = self.train_step_teachers(name)
+        where = self._where(f"step_teachers.{name}")
+        _check(
+            row.checkpoints[-1] <= config.epochs,
+            f"{where}: checkpoints reach epoch {row.checkpoints[-1]}, but the runs end at epoch "
+            f"{config.epochs}",
+        )
+        _check(not config.checkpoint, f"{where}: train_teacher.checkpoint must be ''")
+
+    def _check_labels(self, where: str, name: str, labels: tuple[str, ...]) -> None:
+        self.evaluate(name)
+        _check(
+            "soft" not in labels or self.relabel(name).augmentation != "dsa",
+            f"{where}: relabel.augmentation is dsa, which has no soft labels because its operation "
+            f"belongs to a student's batch, but its labels are {', '.join(labels)}",
         )
 
     def pool_size(self, pool: str) -> int:
@@ -971,7 +1186,10 @@ class Params:
         return getattr(self, parents)[parent]
 
     def _check_prepared(
-        self, section: str, name: str, row: BaseRow | PoolRow | SetRow | ScoreRow
+        self,
+        section: str,
+        name: str,
+        row: BaseRow | PoolRow | SetRow | ScoreRow | StepTeachersRow | StreamRow,
     ) -> None:
         self._parent(section, name, "datasets", row.dataset)
         if row.data not in self.prepared:
@@ -1003,6 +1221,8 @@ class Params:
 
     def _chain(self, name: str) -> tuple[tuple[str, str], ...]:
         """Rows that settings of a score come from, the later ones on top."""
+        if name in self.streams:
+            return (("streams", name),)
         if self._either(name) == "sets":
             return (("sets", name),)
         return ("sets", self.scores[name].set), ("scores", name)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from teddy.runtime import cores, progress
 from teddy.sources import RawFiles
-from teddy.streaming import as_channels, centre_view
+from teddy.streaming import as_channels, centre_view, check_depth
 
 _CHUNK = 64  # images per task: few enough for a lively progress bar, many enough to cost nothing
 
@@ -101,6 +101,7 @@ def inspect(raw: RawFiles, channels: int, what: str, *, whole: bool) -> list[Fou
     """Read all files and their headers, or decode the ``whole`` image, and keep none."""
 
     def visit(index: int, image: Image.Image) -> None:
+        check_depth(image)
         if whole:
             as_channels(image, channels)
 

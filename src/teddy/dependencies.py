@@ -99,17 +99,23 @@ def target_inputs(stage: Mapping[str, Any], params: Params) -> set[str]:
         params: rows that the target shows.
     """
     targets = [p.removeprefix("targets.") for p in stage["params"] if p.startswith("targets.")]
-    leaves = [params.leaf(n) for target in targets for n in params.targets.get(target, ())]
+    names = [name for target in targets for name in params.targets.get(target, ())]
+    leaves = [params.leaf(name) for name in names if name not in params.streams]
     outs = {next(iter(out)) if isinstance(out, dict) else out for out in stage["outs"]}
     found: set[str] = set()
     for path in _OPTION.findall(stage["cmd"]):
         if path not in outs:
             found |= {_file_of(path, leaf, params) for leaf in leaves}
             found |= set() if path in _FOLDERS else {path}
+            if path == _STREAMS:
+                found |= {f"{path}/{name}.json" for name in names if name in params.streams}
     return found
 
 
-_FOLDERS = ("metrics/runs", "metrics/synthesis", "data/distilled", "data/prepared", "models")
+_STREAMS = "metrics/streams"
+_FOLDERS = (
+    "metrics/runs", "metrics/synthesis", "data/distilled", "data/prepared", "models", _STREAMS,
+)  # fmt: skip
 
 
 def _file_of(path: str, leaf: Leaf, params: Params) -> str:

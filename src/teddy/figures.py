@@ -27,7 +27,17 @@ from matplotlib.ticker import (
 from numpy.typing import NDArray
 
 from teddy.files import atomic_path
-from teddy.records import Base, Cost, History, ImageGrid, LossCurve, PoolFacts, Score, Titles
+from teddy.records import (
+    Base,
+    Cost,
+    History,
+    ImageGrid,
+    LossCurve,
+    PoolFacts,
+    Score,
+    StreamScore,
+    Titles,
+)
 
 Pixels = NDArray[np.uint8]
 
@@ -277,6 +287,41 @@ def _ipc_colour(ipc: int, lines: Iterable[tuple[int, str]]) -> int:
 
 
 # ------------------------------------------------------------------------------------------- costs
+
+
+def streams(path: Path, streams: Sequence[StreamScore], titles: Titles) -> None:
+    """Accuracy on seen classes after each step, as Fig. 3e: a row per dataset and IPC, a column per
+    kind of teachers, a line per method and labels.
+    """
+    rows: dict[tuple[str, int], list[StreamScore]] = {}
+    for stream in streams:
+        rows.setdefault((stream.dataset, stream.ipc), []).append(stream)
+    kinds = sorted({stream.strict for stream in streams})
+    style = looks(list(titles.methods))
+    with _drawn(path, WIDTH * (0.35 + 0.3 * len(kinds)), (PANEL + 0.5) * len(rows)) as figure:
+        figure.set_layout_engine("constrained", w_pad=0.06, h_pad=0.06)
+        panels = figure.subplots(len(rows), len(kinds), squeeze=False, sharey="row")
+        for panel, ((dataset, ipc), own) in zip(panels, rows.items(), strict=True):
+            for axes, strict in zip(panel, kinds, strict=True):
+                for stream in own:
+                    if stream.strict == strict:
+                        _stream_line(axes, stream, style[stream.method], titles)
+                teachers = "strict" if strict else "paper-like"
+                axes.set_title(f"{titles.datasets[dataset]}, IPC {ipc}, {teachers}", loc="left")
+                axes.set_xticks(own[0].classes)
+                axes.set_xlabel("classes seen")
+            panel[0].set_ylabel(f"top-1 on seen classes, {own[0].split} split (%)")
+            panel[0].legend(fontsize="small")
+
+
+def _stream_line(axes: Axes, stream: StreamScore, look: Look, titles: Titles) -> None:
+    soft = stream.labels == "soft"
+    axes.errorbar(
+        stream.classes, stream.top1_mean, stream.top1_std,
+        color=look.colour, marker=look.marker, linestyle="-" if soft else (0, (4, 3)),
+        capsize=2, elinewidth=0.8,
+        label=titles.methods[stream.method] + ("" if soft else ", hard labels"),
+    )  # fmt: skip
 
 
 def costs(path: Path, costs: Sequence[Cost], titles: Titles) -> None:

@@ -58,9 +58,13 @@ class _Abandon(Exception):
 
 def write_json(path: Path, record: Json) -> None:
     """Write ``record`` as indented JSON with sorted keys and a final newline."""
-    text = json.dumps(record, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
     with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(as_text(record), encoding="utf-8")
+
+
+def as_text(record: Json) -> str:
+    """A record as :func:`write_json` writes it."""
+    return json.dumps(record, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
 
 
 def read_json(path: Path) -> Json:

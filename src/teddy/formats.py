@@ -148,6 +148,11 @@ def read_npz(path: Path) -> dict[str, NDArray[Any]]:
     Raises:
         TeddyError: missing, damaged, or an array of Python objects.
     """
+    if not path.is_file():
+        raise TeddyError(
+            f"{path}: expected an .npz file with x_train and y_train, found no file there; write "
+            "it by numpy.savez, or set prepare.root"
+        )
     try:
         file = np.load(path, allow_pickle=False)
         if not isinstance(file, np.lib.npyio.NpzFile):

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from teddy.artifacts import Json, WorkDir, read_tensors, write_tensors
 from teddy.augmentation import Views, draw_cutmix, draw_views
 from teddy.config import RelabelConfig
+from teddy.dsa import DsaViews, draw_dsa
 from teddy.images import Images, Normalisation
 from teddy.objectives import ensemble_logits
 from teddy.runtime import for_each, progress
@@ -65,46 +66,63 @@ class TrainingViews:
         self.config, self.seed = config, seed
         self._size = (images.images.shape[-2], images.images.shape[-1])
         # Several students see the same views: keep them where all epochs fit.
-        self._keep = config.epochs * images.images.numel() * 4 <= _KEEP_BYTES
+        fits = config.epochs * images.images.numel() * 4 <= _KEEP_BYTES
+        self._keep = fits and config.augmentation == "views"
         self._kept: dict[int, Batch] = {}
 
     def __len__(self) -> int:
         return len(self.images)
 
     def batches(self, epoch: int, parts: Iterable[Tensor]) -> Iterator[Batch]:
-        """Batches of the images ``parts``, index tensors, as they look in an epoch."""
+        """Batches of the images ``parts``, index tensors, as they look in an epoch.
+
+        An image looks the same in whatever part it comes, but for DSA's operation, which belongs
+        to the position of the part.
+        """
         if self._keep:
             if epoch not in self._kept:
-                everything = torch.arange(len(self), device=self.images.labels.device)
-                (self._kept[epoch],) = self._draw(epoch, [everything])
+                self._kept[epoch] = self._whole(epoch)
             whole = self._kept[epoch]
             yield from (whole[part] for part in parts)
         else:
             yield from self._draw(epoch, parts)
 
+    def _whole(self, epoch: int) -> Batch:
+        everything = torch.arange(len(self), device=self.images.labels.device)
+        (batch,) = self._draw(epoch, [everything])
+        return batch
+
     def _draw(self, epoch: int, parts: Iterable[Tensor]) -> Iterator[Batch]:
         device = self.images.labels.device
-        views = draw_views(
-            self.config.views, *self._size, self.seed, "student view", epoch,
-            indices=torch.arange(len(self), device=device),
-        )  # fmt: skip
+        views = None if self.config.augmentation == "dsa" else self._views(epoch)
         cutmix = (
             draw_cutmix(len(self), *self._size, self.seed, "cutmix", epoch, device=device)
             if self.config.cutmix
             else None
         )
-        for part in parts:
+        for step, part in enumerate(parts):
+            view = self._dsa(epoch, step) if views is None else views
             labels = self.images.labels[part]
             if cutmix is None:
                 kept = torch.ones(len(part), device=device)
-                yield Batch(self._view(views, part), labels, labels, kept)
+                yield Batch(self._view(view, part), labels, labels, kept)
                 continue
             mix = cutmix[part]
-            own, partners = self._view(views, torch.cat([part, mix.partner])).chunk(2)
+            own, partners = self._view(view, torch.cat([part, mix.partner])).chunk(2)
             partner_labels = self.images.labels[mix.partner]
             yield Batch(mix(own, partners), labels, partner_labels, mix.kept(*self._size))
 
-    def _view(self, views: Views, part: Tensor) -> Tensor:
+    def _views(self, epoch: int) -> Views:
+        everything = torch.arange(len(self), device=self.images.labels.device)
+        key = ("student view", epoch)
+        return draw_views(self.config.views, *self._size, self.seed, *key, indices=everything)
+
+    def _dsa(self, epoch: int, step: int) -> DsaViews:
+        everything = torch.arange(len(self), device=self.images.labels.device)
+        key = ("student DSA", epoch)
+        return draw_dsa(self.config.dsa, self.seed, *key, indices=everything, step=step)
+
+    def _view(self, views: Views | DsaViews, part: Tensor) -> Tensor:
         return views[part](self.normalisation.apply(self.images.images[part]))
 
 

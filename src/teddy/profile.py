@@ -2,22 +2,25 @@
 
 ``python -m teddy.profile`` lists the profiles, ``python -m teddy.profile cifar10`` adds the grid
 of ``profiles/cifar10.yaml`` to what the checkout makes, ``--off`` takes it out again. Everything
-else in params.yaml, comments included, stays as it is. Then ``dvc repro`` makes what is new, or
-``dvc exp run`` does so as an experiment; what was made before is kept.
+else in params.yaml, comments included, stays as it is; the lists of records in dvc.yaml follow.
+Then ``dvc repro`` makes what is new, or ``dvc exp run`` does so as an experiment; what was made
+before is kept.
 """
 
 import argparse
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from teddy.artifacts import atomic_path
 from teddy.config import Params, read_yaml
+from teddy.console import run_command
+from teddy.dependencies import update
 from teddy.errors import TeddyError
-from teddy.runtime import log, run_stage
+from teddy.files import atomic_path
 
-_SECTIONS = ("prepared", "bases", "pools", "sets")
+_SECTIONS = ("prepared", "bases", "pools", "sets", "scores", "targets")
 Lines = list[str]
 
 
@@ -30,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--off", action="store_true", help="take the profiles out instead")
     parser.add_argument("--params", type=Path, default=Path("params.yaml"))
     parser.add_argument("--profiles", type=Path, default=Path("profiles"), help="their folder")
+    parser.add_argument("--dvc", type=Path, default=Path("dvc.yaml"))
     args = parser.parse_args(argv)
 
     def stage() -> str:
@@ -39,10 +43,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         for name in args.names:
             text = switch(text, _read(args.profiles, name), on=not args.off)
         _replace(args.params, text)
+        update(args.dvc, Params(args.params))
         what = "out" if args.off else "added"
         return f"{', '.join(args.names)}: {what}; next: dvc repro (or dvc exp run)"
 
-    run_stage("profile", stage)
+    run_command("profile", stage)
 
 
 def switch(text: str, profile: str, *, on: bool) -> str:
@@ -60,7 +65,9 @@ def switch(text: str, profile: str, *, on: bool) -> str:
     for section in _SECTIONS:
         for name, block in _rows(added, section).items():
             present = _rows(lines, section)
-            if on and name not in present:
+            if section == "targets" and name in present:
+                _switch_entries(lines, name, block[1:], on=on)
+            elif on and name not in present:
                 _insert(lines, section, block)
             elif not on and name in present:
                 _remove(lines, section, name)
@@ -69,9 +76,22 @@ def switch(text: str, profile: str, *, on: bool) -> str:
 
 def _insert(lines: Lines, section: str, block: Lines) -> None:
     start, end = _extent(lines, section)
-    if lines[start].split("#")[0].rstrip().endswith(("{}", "[]")):
+    if lines[start].split("#")[0].rstrip().endswith("{}"):
         lines[start] = f"{section}:"
     lines[end:end] = block
+
+
+def _switch_entries(lines: Lines, name: str, entries: Lines, *, on: bool) -> None:
+    """Add entries to the end of a target's list, or take them out, and it if it is empty then."""
+    first, last = _places(lines, "targets")[name]
+    present = lines[first + 1 : last]
+    if on:
+        lines[last:last] = [entry for entry in entries if entry not in present]
+        return
+    kept = [entry for entry in present if entry not in entries]
+    lines[first + 1 : last] = kept
+    if not kept:
+        _remove(lines, "targets", name)
 
 
 def _remove(lines: Lines, section: str, name: str) -> None:
@@ -79,7 +99,7 @@ def _remove(lines: Lines, section: str, name: str) -> None:
     first, last = _places(lines, section)[name]
     del lines[first:last]
     if not _rows(lines, section):
-        lines[start] = f"{section}: " + ("[]" if section == "prepared" else "{}")
+        lines[start] = f"{section}: {{}}"
 
 
 def _rows(lines: Lines, section: str) -> dict[str, Lines]:
@@ -90,7 +110,7 @@ def _rows(lines: Lines, section: str) -> dict[str, Lines]:
 def _places(lines: Lines, section: str) -> dict[str, tuple[int, int]]:
     """First and last line (exclusive) of every row of a section."""
     start, end = _extent(lines, section)
-    row = re.compile(r"- +(\S+)" if section == "prepared" else r"  ([^\s#:]+):")
+    row = re.compile(r"  ([^\s#:]+):")
     found = [(i, row.match(lines[i])) for i in range(start + 1, end)]
     heads = [(i, match[1]) for i, match in found if match]
     ends = [*(i for i, _ in heads[1:]), end][: len(heads)]
@@ -140,11 +160,12 @@ def _listing(folder: Path, params: Path) -> str:
         profile = read_yaml(path)
         state = "on " if _is_on(profile, raw) else "off"
         first = path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
-        log(f"  {state}  {path.stem:16} {first}")
+        print(f"  {state}  {path.stem:16} {first}", file=sys.stderr)
     return "add one with: python -m teddy.profile NAME"
 
 
 def _is_on(profile: Mapping[str, Any], raw: Mapping[str, Any]) -> bool:
+    """Whether all its rows are there; lists of targets may have been shortened by hand."""
     return all(set(profile.get(section) or ()) <= set(raw[section]) for section in _SECTIONS)
 
 

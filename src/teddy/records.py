@@ -70,6 +70,8 @@ class Score:
     ensemble: str | None
     """What the classifier prior averages; None for real images."""
     first_bn_weight: float | None
+    init: str | None
+    """What synthesis started from; None for real images."""
     image_bytes: int
     """Of the set's uint8 pixels."""
     label_bytes: int
@@ -218,6 +220,32 @@ class Cost:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class StreamScore:
+    """Continual learning on one set with one kind of labels (Fig. 3e); accuracies in percent."""
+
+    name: str
+    dataset: str
+    method: str
+    ipc: int
+    arch: str
+    strict: bool
+    """Whether teachers only know the classes of their own step."""
+    labels: str
+    split: str
+    epochs: int
+    orders: int
+    """Orders of the classes, each a run."""
+    seeds: int
+    """Students of each step and order."""
+    classes: tuple[int, ...]
+    """Seen classes after each step."""
+    top1_mean: tuple[float, ...]
+    """After each step, on seen classes alone: mean over orders."""
+    top1_std: tuple[float, ...]
+    """Sample standard deviation over orders of their mean over students; 0 for a single order."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class KeptScore:
     """A score of a run that is kept in ``metrics/reference``; percent."""
 
@@ -320,8 +348,46 @@ def _score(record: Json, labels: str, runs: Sequence[Json]) -> Score:
         draw=synthesis.get("draw"),
         ensemble=synthesis.get("ensemble"),
         first_bn_weight=synthesis.get("first_bn_weight"),
+        init=synthesis.get("initialise"),
         image_bytes=record["bytes"]["images"],
         label_bytes=record["bytes"]["labels"] if labels == "soft" else 0,
+    )
+
+
+def read_streams(params: Params, streams: Path, names: Sequence[str]) -> list[StreamScore]:
+    """Continual learning of declared rows, one for every kind of labels.
+
+    Raises:
+        TeddyError: a record is missing, or of another row than declared.
+    """
+    found: list[StreamScore] = []
+    for name in names:
+        row = params.row("streams", name)
+        keys = ("dataset", "data", "set", "pool", "teachers")
+        declared = {"stream": name} | {key: getattr(row, key) for key in keys}
+        with _opened(streams / f"{name}.json", "continual", name, declared) as record:
+            found += [_stream(record, labels, row.strict) for labels in row.labels]
+    return found
+
+
+def _stream(record: Json, labels: str, strict: bool) -> StreamScore:
+    own = [result for result in record["results"] if result["labels"] == labels]
+    orders = list(dict.fromkeys(result["order"] for result in own))
+    by_step = [[r for r in own if r["step"] == step + 1] for step in range(record["steps"])]
+    means = [
+        [statistics.fmean(r["top1"] for r in results if r["order"] == order) for order in orders]
+        for results in by_step
+    ]
+    return StreamScore(
+        **{key: record[key] for key in ("dataset", "method", "ipc", "arch", "split", "epochs")},
+        name=record["stream"],
+        strict=strict,
+        labels=labels,
+        orders=len(orders),
+        seeds=len({result["seed"] for result in own}),
+        classes=tuple(len(results[0]["classes"]) for results in by_step),
+        top1_mean=tuple(statistics.fmean(values) for values in means),
+        top1_std=tuple(_spread(values) for values in means),
     )
 
 
@@ -383,14 +449,17 @@ def _member(index: int, entry: Json) -> Member:
 
 def _method_of_pool(params: Params, pool: str) -> str | None:
     methods = (row.method for row in params.sets.values() if row.pool == pool)
-    return next((name for name in methods if params.methods[name].images != "random"), None)
+    made = (name for name in methods if params.methods[name].images == "synthesised")
+    return next(made, None)
 
 
 def read_histories(params: Params, syntheses: Path, names: Iterable[str]) -> list[History]:
-    """Loss curves of those of some declared sets that were synthesised; random images have none."""
+    """Loss curves of those of some declared sets that Eq. 7 has made; other images have none."""
     histories = []
     for name in names:
         row = params.sets[name]
+        if params.methods[row.method].images == "dm":
+            continue  # its loss is another
         with _opened(syntheses / f"{name}.json", "synthesize", name, {"set": name}) as record:
             items = tuple(_curve(item["curve"]) for item in record["items"])
         if items:

@@ -10,7 +10,17 @@ from typing import Any
 from teddy.config import Params
 from teddy.errors import TeddyError
 from teddy.files import Json
-from teddy.records import Base, Cost, History, Kept, PaperResult, PoolFacts, Score, grouped
+from teddy.records import (
+    Base,
+    Cost,
+    History,
+    Kept,
+    PaperResult,
+    PoolFacts,
+    Score,
+    StreamScore,
+    grouped,
+)
 from teddy.tables import DASH, Cell, Column, Table, percent
 
 
@@ -105,10 +115,27 @@ def _ipcs_and_labels(scores: Sequence[Score]) -> tuple[list[int], list[str]]:
 def _by_method(scores: Sequence[Score], params: Params) -> dict[str, dict[tuple[int, str], Score]]:
     groups = grouped(scores, "method")
     return {
-        method: {(score.ipc, score.labels): score for score in groups[method]}
+        method: _placed(groups[method], "ipc", "labels")
         for method in params.methods
         if method in groups
     }
+
+
+def _placed(scores: Iterable[Score], *keys: str) -> dict[Any, Score]:
+    """Scores by their place in a table.
+
+    Raises:
+        TeddyError: two would share one.
+    """
+    found: dict[Any, Score] = {}
+    for place, own in grouped(scores, *keys).items():
+        if len(own) > 1:
+            raise TeddyError(
+                f"{own[0].name} and {own[1].name} would share a place in the table ({keys} "
+                f"{place}); list only one of them under targets"
+            )
+        found[place] = own[0]
+    return found
 
 
 def _last(score: Score | None) -> str | None:
@@ -140,6 +167,7 @@ def paper_result(
     metric: str = "top1_acc",
     arch: str = "",
     keep: str = "",
+    init: str = "",
 ) -> PaperResult | None:
     """The paper's number in one of its tables for our setting, if it has one.
 
@@ -153,11 +181,12 @@ def paper_result(
         metric: ``top1_acc`` or ``f1``.
         arch: of the students, "" for any.
         keep: as printed in Table 3.
+        init: as printed in Table 5.
     """
     name, title = params.methods[method].paper, params.datasets[dataset].paper
     names = {name, name.split(" (")[0]} if table in ("3", "4L") else {name}
     for r in paper:
-        same = (r.table, r.ipc, r.metric, r.keep) == (table, ipc, metric, keep)
+        same = (r.table, r.ipc, r.metric, r.keep, r.init) == (table, ipc, metric, keep, init)
         where = r.dataset.removesuffix(" (imbalanced)") == title
         if same and where and r.method in names and (not arch or _same_arch(arch, r.arch)):
             return r
@@ -206,7 +235,7 @@ def _cross_architecture(
         archs = list(grouped(own, "arch"))
         rows: list[tuple[Cell, ...]] = []
         for method, mine in _methods(own, params).items():
-            by_arch = {score.arch: score for score in mine}
+            by_arch = _placed([s for s in mine if s.labels == "soft"], "arch")
             title = params.methods[method].title
             rows.append((title, "ours", *(_last(by_arch.get(arch)) for arch in archs)))
             printed = [
@@ -234,7 +263,7 @@ def _imbalanced(
             columns += [Column("top-1", keeps[data]), Column("macro-F1", keeps[data])]
         rows: list[tuple[Cell, ...]] = []
         for method, mine in _methods(own, params).items():
-            by_data = {score.data: score for score in mine}
+            by_data = _placed(mine, "data")
             ours: list[Cell] = [params.methods[method].title, "ours"]
             theirs: list[Cell] = [params.methods[method].title, "paper"]
             for data in datas:
@@ -284,7 +313,7 @@ def _larger_network(
         columns += [Column(kind, f"IPC {ipc}") for ipc in ipcs for kind in (*kinds, "paper")]
         rows: list[tuple[Cell, ...]] = []
         for method, mine in _methods(own, params).items():
-            cells = {(score.ipc, score.labels): score for score in mine}
+            cells = _placed(mine, "ipc", "labels")
             row: list[Cell] = [params.methods[method].title]
             for ipc in ipcs:
                 row += [_last(cells.get((ipc, kind))) for kind in kinds]
@@ -296,6 +325,41 @@ def _larger_network(
         title += params.datasets[dataset].title
         note = "The paper does not print the dataset of this table; ImageNet-1K is inferred."
         tables.append(Table(title, tuple(columns), tuple(rows), (_note(own), note)))
+    return tables
+
+
+def _small_data(
+    scores: Sequence[Score], paper: Sequence[PaperResult], params: Params
+) -> list[Table]:
+    """Table 5: hard labels and DSA, by what the images start from; the paper's numbers beside."""
+    tables = []
+    for (dataset, arch), own in grouped(scores, "dataset", "arch").items():
+        ipcs = sorted({score.ipc for score in own})
+        rows: list[tuple[Cell, ...]] = []
+        printed = False
+        by_init = grouped(own, "init")
+        for init in sorted(by_init, key=lambda value: ("noise", "real", None).index(value)):
+            for method, mine in _methods(by_init[init], params).items():
+                by_ipc = {score.ipc: score for score in mine}
+                cells: list[Cell] = []
+                for ipc in ipcs:
+                    theirs = paper_result(params, "5", dataset, method, ipc, paper, init=init or "")
+                    cells += [_last(by_ipc.get(ipc)), _quoted(theirs)]
+                    printed = printed or theirs is not None
+                rows.append((init or "selected", params.methods[method].title, *cells))
+        columns = [Column("start", text=True), Column("method", text=True)]
+        columns += [Column(who, f"IPC {ipc}") for ipc in ipcs for who in ("ours", "paper")]
+        if not printed:
+            shown = [i for i, column in enumerate(columns) if column.name != "paper"]
+            columns = [columns[i] for i in shown]
+            rows = [tuple(row[i] for i in shown) for row in rows]
+        note = (
+            "start: what the images are optimised from; random real images are selected, not "
+            "optimised. All rows: hard labels, students and DSA of one recipe, which follows DM's "
+            "evaluation (§8-17)."
+        )
+        title = f"Small data without soft labels, {params.datasets[dataset].title}, {arch} students"
+        tables.append(Table(f"{title}: top-1 (%)", tuple(columns), tuple(rows), (note, _note(own))))
     return tables
 
 
@@ -345,7 +409,7 @@ def _along(target: str) -> "Maker":
                     columns.append(Column("KL(teacher ‖ student)", f"IPC {ipc}", spec=".3f"))
             rows: list[tuple[Cell, ...]] = []
             for value, mine in grouped(own, axis.attribute).items():
-                cells = {(score.ipc, score.labels): score for score in mine}
+                cells = _placed(mine, "ipc", "labels")
                 mark = "‡" if any(score.name in table1 for score in mine) else ""
                 row: list[Cell] = [axis_value(value) + mark]
                 for ipc in ipcs:
@@ -455,6 +519,7 @@ MAKERS: dict[str, Maker] = {
     "table2": _cross_architecture,
     "table3": _imbalanced,
     "table4-resnet50": _larger_network,
+    "table5": _small_data,
     "fig2c": _along("fig2c"),
     "fig3a": _along("fig3a"),
     "fig3b": _along("fig3b"),
@@ -547,6 +612,53 @@ def cost_table(costs: Sequence[Cost], hardware: Json, params: Params) -> Table:
     return Table("Cost of pre-training and synthesis", columns, tuple(rows), (note,))
 
 
+def stream_tables(streams: Sequence[StreamScore], params: Params) -> list[Table]:
+    """Fig. 3e: accuracy on seen classes after each step, for every dataset and IPC."""
+    tables = []
+    for (dataset, ipc, arch), own in grouped(streams, "dataset", "ipc", "arch").items():
+        rows: list[tuple[Cell, ...]] = []
+        for stream in own:
+            shown = zip(stream.top1_mean, stream.top1_std, strict=True)
+            rows.append(
+                (
+                    "strict" if stream.strict else "paper-like",
+                    params.methods[stream.method].title,
+                    stream.labels,
+                    *(percent(m, s if stream.orders > 1 else None) for m, s in shown),
+                )
+            )
+        columns = [Column("teachers", text=True), Column("method", text=True)]
+        columns += [Column("labels", text=True)]
+        columns += [Column(f"{count}", "classes seen:") for count in own[0].classes]
+        first = own[0]
+        note = (
+            f"Mean ± sample standard deviation over {first.orders} orders of the classes, "
+            f"{first.seeds} student{'s' * (first.seeds > 1)} of each; all methods see the same "
+            f"orders. GDumb: after each step a student from scratch, {first.epochs} epochs on the "
+            "images of all classes seen so far, outputs for all classes, tested on the "
+            f"{_split(first.split)} images of seen classes alone, last epoch. Paper-like: images "
+            "and soft labels of a pool that was trained on all classes, future ones included. "
+            "Strict: images and labels of teachers that were trained on the classes of one step; "
+            "random and DM images do not depend on teachers, their labels do (§8-24)."
+        )
+        title = f"Continual learning, {params.datasets[dataset].title}, IPC {ipc}, {arch} students"
+        tables.append(Table(f"{title}: top-1 (%)", tuple(columns), tuple(rows), (note,)))
+    return tables
+
+
+def stream_points(streams: Sequence[StreamScore]) -> Table:
+    """Points of the figure, one row per stream and step."""
+    keys = ("name", "dataset", "method", "ipc", "arch", "strict", "labels", "epochs", "orders",
+            "seeds")  # fmt: skip
+    rows = []
+    for stream in streams:
+        facts = [getattr(stream, key) for key in keys]
+        points = zip(stream.classes, stream.top1_mean, stream.top1_std, strict=True)
+        rows += [(*facts, *point) for point in points]
+    names = (*keys, "classes", "top1_mean", "top1_std")
+    return Table("streams", tuple(map(Column, names)), tuple(rows))
+
+
 def _methods(scores: Sequence[Score], params: Params) -> dict[str, list[Score]]:
     groups = grouped(scores, "method")
     return {method: groups[method] for method in params.methods if method in groups}
@@ -593,25 +705,30 @@ def _printed(result: PaperResult | None) -> str | None:
     return f"{percent(result.mean, result.std)}{'*' * result.downsized}{gain}"
 
 
-_PAPER_TABLES = {"table1": "1", "table2": "2", "table3": "3", "table4-resnet50": "4L"}
+_PAPER_TABLES = {
+    "table1": "1", "table2": "2", "table3": "3", "table4-resnet50": "4L", "table5": "5",
+}  # fmt: skip
 
 
 def long_table(
     target: str, scores: Sequence[Score], paper: Sequence[PaperResult], params: Params
 ) -> Table:
-    """One row per score; the paper's number stands with soft labels, which is what it trains on."""
+    """One row per score; the paper's number stands with the labels that it trains on: soft ones,
+    but for Table 5.
+    """
     keys = ("dataset", "data", "method", "ipc", "arch", "pool", "members", "pool_size", "draw",
-            "ensemble", "first_bn_weight", "labels", "epochs", "n")  # fmt: skip
+            "ensemble", "first_bn_weight", "init", "labels", "epochs", "n")  # fmt: skip
     numbers = ("top1_mean", "top1_std", "top1_best_mean", "f1_mean", "f1_std",
                "kl_student_teacher", "kl_teacher_student", "image_bytes",
                "label_bytes")  # fmt: skip
     rows = []
     for score in scores:
         found = None
-        if score.labels == "soft" and target in _PAPER_TABLES:
+        if score.labels == ("hard" if target == "table5" else "soft") and target in _PAPER_TABLES:
             found = paper_result(
                 params, _PAPER_TABLES[target], score.dataset, score.method, score.ipc, paper,
-                arch="" if target == "table1" else score.arch,
+                arch="" if target in ("table1", "table5") else score.arch,
+                init=score.init or "" if target == "table5" else "",
                 keep=_keep(params, score.data) if target == "table3" else "",
             )  # fmt: skip
         ours = [getattr(score, key) for key in (*keys, *numbers)]

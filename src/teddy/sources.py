@@ -190,6 +190,9 @@ _TINY_IMAGENET = Published(
 # torchvision's ImageFolder.
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 
+# Folders that are meant as splits. Only train, val and test are read as such.
+_SPLITS = ("train", "training", "val", "valid", "validation", "test", "testing")
+
 _Listed = list[tuple[str, int]]  # path relative to the root, bytes
 
 
@@ -239,11 +242,23 @@ def _imagefolder(config: PrepareConfig) -> RawDataset:
     """
     root = _root(config)
     if not root.is_dir():
-        raise TeddyError(f"{root}: expected a folder of class folders, found nothing there")
+        raise TeddyError(
+            f"{root}: expected a folder of class folders, found nothing there; put the images at "
+            f"{root / 'train'}/<class>/ and {root / 'val'}/<class>/ (of ImageNet-1K the official "
+            f"train and val folders), or set prepare.root"
+        )
+    splits = [name for name in _subfolders(root) if name.lower() in _SPLITS]
     if not (root / "train").is_dir():
+        if len(splits) > 1:
+            raise TeddyError(
+                f"{root}: expected train/ and val/, or class folders; found {_some(splits)}, which "
+                "are no classes: rename them to train and val"
+            )
         train = _class_folders(root, "")
         return RawDataset(_files(root, train, tuple(train)), None, tuple(train))
     train = _class_folders(root, "train")
+    for name in set(splits) - {"train", "val", "test"}:
+        log(f"warning: {root}: {name}/ is not used; rename it to val to test on its images")
     held = [name for name in ("test", "val") if _subfolders(root / name)]
     if not held:
         return RawDataset(_files(root, train, tuple(train)), None, tuple(train))
@@ -269,6 +284,8 @@ def _class_folders(root: Path, name: str) -> dict[str, _Listed]:
     if not (root / name).is_dir():
         raise TeddyError(f"{root / name}: expected a folder of class folders, found nothing there")
     folders = _subfolders(root / name)
+    if not folders:
+        raise TeddyError(f"{root / name}: expected class folders, found no folder in it")
     with progress(len(folders), f"list {name or root.name}", "class") as bar:
         by_class = {}
         for folder in folders:
@@ -281,8 +298,7 @@ def _subfolders(folder: Path) -> list[str]:
     """Sorted names of subfolders; hidden ones (``.ipynb_checkpoints``) are no classes."""
     if not folder.is_dir():
         return []
-    with os.scandir(folder) as entries:
-        return sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
+    return sorted(entry.name for entry, is_folder in _entries(folder) if is_folder)
 
 
 def _list_images(root: Path, name: str) -> _Listed:
@@ -293,15 +309,21 @@ def _list_images(root: Path, name: str) -> _Listed:
         folder = folders.pop()
         if not (root / folder).is_dir():
             continue
-        with os.scandir(root / folder) as entries:
-            for entry in entries:
-                if entry.name.startswith("."):
-                    continue
-                if entry.is_dir():
-                    folders.append(f"{folder}/{entry.name}")
-                elif entry.name.lower().endswith(_SUFFIXES):
-                    listed.append((f"{folder}/{entry.name}", _size(entry)))
+        for entry, is_folder in _entries(root / folder):
+            if is_folder:
+                folders.append(f"{folder}/{entry.name}")
+            elif entry.name.lower().endswith(_SUFFIXES):
+                listed.append((f"{folder}/{entry.name}", _size(entry)))
     return sorted(listed)
+
+
+def _entries(folder: Path) -> list[tuple["os.DirEntry[str]", bool]]:
+    """What is in a folder and not hidden, and whether it is a folder."""
+    try:
+        with os.scandir(folder) as entries:
+            return [(e, e.is_dir()) for e in entries if not e.name.startswith(".")]
+    except OSError as error:  # no permission, or links that lead in a circle
+        raise TeddyError(f"{str(folder)[:200]}: cannot list: {error.strerror}") from error
 
 
 def _size(entry: "os.DirEntry[str]") -> int:

@@ -186,7 +186,10 @@ class _Decoder(Dataset[Tensor | str]):
         try:
             return as_channels(Image.open(io.BytesIO(content)), self.shape[0])
         except Exception as error:  # a damaged file makes Pillow raise almost anything
-            raise TeddyError(f"{path}: cannot be decoded ({error}); {again}") from error
+            raise TeddyError(
+                f"{path}: cannot be decoded ({error}); mend or remove it, or set "
+                f"prepare.on_unreadable: skip, and {again}"
+            ) from error
 
 
 def as_channels(image: "Image", channels: int) -> "Image":
@@ -196,14 +199,19 @@ def as_channels(image: "Image", channels: int) -> "Image":
         ValueError: more than 8 bits per channel, whose range nothing tells.
     """
     mode = "L" if channels == 1 else "RGB"
-    if image.mode.startswith(("I", "F")):
-        raise ValueError(f"mode {image.mode} has more than 8 bits per channel")
+    check_depth(image)
     if image.mode == mode:
         image.load()
         return image
     if "transparency" in image.info:
         image = image.convert("RGBA")  # Pillow's own advice for palettes
     return image.convert(mode)
+
+
+def check_depth(image: "Image") -> None:
+    """Refuse more than 8 bits per channel, which a file's header tells; errors as as_channels."""
+    if image.mode.startswith(("I", "F")):
+        raise ValueError(f"mode {image.mode} has more than 8 bits per channel")
 
 
 def centre_view(image: "Image", size: int) -> "Image":

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from teddy.augmentation import Views, draw_views
 from teddy.config import SynthesizeConfig, ViewConfig
 from teddy.data import ImageDataset, LabelledImages, select_random
 from teddy.distributed import leave_to_first
+from teddy.dsa import DsaViews, draw_dsa, draw_shared_dsa
 from teddy.errors import TeddyError
 from teddy.images import Normalisation
 from teddy.networks import batchnorms
@@ -31,14 +32,16 @@ from teddy.objectives import (
     moments,
     statistics_loss,
 )
-from teddy.optimizers import Adam, Group, restore
+from teddy.optimizers import Adam, Group, Optimizer, restore
 from teddy.pool import Pool, draw_teachers
 from teddy.runtime import autocast, for_each, progress, save_interval
 from teddy.seeding import stream
 from teddy.theory import pool_class_statistics
 
+CHECK_EVERY = 50
+"""Iterations between looks at the losses, each a host–device sync."""
+
 _KIND, _RESUME_KIND = "teddy.item.v1", "teddy.item-state.v1"
-_CHECK_EVERY = 50  # iterations between looks at the losses, each a host–device sync
 _VIEW_BLOCK = 64  # shared views drawn at a time; drawing them singly costs more than using them
 _CURVE_POINTS = 100
 
@@ -265,6 +268,51 @@ def cut_items(ipc: int, num_classes: int, config: SynthesizeConfig) -> list[Item
     ]
 
 
+Augmentation = Views | DsaViews
+"""What images go through before teachers see them."""
+
+
+def initial_images(initialise: str, data: ImageDataset, item: Item, seed: int) -> Tensor:
+    """Images before the first step, normalised float32 ``(N, C, H, W)`` on the CPU.
+
+    Args:
+        initialise: ``noise``, N(0, 1) of each image's own stream, or ``real``, the images that the
+            random baseline selects.
+        data: where real images come from.
+        item: which images.
+        seed: experiment seed.
+    """
+    if initialise == "real":
+        chosen = select_random(data.train.labels, data.num_classes, item.indices, seed)
+        return data.normalisation.apply(data.train.pick(chosen[:, list(item.classes)].flatten()))
+    return torch.stack(
+        [
+            torch.randn(data.image_shape, generator=stream(seed, "noise", label, index))
+            for index in item.indices
+            for label in item.classes
+        ]
+    )
+
+
+class ImageMaker(Protocol):
+    """A method that optimises images item by item: Eq. 7, or distribution matching."""
+
+    data: ImageDataset
+    device: torch.device
+
+    def items(self, ipc: int) -> list[Item]:
+        """Items of a set of ``ipc`` images per class; together they have every image."""
+        ...
+
+    def run(self, item: Item, resume: Path) -> dict[str, Tensor]:
+        """``images`` and ``curve`` of one item, continuing from ``resume`` if it exists."""
+        ...
+
+    def record(self, item: Item, curve: Tensor) -> Json:
+        """What is kept of an item besides its images."""
+        ...
+
+
 class Synthesiser:
     """Optimises items with the teachers of one pool.
 
@@ -311,7 +359,7 @@ class Synthesiser:
             [Group([images], config.weight_decay)], config.betas, config.eps, decoupled=False
         )
         losses = torch.zeros(config.iterations, 2, device=self.device)
-        start = _restore_item(resume, images, optimizer, losses) if resume.exists() else 0
+        start = restore_item(resume, images, optimizer, losses) if resume.exists() else 0
         labels = item.labels().to(self.device)
         low, high = self.data.normalisation.bounds(self.device)
         views = self._views(item, start)
@@ -325,30 +373,29 @@ class Synthesiser:
                     with torch.no_grad():
                         torch.clamp(images, low, high, out=images)
                 done = iteration + 1
-                if done % _CHECK_EVERY == 0 or done == config.iterations:
-                    _refuse_non_finite(losses, iteration, item)
+                if done % CHECK_EVERY == 0 or done == config.iterations:
+                    refuse_non_finite(losses, iteration, item, "synthesize.lr")
                     bar.update(done - bar.n)
                     if time.monotonic() - saved >= save_every:
-                        _save_item(resume, images, optimizer, losses, done)
+                        save_item(resume, images, optimizer, losses, done)
                         saved = time.monotonic()
         pixels = self.data.normalisation.to_uint8(images.detach())
-        return {"images": pixels.cpu(), "curve": _curve(losses.cpu())}
+        return {"images": pixels.cpu(), "curve": thin(losses.cpu())}
+
+    def items(self, ipc: int) -> list[Item]:
+        """Items of a set of ``ipc`` images per class."""
+        return cut_items(ipc, self.data.num_classes, self.config)
+
+    def record(self, item: Item, curve: Tensor) -> Json:
+        """What is kept of an item besides its images."""
+        record = curve_record(item, curve, ("iteration", "classifier_prior", "statistics"))
+        if self.config.draw_per == "index":
+            record["drawn"] = self.draw(item, 0)
+        return record
 
     def initial_images(self, item: Item) -> Tensor:
-        """Images before the first step, normalised float32 ``(N, C, H, W)`` on the CPU."""
-        if self.config.initialise == "real":
-            chosen = select_random(
-                self.data.train.labels, self.data.num_classes, item.indices, self.seed
-            )[:, list(item.classes)]
-            return self.data.normalisation.apply(self.data.train.pick(chosen.flatten()))
-        shape = self.data.image_shape
-        return torch.stack(
-            [
-                torch.randn(shape, generator=stream(self.seed, "noise", label, index))
-                for index in item.indices
-                for label in item.classes
-            ]
-        )
+        """Images before the first step; see :func:`initial_images`."""
+        return initial_images(self.config.initialise, self.data, item, self.seed)
 
     def draw(self, item: Item, iteration: int) -> list[int]:
         """Pool members used at an iteration; the same for all chunks of classes."""
@@ -358,7 +405,7 @@ class Synthesiser:
         return draw_teachers(len(self.pool), self.config.draw, self.seed, *moment)
 
     def _gradient(
-        self, images: Tensor, labels: Tensor, view: Views, drawn: list[int], item: Item
+        self, images: Tensor, labels: Tensor, view: Augmentation, drawn: list[int], item: Item
     ) -> Tensor:
         """Leave the gradient of Eq. 7 in ``images.grad``; return the two losses."""
         augmented = view(images)
@@ -369,12 +416,21 @@ class Synthesiser:
         augmented.backward(leaf.grad)
         return losses
 
-    def _views(self, item: Item, start: int) -> Iterator[Views]:
+    def _views(self, item: Item, start: int) -> Iterator[Augmentation]:
         """Views from iteration ``start`` on; each depends on its iteration alone."""
         size = self.data.image_shape[1:]
         key = ("synthesis view", item.group, item.chunk)
         per_image = self.config.views_per == "image"
         count = len(item.indices) * len(item.classes) if per_image else 1
+        if self.config.augmentation == "dsa":
+            everyone = torch.arange(count, device=self.device)
+            for iteration in range(start, self.config.iterations):
+                moment = (self.config.dsa, self.seed, *key, iteration)
+                if per_image:
+                    yield draw_dsa(*moment, indices=everyone)
+                else:
+                    yield draw_shared_dsa(*moment, device=self.device)
+            return
         block = max(1, _VIEW_BLOCK // count)
         for first in range(start, self.config.iterations, block):
             counters = torch.arange(first * count, (first + block) * count, device=self.device)
@@ -403,83 +459,87 @@ class Synthesiser:
         return [Moments(*pool_class_statistics(layer.mean, layer.var)) for layer in layers]
 
 
-def synthesise(
-    synthesiser: Synthesiser, ipc: int, work: WorkDir
-) -> tuple[Tensor, Tensor, list[Json]]:
+def synthesise(maker: ImageMaker, ipc: int, work: WorkDir) -> tuple[Tensor, Tensor, list[Json]]:
     """All items of a set, skipping those finished in ``work``; only the first process returns.
 
     Returns:
         uint8 images ``(ipc·K, C, H, W)`` and int64 labels, ordered by index, then class; and per
-        item its name, drawn members and loss curve.
+        item its name, loss curve and whatever else the maker records.
     """
-    num_classes, shape = synthesiser.data.num_classes, synthesiser.data.image_shape
-    items = cut_items(ipc, num_classes, synthesiser.config)
-    size = synthesiser.config.indices_per_batch
+    items = maker.items(ipc)
 
     def finish(index: int) -> None:
         path = _item_path(work, items[index])
         if not path.exists():
             resume = path.with_suffix(".resume")
-            result = synthesiser.run(items[index], resume)
+            result = maker.run(items[index], resume)
             write_tensors(path, result, kind=_KIND, record={})
             resume.unlink(missing_ok=True)
 
-    for_each(len(items), finish, synthesiser.device)
+    for_each(len(items), finish, maker.device)
     leave_to_first()
-    images = torch.empty(math.ceil(ipc / size) * size, num_classes, *shape, dtype=torch.uint8)
-    records = []
-    for item in items:
-        result, _ = read_tensors(_item_path(work, item), kind=_KIND)
-        block = result["images"].unflatten(0, (len(item.indices), len(item.classes)))
-        images[list(item.indices), item.classes[0] : item.classes[-1] + 1] = block
-        records.append(_item_record(synthesiser, item, result["curve"]))
-    labels = torch.arange(num_classes).repeat(ipc)
-    return images[:ipc].flatten(0, 1), labels, records
+    results = [read_tensors(_item_path(work, item), kind=_KIND)[0] for item in items]
+    images = join_items(items, [result["images"] for result in results], ipc)
+    records = [
+        maker.record(item, result["curve"]) for item, result in zip(items, results, strict=True)
+    ]
+    labels = torch.arange(maker.data.num_classes).repeat(ipc)
+    return images, labels, records
+
+
+def join_items(items: Sequence[Item], images: Sequence[Tensor], ipc: int) -> Tensor:
+    """Images of a set, uint8 ``(ipc·K, C, H, W)`` ordered by index, then class, from its items'."""
+    indices = max(item.indices[-1] for item in items) + 1
+    classes = max(item.classes[-1] for item in items) + 1
+    joined = torch.empty(indices, classes, *images[0].shape[1:], dtype=torch.uint8)
+    for item, own in zip(items, images, strict=True):
+        block = own.unflatten(0, (len(item.indices), len(item.classes)))
+        joined[list(item.indices), item.classes[0] : item.classes[-1] + 1] = block
+    return joined[:ipc].flatten(0, 1)
 
 
 def _item_path(work: WorkDir, item: Item) -> Path:
     return work / f"item-{item.group:04d}-{item.chunk:04d}.safetensors"
 
 
-def _item_record(synthesiser: Synthesiser, item: Item, curve: Tensor) -> Json:
-    columns = ("iteration", "classifier_prior", "statistics")
+def curve_record(item: Item, curve: Tensor, columns: tuple[str, ...]) -> Json:
+    """Name and loss curve of an item; ``columns`` of the curve are the iteration and losses."""
     points = [dict(zip(columns, _rounded(row), strict=True)) for row in curve.tolist()]
-    record: Json = {"item": item.name, "curve": points}
-    if synthesiser.config.draw_per == "index":
-        record["drawn"] = synthesiser.draw(item, 0)
-    return record
+    return {"item": item.name, "curve": points}
 
 
 def _rounded(row: list[float]) -> list[float | int]:
     return [int(row[0]), *(float(f"{value:.5g}") for value in row[1:])]
 
 
-def _curve(losses: Tensor) -> Tensor:
+def thin(losses: Tensor) -> Tensor:
     """At most ``_CURVE_POINTS`` evenly spaced iterations (1-based), the last one included."""
     total = len(losses)
     kept = torch.linspace(0, total - 1, min(total, _CURVE_POINTS)).round().to(torch.int64)
     return torch.cat([(kept + 1)[:, None].float(), losses[kept]], dim=1)
 
 
-def _refuse_non_finite(losses: Tensor, iteration: int, item: Item) -> None:
+def refuse_non_finite(losses: Tensor, iteration: int, item: Item, setting: str) -> None:
     """Look at the losses since the last look; the one host–device sync of so many steps."""
-    first = max(0, iteration + 1 - _CHECK_EVERY)
+    first = max(0, iteration + 1 - CHECK_EVERY)
     recent = losses[first : iteration + 1].sum(1).tolist()
     for offset, value in enumerate(recent):
         if not math.isfinite(value):
             raise TeddyError(
                 f"synthesize: loss is {value} at iteration {first + offset + 1} of {item.name}; "
-                "try a smaller synthesize.lr"
+                f"try a smaller {setting}"
             )
 
 
-def _save_item(path: Path, images: Tensor, optimizer: Adam, losses: Tensor, done: int) -> None:
+def save_item(path: Path, images: Tensor, optimizer: Optimizer, losses: Tensor, done: int) -> None:
+    """Write a resume point: everything the next iteration needs."""
     tensors = {"images": images, "losses": losses}
     tensors |= {f"optimizer.{i}": value for i, value in enumerate(optimizer.state())}
     write_tensors(path, tensors, kind=_RESUME_KIND, record={"done": done})
 
 
-def _restore_item(path: Path, images: Tensor, optimizer: Adam, losses: Tensor) -> int:
+def restore_item(path: Path, images: Tensor, optimizer: Optimizer, losses: Tensor) -> int:
+    """Continue from a resume point, in place; the number of finished iterations."""
     tensors, record = read_tensors(path, kind=_RESUME_KIND)
     with torch.no_grad():
         images.copy_(tensors["images"])

@@ -12,7 +12,7 @@ from typing import Literal
 
 from teddy.config import Params
 from teddy.files import Json
-from teddy.records import Cost, Score, grouped
+from teddy.records import Cost, Score, StreamScore, grouped
 
 Outcome = Literal["reproduced", "not reproduced", "not run"]
 
@@ -102,8 +102,8 @@ def judge(
 
 def of_target(target: str, scores: Sequence[Score], params: Params) -> list[Verdict]:
     """Verdicts on the claims of a table or figure, from the scores it shows."""
-    rule = _RULES.get(target)
-    return rule([score for score in scores if score.labels == "soft"], params) if rule else []
+    rule, labels = _RULES.get(target), "hard" if target == "table5" else "soft"
+    return rule([score for score in scores if score.labels == labels], params) if rule else []
 
 
 def _where(score: Score, params: Params, *more: str) -> str:
@@ -168,6 +168,14 @@ def _table3(scores: Sequence[Score], params: Params) -> list[Verdict]:
 def _table4(scores: Sequence[Score], params: Params) -> list[Verdict]:
     keys, (claim,) = ("dataset", "ipc", "arch"), CLAIMS["table4-resnet50"]
     return _pairs(scores, keys, claim, "teddy-prior", "sre2l", params)
+
+
+def _table5(scores: Sequence[Score], params: Params) -> list[Verdict]:
+    keys, (claim,), found = ("dataset", "ipc", "arch", "init"), CLAIMS["table5"], []
+    for worse in [name for name in ("dm", "sre2l-hard") if name in params.methods]:
+        named = f"{claim.rstrip('.')}: against {params.methods[worse].title}."
+        found += _pairs(scores, keys, named, "teddy-hard", worse, params, more=("init",))
+    return found
 
 
 def _fig2c(scores: Sequence[Score], params: Params) -> list[Verdict]:
@@ -247,11 +255,30 @@ _RULES: dict[str, Callable[[Sequence[Score], Params], list[Verdict]]] = {
     "table2": _table2,
     "table3": _table3,
     "table4-resnet50": _table4,
+    "table5": _table5,
     "fig2c": _fig2c,
     "fig3a": _against_smallest("fig3a", "draw", "drawn"),
     "fig3b": _against_smallest("fig3b", "members", "labelling"),
     "fig3c": _against_smallest("fig3c", "pool_size", "in the pool"),
 }
+
+
+def of_streams(streams: Sequence[StreamScore], params: Params) -> list[Verdict]:
+    """Verdicts on Fig. 3e: accuracy after the last step, spread over orders, soft labels."""
+    (claim,), found = CLAIMS["fig3e"], []
+    for (dataset, ipc, strict), own in grouped(streams, "dataset", "ipc", "strict").items():
+        last = {stream.method: stream for stream in own if stream.labels == "soft"}
+        where = (
+            f"{params.datasets[dataset].title}, IPC {ipc}, {'strict' if strict else 'paper-like'}"
+        )
+        for worse in ("random", "sre2l"):
+            if "teddy-prior" in last and worse in last:
+                better, other = last["teddy-prior"], last[worse]
+                named = f"{claim.rstrip('.')}: against {params.methods[worse].title}."
+                numbers = (better.top1_mean[-1], other.top1_mean[-1])
+                spreads = (better.top1_std[-1], other.top1_std[-1])
+                found.append(judge(named, f"{where}, last step", *numbers, *spreads))
+    return found
 
 
 def of_costs(costs: Sequence[Cost], params: Params) -> list[Verdict]:

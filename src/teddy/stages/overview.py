@@ -30,14 +30,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         titles = read_titles(params)
         check_writable(args.table, args.figures / "teachers.png")
         pools = read_pools(params, args.pools)
-        table = pool_table(pools)
-        write_text(args.table, f"# Teachers\n\n{table.markdown()}")
-        write_text(args.rows, table.csv())
         sets = [params.leaf(name).set for name in params.targets.get("table1", ())]
         shown = {params.sets[name].pool for name in sets}
         own = [pool for pool in pools if pool.name in shown]
         bases = read_bases(params, args.teachers, dict.fromkeys(pool.base for pool in own))
         histories = read_histories(params, args.syntheses, sets)
+        table = pool_table(pools)
+        write_text(args.table, f"# Teachers\n\n{table.markdown()}")
+        write_text(args.rows, table.csv())
         write_text(args.figures / "teachers.csv", teacher_points(bases).csv())
         write_text(args.figures / "synthesis.csv", synthesis_points(histories).csv())
         figures.teachers(args.figures / "teachers.png", bases, own, titles)

@@ -1,4 +1,4 @@
-"""Make a distilled set: optimise images by Eq. 7, or select random real ones (the baseline)."""
+"""Make a distilled set: by Eq. 7, by distribution matching, or of random real images."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,14 +8,16 @@ from torch import Tensor
 
 import teddy
 from teddy.artifacts import Json, WorkDir, check_writable, read_json, write_json
-from teddy.config import Params, ViewConfig, from_json, to_json
+from teddy.config import Params, SynthesizeConfig, ViewConfig, from_json, to_json
 from teddy.data import ImageDataset, read_dataset, select_random
 from teddy.distilled import DistilledSet, save_distilled
 from teddy.distributed import leave_to_first
+from teddy.distribution_matching import SETTINGS as DM_SETTINGS
+from teddy.distribution_matching import DistributionMatcher
 from teddy.pool import MANIFEST, open_pool
 from teddy.runtime import pick_device, run_stage
 from teddy.stages.command import manifest_digest, parse
-from teddy.synthesis import Synthesiser, synthesise
+from teddy.synthesis import ImageMaker, Synthesiser, synthesise
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -50,9 +52,14 @@ def main(argv: Sequence[str] | None = None) -> None:
             leave_to_first()
             images, labels = _random(dataset, row.ipc, params.seed)
         else:
-            provenance |= {"pool": manifest_digest(args.pool), "settings": to_json(config)}
+            provenance |= {"settings": _settings(config, method.images)}
+            if method.images == "synthesised":
+                provenance |= {"pool": manifest_digest(args.pool)}
+                maker = _synthesiser(params, args.name, args.pool, dataset)
+            else:
+                maker = DistributionMatcher(config, dataset, params.seed, pick_device())
             work = WorkDir("synthesize", args.name, **provenance).claim()
-            images, labels, records = _synthesise(params, args.name, args.pool, dataset, work)
+            images, labels, records = synthesise(maker, row.ipc, work)
         distilled = DistilledSet(
             images, labels, dataset.class_names, dataset.normalisation, provenance
         )
@@ -65,16 +72,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     run_stage("synthesize", stage, parallel=True)
 
 
+def _settings(config: SynthesizeConfig, images: str) -> Json:
+    """The settings that such images depend on."""
+    every = to_json(config)
+    if images == "dm":
+        return {key: every[key] for key in DM_SETTINGS}
+    return {key: value for key, value in every.items() if key != "dm"}
+
+
 def _random(dataset: ImageDataset, ipc: int, seed: int) -> tuple[Tensor, Tensor]:
     chosen = select_random(dataset.train.labels, dataset.num_classes, range(ipc), seed).flatten()
     return dataset.train.pick(chosen), dataset.train.labels[chosen]
 
 
-def _synthesise(
-    params: Params, name: str, pool: Path, dataset: ImageDataset, work: WorkDir
-) -> tuple[Tensor, Tensor, list[Json]]:
+def _synthesiser(params: Params, name: str, pool: Path, dataset: ImageDataset) -> ImageMaker:
     views = read_json(pool / MANIFEST)["training_views"]
-    synthesiser = Synthesiser(
+    return Synthesiser(
         params.synthesize(name),
         open_pool(pool),
         dataset,
@@ -82,7 +95,6 @@ def _synthesise(
         params.seed,
         pick_device(),
     )
-    return synthesise(synthesiser, params.row("sets", name).ipc, work)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
 """Train the one base model of a dataset; its checkpoints are what pools are made from."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
-from teddy.artifacts import WorkDir, check_writable, write_json
+from teddy.artifacts import WorkDir, check_writable, digest, write_json
 from teddy.config import Params, to_json
 from teddy.data import read_dataset
-from teddy.distributed import leave_to_first, team
+from teddy.distributed import leave_to_first, team, world_size
 from teddy.runtime import pick_device, run_stage, use_threads
 from teddy.seeding import derive
 from teddy.stages.command import manifest_digest, parse
@@ -29,10 +30,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         check_writable(args.out / RECORD, args.curve)
         dataset, device = read_dataset(args.data), pick_device()
         use_threads(device, dataset.image_shape)
-        seed = derive(params.seed, "base", args.name)
+        seed, checkpoint = derive(params.seed, "base", args.name), Path(config.checkpoint)
         work = WorkDir(
             "train_teacher", args.name, config=to_json(config), seed=seed,
-            data=manifest_digest(args.data),
+            data=manifest_digest(args.data), processes=world_size(),
+            checkpoint=digest(checkpoint) if checkpoint.is_file() else config.checkpoint,
         ).claim()  # fmt: skip
         with team(device) as processes:
             if config.checkpoint:

@@ -1,0 +1,74 @@
+"""Recompute every table from the records and compare it with the file that is there.
+
+``python -m teddy.check`` (``make tables-check``) fails and names the file if a table was edited, or
+was not made again after its records or settings changed.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from teddy.config import Params
+from teddy.console import parser, run_command
+from teddy.errors import TeddyError
+from teddy.experiments import (
+    cost_document,
+    cost_verdicts,
+    taylor_document,
+    taylor_verdicts,
+)
+from teddy.files import as_text, read_json
+from teddy.records import read_costs, read_kept, read_paper, read_pools, read_scores
+from teddy.report import MAKERS, cost_table, long_table, pool_table
+from teddy.stages.target import markdown, tables_of
+from teddy.verdicts import of_costs, of_target, to_record
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command."""
+    options = parser(__doc__)
+    options.add_argument("--metrics", type=Path, default=Path("metrics"))
+    args = options.parse_args(argv)
+
+    def command() -> str:
+        found = list(expected(Params(args.params), args.metrics))
+        for path, text in found:
+            if not path.is_file():
+                raise TeddyError(f"{path}: missing; run dvc repro")
+            if path.read_text(encoding="utf-8") != text:
+                raise TeddyError(
+                    f"{path}: differs from what the records say; run dvc repro, and never edit it"
+                )
+        return f"{len(found)} files agree with the records"
+
+    run_command("check", command)
+
+
+def expected(params: Params, metrics: Path) -> Iterator[tuple[Path, str]]:
+    """Every file that is made of records, and what stands in it."""
+    tables, verdicts = metrics / "tables", metrics / "verdicts"
+    paper, kept = read_paper(metrics / "reference/paper.yaml"), read_kept(metrics / "reference")
+    for target in params.targets:
+        if target in MAKERS:
+            scores = read_scores(params, metrics / "runs", params.targets[target])
+            made = tables_of(target, scores, paper, kept, params)
+            yield tables / f"{target}.md", markdown(target, made)
+            yield tables / f"{target}.csv", long_table(target, scores, paper, params).csv()
+            yield verdicts / f"{target}.json", as_text(to_record(of_target(target, scores, params)))
+    if "fig3d" in params.targets:
+        costs = read_costs(params, metrics / "costs.json", params.targets["fig3d"])
+        table = cost_table(costs, read_json(metrics / "costs.json")["hardware"], params)
+        yield tables / "fig3d.md", f"# Figure 3d: cost\n\n{table.markdown()}"
+        yield verdicts / "fig3d.json", as_text(to_record(of_costs(costs, params)))
+    for name, document, verdicts_of in (
+        ("fig1", cost_document, cost_verdicts), ("fig5", taylor_document, taylor_verdicts),
+    ):  # fmt: skip
+        if name in params.experiments:
+            record = read_json(metrics / f"{name}.json")
+            yield tables / f"{name}.md", document(record)
+            yield verdicts / f"{name}.json", as_text(to_record(verdicts_of(record)))
+    pools = pool_table(read_pools(params, metrics / "pools"))
+    yield tables / "pools.md", f"# Teachers\n\n{pools.markdown()}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,241 @@
+"""Learn classes in steps from a distilled set, and test on the classes seen so far (Fig. 3e)."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from teddy.artifacts import (
+    Json,
+    WorkDir,
+    check_writable,
+    digest,
+    read_json,
+    read_tensors,
+    write_json,
+    write_tensors,
+)
+from teddy.config import Params, StreamRow, ViewConfig, from_json, to_json
+from teddy.continual import (
+    UnionLabels,
+    UnionViews,
+    class_steps,
+    of_classes,
+    only_classes,
+    seen_classes,
+    step_folder,
+    step_pool,
+    synthesise_step,
+)
+from teddy.data import ImageDataset, read_dataset
+from teddy.distilled import DistilledSet, load
+from teddy.distributed import leave_to_first
+from teddy.evaluation import train_student
+from teddy.images import Images
+from teddy.labels import KeptLabels, OnlineLabels, SoftLabels, TrainingViews
+from teddy.pool import MANIFEST, Pool, open_pool
+from teddy.runtime import for_each, pick_device, run_stage
+from teddy.seeding import derive
+from teddy.stages.command import parse
+from teddy.teachers import RECORD
+
+_KIND = "teddy.step-images.v1"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the stage."""
+    args = parse(
+        __doc__,
+        argv,
+        "key of streams in params.yaml",
+        split=True,
+        data="prepared dataset",
+        set="distilled set",
+        teachers="folder of the pool, or of the teachers of each step",
+        out="JSON to write with the accuracy of every order and step",
+    )
+
+    def stage() -> str:
+        params = Params(args.params)
+        row = params.row("streams", args.name)
+        check_writable(args.out)
+        manifest = args.teachers / (RECORD if row.strict else MANIFEST)
+        distilled, dataset = load(args.set), read_dataset(args.data)
+        work = WorkDir(
+            "continual", args.name, evaluate=to_json(params.evaluate(args.name)),
+            relabel=to_json(params.relabel(args.name)), seed=params.seed,
+            synthesize=to_json(params.synthesize(row.set)), continual=to_json(params.continual),
+            epochs=params.step_epochs(args.name) if row.strict else (), set=digest(args.set),
+            teachers=digest(manifest),
+            data=digest(args.data / "manifest.json"), split=args.split, labels=row.labels,
+        ).claim()  # fmt: skip
+        learner = Learner(params, args.name, distilled, dataset, args.teachers, work)
+        steps = range(params.continual.steps)
+        tasks = [(order, step) for order in params.continual.orders for step in steps]
+        if learner.resynthesises:
+            for_each(len(tasks), lambda i: learner.synthesise(*tasks[i]), learner.device)
+        held_out = args.split
+        for_each(len(tasks), lambda i: learner.learn(*tasks[i], held_out), learner.device)
+        leave_to_first()
+        record = _identity(params, args.name, row) | {
+            "split": args.split,
+            "results": [result for task in tasks for result in learner.results(*task)],
+        }
+        write_json(args.out, record)
+        work.discard()
+        return f"{args.name}: {_summary(record)}"
+
+    run_stage("continual", stage, parallel=True)
+
+
+class Learner:
+    """Runs the steps of a stream.
+
+    Args:
+        params: all settings.
+        name: of the stream.
+        distilled: its set.
+        data: real images.
+        teachers: folder of the pool, or of the teachers of each step.
+        work: where finished results are kept.
+    """
+
+    def __init__(
+        self,
+        params: Params,
+        name: str,
+        distilled: DistilledSet,
+        data: ImageDataset,
+        teachers: Path,
+        work: WorkDir,
+    ) -> None:
+        self.params, self.name, self.row = params, name, params.streams[name]
+        self.distilled, self.data, self.teachers, self.work = distilled, data, teachers, work
+        self.device = pick_device()
+        self.relabel, self.evaluate = params.relabel(name), params.evaluate(name)
+        method = params.methods[params.sets[self.row.set].method]
+        self.resynthesises = self.row.strict and method.images == "synthesised"
+
+    def synthesise(self, order: int, step: int) -> None:
+        """Make the images of a step by its own teachers, unless they are there."""
+        path = self._images_path(order, step)
+        if path.exists():
+            return
+        views = read_json(self.teachers / RECORD)["views"]
+        images = synthesise_step(
+            self.params.synthesize(self.row.set), self._step_pool(order, step),
+            only_classes(self.data, self._steps(order)[step]),
+            from_json(ViewConfig, views, f"{self.teachers / RECORD}: views"),
+            self.distilled.ipc, self._seed(order, step), self.device,
+            path.with_suffix(".resume"),
+        )  # fmt: skip
+        write_tensors(path, {"images": images}, kind=_KIND, record={})
+
+    def learn(self, order: int, step: int, split: str) -> None:
+        """Train and test every student of a step, unless that is done."""
+        runs = [run for run in self._runs() if not self._path(order, step, *run).exists()]
+        if not runs:
+            return
+        seen = seen_classes(self._steps(order), step)
+        held_out = of_classes(getattr(self.data, split), seen).to(self.device)
+        views, soft = self._buffer(order, step)
+        for kind, seed in runs:
+            path = self._path(order, step, kind, seed)
+            result = train_student(
+                self.evaluate, views, soft if kind == "soft" else None, held_out,
+                self.data.num_classes, derive(self.params.seed, "stream", order, step, seed),
+                f"continual {self.name}, order {order}, step {step + 1}, {kind} labels",
+                path.with_suffix(".resume"),
+            )  # fmt: skip
+            write_json(
+                path, {"order": order, "step": step + 1, "classes": list(seen), "labels": kind,
+                       "seed": seed, "images": len(views), "images_held_out": len(held_out),
+                       "top1": result["top1_last"]},
+            )  # fmt: skip
+
+    def results(self, order: int, step: int) -> list[Json]:
+        """Records of the students of a step."""
+        return [read_json(self._path(order, step, *run)) for run in self._runs()]
+
+    def _buffer(self, order: int, step: int) -> tuple[TrainingViews, SoftLabels]:
+        """Views and soft labels of everything seen up to a step."""
+        if not self.row.strict:
+            seen = of_classes(self.distilled.as_images(), seen_classes(self._steps(order), step))
+            views = self._views(seen.pick(torch.arange(len(seen))), seen.labels, self.params.seed)
+            pool = open_pool(self.teachers)
+            return views, KeptLabels(OnlineLabels(views, self._members(pool)))
+        parts, labels = [], []
+        for earlier in range(step + 1):
+            classes = self._steps(order)[earlier]
+            part = self._views(*self._images_of(order, earlier), self._seed(order, earlier))
+            pool = self._step_pool(order, earlier)
+            parts.append(part)
+            labels.append((KeptLabels(OnlineLabels(part, self._members(pool))), classes))
+        return UnionViews(parts), UnionLabels(labels, self.data.num_classes)
+
+    def _images_of(self, order: int, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Images and labels of a step under strict teachers."""
+        classes = self._steps(order)[step]
+        if not self.resynthesises:  # they do not depend on teachers
+            own = of_classes(self.distilled.as_images(), classes)
+            return own.pick(torch.arange(len(own))), own.labels
+        tensors, _ = read_tensors(self._images_path(order, step), kind=_KIND)
+        return tensors["images"], torch.tensor(classes).repeat(self.distilled.ipc)
+
+    def _views(self, images: torch.Tensor, labels: torch.Tensor, seed: int) -> TrainingViews:
+        own = Images(images, labels).to(self.device)
+        return TrainingViews(own, self.distilled.normalisation, self.relabel, seed)
+
+    def _members(self, pool: Pool) -> list[nn.Module]:
+        if "soft" not in self.row.labels:
+            return []
+        return [pool.member(index, self.device) for index in range(len(pool))]
+
+    def _step_pool(self, order: int, step: int) -> Pool:
+        folder = self.teachers / step_folder(order, step)
+        return step_pool(folder, self.params.step_epochs(self.name))
+
+    def _steps(self, order: int) -> list[tuple[int, ...]]:
+        return class_steps(self.data.num_classes, self.params.continual.steps, order)
+
+    def _seed(self, order: int, step: int) -> int:
+        return derive(self.params.seed, "step", order, step)
+
+    def _runs(self) -> list[tuple[str, int]]:
+        return [(kind, seed) for kind in self.row.labels for seed in self.evaluate.seeds]
+
+    def _path(self, order: int, step: int, kind: str, seed: int) -> Path:
+        return self.work / f"{step_folder(order, step)}-{kind}-{seed}.json"
+
+    def _images_path(self, order: int, step: int) -> Path:
+        return self.work / f"{step_folder(order, step)}.safetensors"
+
+
+def _identity(params: Params, name: str, row: StreamRow) -> Json:
+    made = params.sets[row.set]
+    return {
+        "stream": name,
+        "dataset": row.dataset,
+        "data": row.data,
+        "set": row.set,
+        "method": made.method,
+        "ipc": made.ipc,
+        "pool": row.pool,
+        "teachers": row.teachers,
+        "arch": params.evaluate(name).network.arch,
+        "epochs": params.relabel(name).epochs,
+        "steps": params.continual.steps,
+    }
+
+
+def _summary(record: Json) -> str:
+    steps = []
+    for step in range(1, record["steps"] + 1):
+        own = [result["top1"] for result in record["results"] if result["step"] == step]
+        steps.append(f"{sum(own) / len(own):.1f}")
+    return f"top-1 {', '.join(steps)} % after each step"
+
+
+if __name__ == "__main__":
+    main()

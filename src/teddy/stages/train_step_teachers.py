@@ -1,0 +1,76 @@
+"""Train a base model on the classes of each step of continual learning alone (Fig. 3e, strict)."""
+
+from collections.abc import Sequence
+
+from teddy.artifacts import Json, WorkDir, check_writable, read_json, write_json
+from teddy.config import Params, to_json
+from teddy.continual import class_steps, only_classes, step_folder
+from teddy.data import read_dataset
+from teddy.distributed import leave_to_first
+from teddy.runtime import for_each, pick_device, run_stage
+from teddy.seeding import derive
+from teddy.stages.command import manifest_digest, parse
+from teddy.teachers import RECORD, checkpoint_name, train_base
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the stage."""
+    args = parse(
+        __doc__,
+        argv,
+        "key of step_teachers in params.yaml",
+        data="prepared dataset",
+        out="folder for a folder of checkpoints per order and step, and their record",
+    )
+
+    def stage() -> str:
+        params = Params(args.params)
+        config, row = params.train_step_teachers(args.name), params.row("step_teachers", args.name)
+        check_writable(args.out / RECORD)
+        dataset, device = read_dataset(args.data), pick_device()
+        work = WorkDir(
+            "train_step_teachers", args.name, config=to_json(config), seed=params.seed,
+            continual=to_json(params.continual), data=manifest_digest(args.data),
+            checkpoints=row.checkpoints,
+        ).claim()  # fmt: skip
+        steps = [
+            (order, step, classes)
+            for order in params.continual.orders
+            for step, classes in enumerate(
+                class_steps(dataset.num_classes, params.continual.steps, order)
+            )
+        ]
+
+        def finish(index: int) -> None:
+            order, step, classes = steps[index]
+            folder = work.path / step_folder(order, step)
+            if (folder / RECORD).exists():
+                return
+            seed = derive(params.seed, "step teacher", args.name, order, step)
+            epochs = train_base(config, only_classes(dataset, classes), seed, folder, device)
+            for record in epochs:
+                if record["epoch"] not in row.checkpoints:
+                    (folder / checkpoint_name(record["epoch"])).unlink(missing_ok=True)
+            write_json(
+                folder / RECORD, {"order": order, "step": step, "classes": list(classes),
+                                  "epochs": epochs},
+            )  # fmt: skip
+
+        for_each(len(steps), finish, device)
+        leave_to_first()
+        records: list[Json] = []
+        for order, step, _ in steps:
+            name = step_folder(order, step)
+            work.publish(args.out, [f"{name}/{checkpoint_name(e)}" for e in row.checkpoints])
+            records.append(read_json(work.path / name / RECORD))
+        whole = {"step_teachers": args.name, "views": to_json(config.views), "steps": records}
+        write_json(args.out / RECORD, whole)
+        work.discard()
+        top1 = [record["epochs"][-1]["val_top1"] for record in records]
+        return f"{args.name}: {len(top1)} runs, {min(top1):.1f} to {max(top1):.1f} % held-out"
+
+    run_stage("train_step_teachers", stage, parallel=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,176 @@
+"""Verdicts follow their rules and nothing else; the page shows them and needs no network."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from teddy.config import Params
+from teddy.page import Section, from_markdown, outcomes, render
+from teddy.records import Cost, Score
+from teddy.verdicts import (
+    CLAIMS,
+    Verdict,
+    correlation,
+    from_record,
+    judge,
+    of_costs,
+    of_target,
+    to_record,
+)
+
+PARAMS = Params(Path(__file__).parents[1] / "params.yaml")
+SCORE = Score(
+    name="digits/prior/ipc10", set="digits/prior/ipc10", dataset="digits", data="digits",
+    method="teddy-prior", ipc=10, arch="convnet3", pool="digits/prior", labels="soft",
+    split="test", images_held_out=450, epochs=150, n=3, top1_mean=90.0, top1_std=1.0,
+    top1_best_mean=91.0, f1_mean=89.0, f1_std=1.0, kl_student_teacher=0.5, kl_teacher_student=0.4,
+    members=8, pool_size=8, stages=(2, 16), draw=3, ensemble="logits", first_bn_weight=10.0,
+    image_bytes=1, label_bytes=1,
+)  # fmt: skip
+
+
+def score(method: str, top1: float, **changes: Any) -> Score:
+    return replace(SCORE, method=method, top1_mean=top1, f1_mean=top1 - 1, **changes)
+
+
+def found(target: str, *scores: Score) -> dict[str, str]:
+    """Outcome by claim and data."""
+    return {f"{v.claim} {v.data}": v.outcome for v in of_target(target, scores, PARAMS)}
+
+
+@pytest.mark.parametrize(
+    ("higher", "lower", "std_higher", "std_lower", "outcome"),
+    [
+        (90.0, 80.0, 1.0, 1.0, "reproduced"),
+        (90.0, 89.5, 1.0, 1.0, "not reproduced"),
+        (80.0, 90.0, 1.0, 1.0, "not reproduced"),
+        (90.0, 89.0, 0.0, 1.4, "reproduced"),  # pooled 0.99
+        (90.0, 89.0, 0.0, 1.5, "not reproduced"),  # pooled 1.06
+        (90.0, 90.0, 0.0, 0.0, "not reproduced"),
+    ],
+)
+def test_a_gain_must_exceed_the_pooled_deviation(
+    higher: float, lower: float, std_higher: float, std_lower: float, outcome: str
+) -> None:
+    verdict = judge("claim", "data", higher, lower, std_higher, std_lower)
+    assert verdict.outcome == outcome
+
+
+def test_table1_compares_methods_of_one_ipc_only() -> None:
+    outcomes_ = found(
+        "table1", score("teddy-prior", 90), score("sre2l", 80), score("random", 95),
+        score("sre2l", 99, ipc=50), score("teddy-prior", 10, labels="hard"),
+    )  # fmt: skip
+    where = "scikit-learn digits, IPC 10"
+    prior, post, real = CLAIMS["table1"]
+    assert outcomes_ == {f"{prior} {where}": "reproduced", f"{real} {where}": "not reproduced"}
+    assert post not in str(outcomes_)
+
+
+def test_table3_has_both_metrics_and_both_variants() -> None:
+    outcomes_ = found(
+        "table3", score("teddy-prior", 90), score("sre2l", 80),
+        score("teddy-per_class", 95), score("teddy-pooled", 85),
+    )  # fmt: skip
+    assert len(outcomes_) == 6
+    assert all(("variant B" in key) == (o == "not reproduced") for key, o in outcomes_.items())
+
+
+def test_axes_compare_the_default_with_the_smallest_value() -> None:
+    few = score("teddy-prior", 80, name="digits/prior/ipc10-members1", members=1)
+    middle = score("teddy-prior", 99, name="digits/prior/ipc10-members2", members=2)
+    (outcome,) = found("fig3b", few, middle, SCORE).values()
+    assert outcome == "reproduced"
+    (key,) = found("fig3b", few, SCORE)
+    assert "8 against 1" in key
+    assert found("fig3b", SCORE) == {}
+
+
+def test_stages_are_judged_by_correlation_and_by_the_best_segment() -> None:
+    segments = [
+        score("teddy-prior", 90 - 10 * i, stages=(s, s + 8), kl_student_teacher=0.1 + i,
+              kl_teacher_student=5.0 - i)
+        for i, s in enumerate((2, 8, 16))
+    ]  # fmt: skip
+    late = [replace(s, ipc=50, top1_mean=100 - s.top1_mean) for s in segments]
+    outcomes_ = found("fig2c", *segments, *late)
+    near, early = CLAIMS["fig2c"]
+    assert outcomes_[f"{near} scikit-learn digits, IPC 10, KL(student ‖ teacher)"] == "reproduced"
+    other = outcomes_[f"{near} scikit-learn digits, IPC 10, KL(teacher ‖ student)"]
+    assert other == "not reproduced"
+    assert outcomes_[f"{early} scikit-learn digits, IPC 10 and 50"] == "reproduced"
+    swapped = found("fig2c", *[replace(s, ipc=60 - s.ipc) for s in (*segments, *late)])
+    assert swapped[f"{early} scikit-learn digits, IPC 10 and 50"] == "not reproduced"
+
+
+def test_correlation_of_known_pairs() -> None:
+    assert correlation([(0, 0), (1, 2), (2, 4)]) == pytest.approx(1)
+    assert correlation([(0, 4), (1, 2), (2, 0)]) == pytest.approx(-1)
+    assert correlation([(0, 1), (1, 1)]) == 0
+    assert correlation([(1, 1), (2, 3), (3, 2)]) == pytest.approx(0.5)
+
+
+def cost(method: str, draw: int, synthesis: float, peak: float) -> Cost:
+    return Cost(
+        name=f"digits/{method}", dataset="digits", method=method, ipc=10, draw=draw, epochs=30,
+        pretraining_seconds=10, synthesis_seconds=synthesis, peak_mib=peak,
+    )  # fmt: skip
+
+
+def test_costs_are_compared_with_sre2l() -> None:
+    costs = [
+        cost("sre2l", 1, 10, 100),
+        cost("teddy-prior", 1, 5, 106),
+        cost("teddy-prior", 3, 30, 90),
+    ]
+    verdicts = of_costs(costs, PARAMS)
+    assert [v.outcome for v in verdicts] == ["reproduced", "not reproduced", "not reproduced"]
+    assert "15.0 s against 20.0 s: -25.0 %" in verdicts[0].evidence
+    assert of_costs(costs[1:], PARAMS) == []
+
+
+def test_verdicts_survive_their_file() -> None:
+    verdicts = [judge("a", "b", 2, 1, 0, 0), judge("c", "d", 1, 2, 0, 0)]
+    assert from_record(to_record(verdicts)) == verdicts
+
+
+# ------------------------------------------------------------------------------------------ page
+
+
+def section(target: str, *verdicts: Verdict, images: tuple[Path, ...] = ()) -> Section:
+    table = "# Head\n\n## A table\n\n| a | b |\n| :- | -: |\n| x<y | **1** |\n\nA `note`."
+    return Section(target, f"Title of {target}", table, images, verdicts)
+
+
+def test_claims_without_a_verdict_are_not_run() -> None:
+    near, early = CLAIMS["fig2c"]
+    made = Verdict(claim=near, data="d", outcome="reproduced", evidence="e")
+    found_ = {v.claim: v.outcome for v in outcomes(section("fig2c", made))}
+    assert found_ == {near: "reproduced", early: "not run"}
+    empty = Section("table5", "Table 5", "", (), ())
+    assert [v.outcome for v in outcomes(empty)] == ["not run"] * len(CLAIMS["table5"])
+    assert "Not run." in render("t", "i", [empty])
+
+
+def test_page_needs_no_network_and_shows_everything(tmp_path: Path) -> None:
+    image = tmp_path / "picture.png"
+    image.write_bytes(b"not really a picture")
+    verdict = judge("A claim & more", "data", 2, 1, 0, 0)
+    page = render("Title", "Intro.", [section("table1", verdict, images=(image,))])
+    assert not re.search(r"(src|href)=\"(?!data:|#)", page)
+    assert "http" not in page
+    assert "data:image/png;base64,bm90IHJlYWxseSBhIHBpY3R1cmU=" in page
+    assert "A claim &amp; more" in page and "x&lt;y" in page
+
+
+def test_markdown_becomes_html() -> None:
+    html = from_markdown(section("t").tables + "\n\n- one\n- two\n\n```\na < b\n```")
+    assert "<h3>A table</h3>" in html
+    assert "<th class=text>a</th><th>b</th>" in html
+    assert "<td class=text>x&lt;y</td><td><b>1</b></td>" in html
+    assert "A <code>note</code>." in html
+    assert "<li>one</li><li>two</li>" in html and "<pre>a &lt; b</pre>" in html
+    assert "Head" not in html
