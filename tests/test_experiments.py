@@ -4,9 +4,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ruamel.yaml import YAML
 
 from teddy import experiment_figures as figures
 from teddy import experiments
+from teddy.config import Params
+from teddy.errors import TeddyError
+
+ROOT = Path(__file__).parents[1]
 
 
 def run(objective: str, seed: int, losses: list[float], val: list[float]) -> dict[str, Any]:
@@ -105,3 +110,42 @@ def test_figures_have_the_same_bytes_for_the_same_record(tmp_path: Path) -> None
     for file in (tmp_path / "first").iterdir():
         assert file.read_bytes() == (tmp_path / "second" / file.name).read_bytes()
         assert file.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("section", "changes", "message"),
+    [
+        ("fig1", {"data": "digit"}, "no row 'digit' in 'prepared'"),
+        ("fig1", {"dataset": "cifar10"}, "of dataset 'cifar10', but its data 'digits' is of 'dig"),
+        ("fig1", {"inner_steps": [2, 1]}, r"inner_steps must be ascending .* got \[2, 1\]"),
+        ("fig1", {"teacher": {"arch": "convnet3", "width": 4, "norm": "none"}}, "must be batch"),
+        ("fig5", {"objectives": ["first_order"]}, "objectives must begin with exact"),
+        ("fig5", {"law_lrs": [0.1, 0.2]}, "law_lrs must be two or more, descending"),
+        ("fig5", {"iterations": 0}, "iterations must be at least 1, got 0"),
+        ("theory", {"step_sizes": [0.2, 0.15]}, "step_sizes must halve"),
+        ("theory", {"lengths": [1, 3]}, "lengths must double"),
+        ("theory", {"tau": 0}, "tau must be above 0, got 0"),
+        ("theory", {"step": 1}, "unknown key 'step'"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(
+    section: str, changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    yaml = YAML()
+    raw = yaml.load(ROOT / "params.yaml")
+    raw[section] |= changes
+    yaml.dump(raw, tmp_path / "params.yaml")
+    with pytest.raises(TeddyError, match=message):
+        Params(tmp_path / "params.yaml")
+
+
+def test_a_file_without_experiments_is_whole_until_one_is_asked_for(tmp_path: Path) -> None:
+    yaml = YAML()
+    raw = yaml.load(ROOT / "params.yaml")
+    for section in ("fig1", "fig5", "theory"):
+        del raw[section]
+    yaml.dump(raw, tmp_path / "params.yaml")
+    params = Params(tmp_path / "params.yaml")
+    for ask in (params.fig1, params.fig5, params.theory):
+        with pytest.raises(TeddyError, match="lacks the key"):
+            ask()

@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 @pytest.fixture(scope="module")
 def settings() -> TheoryConfig:
     """The repository's own, with fewer draws."""
-    config = Params(ROOT / "params.yaml").theory
+    config = Params(ROOT / "params.yaml").theory()
     return dataclasses.replace(config, bound_draws=20, isotropic_draws=(100, 2000))
 
 

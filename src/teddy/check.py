@@ -10,6 +10,12 @@ from pathlib import Path
 from teddy.config import Params
 from teddy.console import parser, run_command
 from teddy.errors import TeddyError
+from teddy.experiments import (
+    cost_document,
+    cost_verdicts,
+    taylor_document,
+    taylor_verdicts,
+)
 from teddy.files import as_text, read_json
 from teddy.records import read_costs, read_kept, read_paper, read_pools, read_scores
 from teddy.report import MAKERS, cost_table, long_table, pool_table
@@ -53,6 +59,13 @@ def expected(params: Params, metrics: Path) -> Iterator[tuple[Path, str]]:
         table = cost_table(costs, read_json(metrics / "costs.json")["hardware"], params)
         yield tables / "fig3d.md", f"# Figure 3d: cost\n\n{table.markdown()}"
         yield verdicts / "fig3d.json", as_text(to_record(of_costs(costs, params)))
+    for name, document, verdicts_of in (
+        ("fig1", cost_document, cost_verdicts), ("fig5", taylor_document, taylor_verdicts),
+    ):  # fmt: skip
+        if name in params.experiments:
+            record = read_json(metrics / f"{name}.json")
+            yield tables / f"{name}.md", document(record)
+            yield verdicts / f"{name}.json", as_text(to_record(verdicts_of(record)))
     pools = pool_table(read_pools(params, metrics / "pools"))
     yield tables / "pools.md", f"# Teachers\n\n{pools.markdown()}"
 

@@ -890,7 +890,7 @@ class TheoryConfig:
 
 
 EXPERIMENTS = ("fig1", "fig5", "theory")
-"""Sections that stand beside the chain of stages."""
+"""Sections that stand beside the chain of stages; a file may lack those it does not run."""
 
 
 # ------------------------------------------------------------------------------------ the file
@@ -907,9 +907,8 @@ class Params:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._raw = read_yaml(path)
-        known = {"seed", "continual", "datasets", "methods", "targets"}
-        known |= {*_ROWS, *STAGES, *EXPERIMENTS}
-        _refuse_unknown(set(self._raw), known, self._where(""))
+        known = {"seed", "continual", "datasets", "methods", "targets", *_ROWS, *STAGES}
+        _refuse_unknown(set(self._raw), known | set(EXPERIMENTS), self._where(""))
         for key in sorted(known - set(self._raw)):
             raise TeddyError(f"{self._where('')} lacks the key {key!r}")
         self.seed: int = _convert(int, self._raw["seed"], self._where("seed"))
@@ -941,15 +940,23 @@ class Params:
         }
         """Rows of ``sets``, ``scores`` or (Fig. 3e) ``streams`` that a table or figure shows, in
         order."""
-        self.fig1 = self._experiment("fig1", Fig1Config)
-        self.fig5 = self._experiment("fig5", Fig5Config)
-        self.theory = self._experiment("theory", TheoryConfig)
+        self.experiments = tuple(name for name in EXPERIMENTS if name in self._raw)
+        """Sections of experiments that the file has."""
         self._check_all()
 
-    def _experiment(self, name: str, cls: type[T]) -> T:
-        return _build(cls, self._raw_section(name), self._where(name))
-
     # -- what stages ask for
+
+    def fig1(self) -> Fig1Config:
+        """Settings of figure 1."""
+        return self._experiment("fig1", Fig1Config)
+
+    def fig5(self) -> Fig5Config:
+        """Settings of figure 5."""
+        return self._experiment("fig5", Fig5Config)
+
+    def theory(self) -> TheoryConfig:
+        """Settings of the appendix."""
+        return self._experiment("theory", TheoryConfig)
 
     def synthesize_of(self, dataset: str) -> SynthesizeConfig:
         """Settings of a dataset's sets that say nothing of their own."""
@@ -1060,16 +1067,8 @@ class Params:
             self._check_step_teachers(name, teachers)
         for name, stream in self.streams.items():
             self._check_stream(name, stream)
-        for section, experiment in (("fig1", self.fig1), ("fig5", self.fig5)):
-            known = ", ".join(self.prepared) or "nothing"
-            where = f"{self._where(section)} needs the data {experiment.data!r}"
-            _check(experiment.data in self.prepared, f"{where}; 'prepared' has {known}")
-            row = self.prepared[experiment.data]
-            _check(
-                row.dataset == experiment.dataset,
-                f"{self._where(section)} is of dataset {experiment.dataset!r}, but its data "
-                f"{experiment.data!r} is of {row.dataset!r}",
-            )
+        for experiment in self.experiments:
+            {"fig1": self.fig1, "fig5": self.fig5, "theory": self.theory}[experiment]()
         for target, names in self.targets.items():
             for name in names:
                 if not any(name in rows for rows in (self.sets, self.scores, self.streams)):
@@ -1228,6 +1227,22 @@ class Params:
         if self._either(name) == "sets":
             return (("sets", name),)
         return ("sets", self.scores[name].set), ("scores", name)
+
+    # -- experiments
+
+    def _experiment(self, name: str, cls: type[T]) -> T:
+        config = _build(cls, self._raw_section(name), self._where(name))
+        if isinstance(config, Fig1Config | Fig5Config):
+            known = ", ".join(self.prepared) or "nothing"
+            where = f"{self._where(name)} needs the data {config.data!r}"
+            _check(config.data in self.prepared, f"{where}; 'prepared' has {known}")
+            row = self.prepared[config.data]
+            _check(
+                row.dataset == config.dataset,
+                f"{self._where(name)} is of dataset {config.dataset!r}, but its data "
+                f"{config.data!r} is of {row.dataset!r}",
+            )
+        return config
 
     # -- layers
 

@@ -147,15 +147,21 @@ def _band(axes: Axes, runs: Sequence[Sequence[float]], name: str, first: int = 0
 
 
 def _peak_panel(axes: Axes, record: Json, names: Sequence[str]) -> None:
+    """A dot per seed, the mean as a bar across them."""
     for place, name in enumerate(names):
         _, test = peaks(record, name)
-        axes.bar(place, statistics.mean(test), color=_COLOURS[name], alpha=0.85, width=0.7)
-        axes.plot([place] * len(test), test, ".", color=GREY, markersize=5)
+        axes.plot(
+            [place] * len(test), test, _MARKERS[name], color=_COLOURS[name], alpha=0.45,
+            markersize=4.5, markeredgewidth=0,
+        )  # fmt: skip
+        axes.plot(
+            place, statistics.mean(test), "_", color=_COLOURS[name], markersize=22,
+            markeredgewidth=1.8,
+        )  # fmt: skip
     axes.set_xticks(range(len(names)), [OBJECTIVE_NAMES[n].split("(")[1][:-1] for n in names])
-    axes.set_title("peak accuracy", loc="left")
+    axes.set_title("peak accuracy per seed", loc="left")
     axes.set_ylabel("top-1, test split (%)")
-    values = [value for name in names for value in peaks(record, name)[1]]
-    axes.set_ylim(max(0.0, min(values) - 8), min(100.0, max(values) + 4))
+    axes.margins(x=0.12, y=0.12)
     axes.grid(visible=False, axis="x")
 
 
@@ -174,7 +180,7 @@ def _law_panels(law: Axes, gradient: Axes, rows: Sequence[Json]) -> None:
     _guide(law, lrs, 2, (lrs[-1], first[-1]["loss_error"] / 2), "slope 2")
     _guide(gradient, lrs, 1, (lrs[-1], first[-1]["gradient_error"] / 2), "slope 1")
     for axes in (law, gradient):
-        _ticks(axes, sorted(lrs)[::2])
+        _ticks(axes, sorted(lrs)[::3])
         axes.set_yscale("log")
         axes.set_xlabel("inner learning rate η")
         axes.legend(loc="best", handlelength=1.6)

@@ -51,6 +51,11 @@ def cost_table(record: Json) -> Table:
     )
 
 
+def cost_document(record: Json) -> str:
+    """The table as a Markdown file."""
+    return f"# Figure 1: cost of an update\n\n{cost_table(record).markdown()}"
+
+
 def cost_verdicts(record: Json) -> list[Verdict]:
     """The claim of figure 1, by counted bytes and operations."""
     (claim,) = CLAIMS["fig1"]
@@ -198,6 +203,13 @@ def law_table(record: Json) -> Table:
             "relative distance of the meta-gradients of Eq. 1 and Eq. 11; cosine: of their angle.",
         ),
     )
+
+
+def taylor_document(record: Json) -> str:
+    """Both tables as a Markdown file."""
+    tables = taylor_table(record), law_table(record)
+    blocks = ["# Figure 5: error of the Taylor approximation\n", *(t.markdown() for t in tables)]
+    return "\n".join(blocks)
 
 
 def law_orders(rows: Sequence[Json]) -> list[float]:

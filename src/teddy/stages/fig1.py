@@ -7,7 +7,7 @@ from teddy.artifacts import check_writable, write_json
 from teddy.config import Params
 from teddy.console import parse
 from teddy.data import read_dataset
-from teddy.experiments import cost_table, cost_verdicts
+from teddy.experiments import cost_document, cost_verdicts
 from teddy.hardware import describe
 from teddy.runtime import pick_device, run_stage, use_threads
 from teddy.tables import write_text
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     def stage() -> str:
         params = Params(args.params)
-        config = params.fig1
+        config = params.fig1()
         check_writable(args.record, args.seconds)
         dataset, device = read_dataset(args.data), pick_device()
         use_threads(device, dataset.image_shape)
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "rows": [clock(update, config.repeats, device) for update in updates],
         }
         write_json(args.record, record)
-        write_text(args.table, f"# Figure 1: cost of an update\n\n{cost_table(record).markdown()}")
+        write_text(args.table, cost_document(record))
         write_json(args.verdicts, to_record(cost_verdicts(record)))
         figures.cost(args.figure, record)
         write_json(args.seconds, timed)

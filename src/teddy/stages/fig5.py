@@ -8,7 +8,7 @@ from teddy.config import Fig5Config, Params, to_json
 from teddy.console import parse
 from teddy.data import read_dataset
 from teddy.distributed import leave_to_first
-from teddy.experiments import law_table, taylor_table, taylor_verdicts
+from teddy.experiments import taylor_document, taylor_verdicts
 from teddy.files import Json
 from teddy.runtime import for_each, pick_device, run_stage
 from teddy.seeding import derive
@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     def stage() -> str:
         params = Params(args.params)
-        config = params.fig5
+        config = params.fig5()
         check_writable(args.record, args.table)
         dataset, device = read_dataset(args.data), pick_device()
         work = WorkDir(
@@ -61,13 +61,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             "runs": [read_json(work / f"{index}.json") for index in range(len(runs))],
             "law": read_json(work / f"{len(runs)}.json")["law"],
         }
-        tables = taylor_table(record), law_table(record)
         write_json(args.record, record)
-        blocks = [
-            "# Figure 5: error of the Taylor approximation\n",
-            *(t.markdown() for t in tables),
-        ]
-        write_text(args.table, "\n".join(blocks))
+        write_text(args.table, taylor_document(record))
         write_json(args.verdicts, to_record(taylor_verdicts(record)))
         figures.taylor(args.figure, record)
         work.discard()

@@ -28,10 +28,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     def stage() -> str:
         params = Params(args.params)
+        config = params.theory()
         check_writable(args.report, args.table)
         torch.set_num_threads(1)  # a few numbers at a time; and rounding does not depend on cores
-        report = check_all(params.theory, params.seed)
-        _draw(report, params.theory, args.figures)
+        report = check_all(config, params.seed)
+        _draw(report, config, args.figures)
         # Also of what failed, for whoever mends it.
         folder = os.path.relpath(args.figures, args.report.parent)
         write_text(args.report, markdown(report, Path(folder).as_posix()))
