@@ -1,0 +1,172 @@
+"""What all benchmarks share: the order of measuring, what a record says, how it is written.
+
+The programs that are compared take turns, after one untimed round, so that what else runs on the
+machine slows all of them alike. Medians over rounds are reported, and ratios of two programs are
+medians of the ratios within a round.
+"""
+
+import argparse
+import contextlib
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from teddy.artifacts import Json, atomic_path
+from teddy.runtime import cores
+from teddy.tables import Table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SEED = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a benchmark found."""
+
+    record: Json
+    """Everything measured, for the file."""
+    tables: tuple[Table, ...]
+    """What a reader wants of it."""
+    draw: Callable[["Figure"], None] | None = None
+    """Draws the figure, if there is one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Benchmark:
+    """A sub-command."""
+
+    help: str
+    add_options: Callable[[argparse.ArgumentParser], None]
+    measure: Callable[[argparse.Namespace], Result]
+    repeats: int = 5
+    """Rounds, unless asked for otherwise."""
+
+
+def positive(text: str) -> int:
+    """A whole number of at least 1, for argparse."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
+    return int(text)
+
+
+def environment(load: Sequence[float]) -> Json:
+    """Hardware, versions and date, as every record has them.
+
+    Args:
+        load: load averages of the machine over 1, 5 and 15 minutes before the benchmark.
+    """
+    return {
+        "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "hardware": {
+            "cpu": cpu_model(),
+            "vector_instructions": torch.backends.cpu.get_cpu_capability(),
+            "cores": cores(),
+            "threads": torch.get_num_threads(),
+            "load_average_before": [round(value, 2) for value in load],
+            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        },
+        "versions": {"python": platform.python_version()}
+        | {name: version(name) for name in ("torch", "torchvision", "pillow", "numpy")},
+    }
+
+
+def cpu_model() -> str:
+    """Marketing name of the processor."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.processor() or platform.machine()
+
+
+def machine(device: torch.device) -> str:
+    """Where a benchmark ran, for the notes of a table."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    threads = torch.get_num_threads()
+    return f"{threads} thread{'s' if threads > 1 else ''} on {cores()} cores of {cpu_model()}"
+
+
+def take_turns(programs: dict[str, Callable[[int], float]], repeats: int) -> dict[str, list[float]]:
+    """Measurements of each program: one untimed round, then ``repeats`` rounds of all in turn.
+
+    Args:
+        programs: by name; called with the number of the round, 0 is the untimed one; returns its
+            measurement.
+        repeats: rounds that count.
+    """
+    for program in programs.values():
+        program(0)
+    measured: dict[str, list[float]] = {name: [] for name in programs}
+    for turn in range(1, repeats + 1):
+        for name, program in programs.items():
+            measured[name].append(program(turn))
+    return measured
+
+
+def median(values: Sequence[float]) -> float:
+    """Median over rounds."""
+    return statistics.median(values)
+
+
+def ratio(over: Sequence[float], under: Sequence[float]) -> float:
+    """Median over rounds of ``over ÷ under``: what slows a whole round cancels."""
+    return statistics.median(a / b for a, b in zip(over, under, strict=True))
+
+
+def seconds(work: Callable[[], Any], device: torch.device) -> float:
+    """Wall-clock seconds of ``work``, on a GPU until it has nothing left to do."""
+    synchronise(device)
+    start = time.perf_counter()
+    work()
+    synchronise(device)
+    return time.perf_counter() - start
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait for a GPU."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def load() -> Sequence[float]:
+    """Load averages of the machine, to be read before a benchmark adds to them."""
+    return os.getloadavg()
+
+
+def write_figure(path: Path, draw: Callable[["Figure"], None]) -> None:
+    """Write a figure of a page's width as PNG, whole or not at all."""
+    from matplotlib import style
+    from matplotlib.figure import Figure
+
+    from teddy.figures import DPI, WIDTH
+
+    with style.context(["default", {"font.size": 8, "axes.axisbelow": True}]):
+        figure = Figure(figsize=(WIDTH, WIDTH / 2), dpi=DPI, layout="constrained")
+        draw(figure)
+        with atomic_path(path) as temporary:
+            figure.savefig(temporary, format="png", dpi=DPI, metadata={"Software": None})
+
+
+@contextlib.contextmanager
+def environment_variables(values: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables for a block."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
