@@ -7,11 +7,13 @@ medians of the ratios within a round.
 
 import argparse
 import contextlib
+import multiprocessing
 import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -20,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from teddy.artifacts import Json, atomic_path
-from teddy.runtime import cores
+from teddy.runtime import cores, keep_freed_memory, pick_device
 from teddy.tables import Table
 
 if TYPE_CHECKING:
@@ -157,16 +159,43 @@ def write_figure(path: Path, draw: Callable[["Figure"], None]) -> None:
             figure.savefig(temporary, format="png", dpi=DPI, metadata={"Software": None})
 
 
+class Side:
+    """A process of its own for the programs of one side of a comparison.
+
+    What a stage sets for its whole process (how the C library allocates, say) must not speed up
+    what it is compared with.
+
+    Args:
+        ours: set up as a stage does; otherwise as Python starts.
+        threads: of PyTorch.
+    """
+
+    def __init__(self, *, ours: bool, threads: int) -> None:
+        spawn = multiprocessing.get_context("spawn")
+        self._process = ProcessPoolExecutor(1, spawn, _start_side, (ours, threads))
+
+    def call(self, function: Callable[..., Any], *args: Any) -> Any:
+        """What a function of a module returns there."""
+        return self._process.submit(function, *args).result()
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.shutdown()
+
+
+def _start_side(ours: bool, threads: int) -> None:
+    torch.set_num_threads(threads)
+    if ours:
+        keep_freed_memory()
+        pick_device()
+
+
 @contextlib.contextmanager
-def environment_variables(values: Mapping[str, str]) -> Iterator[None]:
-    """Set environment variables for a block."""
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
+def two_sides(threads: int) -> Iterator[dict[bool, Side]]:
+    """Processes of our side (True) and of the other (False)."""
+    sides = {ours: Side(ours=ours, threads=threads) for ours in (True, False)}
     try:
-        yield
+        yield sides
     finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+        for side in sides.values():
+            side.close()

@@ -3,9 +3,9 @@
 import argparse
 import copy
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +24,7 @@ from teddy.bench.command import (
     ratio,
     seconds,
     take_turns,
+    two_sides,
 )
 from teddy.config import (
     EvaluateConfig,
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _OURS, _PER_IMAGE, _PER_BATCH = "ours", "plain, transforms per image", "plain, one transform a batch"
+_PROGRAMS = (_OURS, _PER_IMAGE, _PER_BATCH)
 _TEACHERS = 3  # of the pool that relabels; its cost is in proportion
 
 
@@ -103,20 +105,27 @@ def _options(command: argparse.ArgumentParser) -> None:
 def _measure(args: argparse.Namespace) -> Result:
     device = pick_device()
     torch.set_num_threads(args.threads)
-    measured = {}
+    measured: dict[str, Json] = {}
     for name in args.workloads:
         workload = WORKLOADS[name]
         log(f"  {workload.title}")
         workload = replace(
             workload, batch=args.batch or workload.batch, epochs=args.epochs or workload.epochs
         )
-        task = Task(workload, args.seeds, device)
         measured[name] = {
             "title": workload.title, "images": workload.images, "batch": workload.batch,
             "epochs": workload.epochs, "students": args.seeds,
-            "evaluate": _compared(task.students(), task.seen * args.seeds, args.repeats),
-            "relabel": _compared(task.relabelling(), task.seen, args.repeats),
         }  # fmt: skip
+        seen = workload.images * workload.epochs
+        with two_sides(args.threads) as sides:
+            for work, count in (("evaluate", seen * args.seeds), ("relabel", seen)):
+
+                def speed(program: str, work: str = work, count: int = count) -> Program:
+                    side, job = sides[program == _OURS], (workload, args.seeds, str(device))
+                    return lambda turn: count / side.call(_seconds, *job, work, program)
+
+                programs = {program: speed(program) for program in _PROGRAMS}
+                measured[name][work] = _compared(take_turns(programs, args.repeats))
     record = {
         "settings": {
             "device": device.type, "threads": args.threads, "repeats": args.repeats, "seed": SEED,
@@ -136,11 +145,7 @@ def _measure(args: argparse.Namespace) -> Result:
     return Result(record, (_table(measured, notes),), partial(_draw, measured))
 
 
-def _compared(programs: dict[str, Callable[[], float]], seen: int, repeats: int) -> Json:
-    def speed(program: Callable[[], float]) -> Callable[[int], float]:
-        return lambda turn: seen / program()
-
-    speeds = take_turns({name: speed(p) for name, p in programs.items()}, repeats)
+def _compared(speeds: dict[str, list[float]]) -> Json:
     return {
         name: {
             "images_per_second": values,
@@ -183,26 +188,15 @@ class Task:
             temperature=20.0, temperature_squared=False, seeds=tuple(self.seeds),
             eval_epochs=workload.epochs, precision="float32",
         )  # fmt: skip
+        teachers = replace(workload.network, norm="batch")  # the only ones that statistics match
         self.teachers = [
-            self._network(1000 + seed).eval().requires_grad_(False) for seed in range(_TEACHERS)
+            self._network(1000 + seed, teachers).eval().requires_grad_(False)
+            for seed in range(_TEACHERS)
         ]
-
-    def students(self) -> dict[str, Callable[[], float]]:
-        """Seconds to train all students, by program."""
-        return {
-            _OURS: lambda: seconds(self.train_ours, self.device),
-            _PER_IMAGE: lambda: seconds(partial(self.train_plainly, per_image), self.device),
-            _PER_BATCH: lambda: seconds(partial(self.train_plainly, per_batch), self.device),
-        }
-
-    def relabelling(self) -> dict[str, Callable[[], float]]:
-        """Seconds to label all epochs, by program."""
-        laid = [copy.deepcopy(t).to(memory_format=torch.channels_last) for t in self.teachers]
-        return {
-            _OURS: lambda: seconds(partial(self.label_ours, laid), self.device),
-            _PER_IMAGE: lambda: seconds(partial(self.label_plainly, per_image), self.device),
-            _PER_BATCH: lambda: seconds(partial(self.label_plainly, per_batch), self.device),
-        }
+        self.laid_out = [
+            copy.deepcopy(teacher).to(memory_format=torch.channels_last)
+            for teacher in self.teachers
+        ]
 
     def train_ours(self) -> None:
         """As the evaluate stage does in one process."""
@@ -240,9 +234,9 @@ class Task:
                     optimizer.step()
                 schedule.step()
 
-    def label_ours(self, teachers: Sequence[nn.Module]) -> None:
+    def label_ours(self) -> None:
         """As the relabel stage does in one process."""
-        labels = OnlineLabels(self._views(), teachers)
+        labels = OnlineLabels(self._views(), self.laid_out)
         for epoch in range(self.workload.epochs):
             labels.epoch(epoch)
 
@@ -257,15 +251,33 @@ class Task:
     def _views(self) -> TrainingViews:
         return TrainingViews(self.images, self.normalisation, self.relabel, SEED)
 
-    def _network(self, seed: int) -> nn.Module:
+    def _network(self, seed: int, config: NetworkConfig | None = None) -> nn.Module:
         workload = self.workload
-        return build(workload.network, workload.shape, workload.classes, seed).to(self.device)
+        config = config or workload.network
+        return build(config, workload.shape, workload.classes, seed).to(self.device)
 
     def _order(self) -> Tensor:
         return torch.randperm(len(self.images), device=self.device)
 
     def _plain_inputs(self, part: Tensor, transform: "Transform") -> Tensor:
         return _cutmix(transform(self, self.images.images[part]))
+
+
+@lru_cache(maxsize=1)
+def _task(workload: Workload, seeds: int, device: str) -> Task:
+    return Task(workload, seeds, torch.device(device))
+
+
+def _seconds(workload: Workload, seeds: int, device: str, work: str, program: str) -> float:
+    """Seconds of a program in this process."""
+    task = _task(workload, seeds, device)
+    transform = per_image if program == _PER_IMAGE else per_batch
+    if program == _OURS:
+        run = task.train_ours if work == "evaluate" else task.label_ours
+    else:
+        plainly = task.train_plainly if work == "evaluate" else task.label_plainly
+        run = partial(plainly, transform)
+    return seconds(run, task.device)
 
 
 class Stored:
@@ -280,6 +292,7 @@ class Stored:
 
 
 Transform = Callable[[Task, Tensor], Tensor]
+Program = Callable[[int], float]
 
 
 def per_batch(task: Task, images: Tensor) -> Tensor:
