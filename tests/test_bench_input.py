@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from teddy.artifacts import read_json
 from teddy.bench import input as bench
 from teddy.bench.__main__ import main
 from teddy.bench.command import take_turns
-from teddy.artifacts import read_json
 
 
 def test_input_writes_a_record_and_prints_a_table(

@@ -12,7 +12,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -95,10 +95,13 @@ def machine(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     threads = torch.get_num_threads()
-    return f"{threads} thread{'s' if threads > 1 else ''} on {cores()} cores of {cpu_model()}"
+    how = f"{threads} threads" if threads > 1 else "processor time of one thread"
+    return f"{how}, {cpu_model()} with {torch.backends.cpu.get_cpu_capability()}"
 
 
-def take_turns(programs: dict[str, Callable[[int], float]], repeats: int) -> dict[str, list[float]]:
+def take_turns(
+    programs: Mapping[str, Callable[[int], float]], repeats: int
+) -> dict[str, list[float]]:
     """Measurements of each program: one untimed round, then ``repeats`` rounds of all in turn.
 
     Args:
@@ -126,12 +129,18 @@ def ratio(over: Sequence[float], under: Sequence[float]) -> float:
 
 
 def seconds(work: Callable[[], Any], device: torch.device) -> float:
-    """Wall-clock seconds of ``work``, on a GPU until it has nothing left to do."""
+    """Seconds of ``work``, on a GPU until it has nothing left to do.
+
+    With one thread on a CPU of processor time, so that others on the machine do not count;
+    otherwise of wall-clock time.
+    """
+    alone = device.type == "cpu" and torch.get_num_threads() == 1
+    clock = time.process_time if alone else time.perf_counter
     synchronise(device)
-    start = time.perf_counter()
+    start = clock()
     work()
     synchronise(device)
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def synchronise(device: torch.device) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from teddy.bench.command import (
     SEED,
     Benchmark,
     Result,
+    Side,
     machine,
     median,
     positive,
@@ -45,7 +46,11 @@ from teddy.tables import Column, Table
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_OURS, _PER_IMAGE, _PER_BATCH = "ours", "plain, transforms per image", "plain, one transform a batch"
+_OURS, _PER_IMAGE, _PER_BATCH = (
+    "ours",
+    "plain, transforms per image",
+    "plain, one transform a batch",
+)
 _PROGRAMS = (_OURS, _PER_IMAGE, _PER_BATCH)
 _TEACHERS = 3  # of the pool that relabels; its cost is in proportion
 
@@ -72,11 +77,11 @@ WORKLOADS = {
         NetworkConfig(arch="convnet3", width=32, norm="batch"), _CROPS,
     ),
     "cifar": Workload(
-        "32×32, convnet3 width 32, GroupNorm", (3, 32, 32), 100, 10, 50, 5,
+        "32×32, convnet3 width 32, GroupNorm", (3, 32, 32), 100, 10, 50, 3,
         NetworkConfig(arch="convnet3", width=32, norm="group"), _CROPS,
     ),
     "tiny": Workload(
-        "64×64, ResNet18", (3, 64, 64), 20, 200, 10, 1,
+        "64×64, ResNet18", (3, 64, 64), 10, 200, 10, 1,
         NetworkConfig(arch="resnet18", width=64, norm="batch"), _CROPS,
     ),
 }  # fmt: skip
@@ -119,12 +124,11 @@ def _measure(args: argparse.Namespace) -> Result:
         seen = workload.images * workload.epochs
         with two_sides(args.threads) as sides:
             for work, count in (("evaluate", seen * args.seeds), ("relabel", seen)):
-
-                def speed(program: str, work: str = work, count: int = count) -> Program:
-                    side, job = sides[program == _OURS], (workload, args.seeds, str(device))
-                    return lambda turn: count / side.call(_seconds, *job, work, program)
-
-                programs = {program: speed(program) for program in _PROGRAMS}
+                job = (workload, args.seeds, str(device), work)
+                programs = {
+                    program: partial(_speed, sides[program == _OURS], count, (*job, program))
+                    for program in _PROGRAMS
+                }
                 measured[name][work] = _compared(take_turns(programs, args.repeats))
     record = {
         "settings": {
@@ -134,15 +138,20 @@ def _measure(args: argparse.Namespace) -> Result:
         "workloads": measured,
     }  # fmt: skip
     notes = (
-        f"Median of {args.repeats} rounds, {machine(device)}. Ratios are medians of ratios within a "
-        "round.",
-        f"Evaluate: {args.seeds} students of one set, from uint8 images in memory to the last step; "
-        "augmentation and soft labels included, testing not. Relabel: soft labels of every view by "
-        f"{_TEACHERS} teachers, an image counting once. The plain loops are float32, NCHW, with "
-        "torchvision's transforms for each image or one for the whole batch, one CutMix box per "
-        "batch, KL divergence and torch.optim.AdamW.",
+        f"Median of {args.repeats} rounds, {machine(device)}. Ratios are medians of ratios within "
+        "a round.",
+        f"Evaluate: {args.seeds} students of one set, from uint8 images in memory to the last "
+        "step; augmentation and soft labels included, testing not. Relabel: soft labels of "
+        f"every view by {_TEACHERS} teachers, an image counting once. The plain loops are float32, "
+        "NCHW, with torchvision's transforms for each image or one for the whole batch, one CutMix "
+        "box per batch, KL divergence and torch.optim.AdamW.",
     )
     return Result(record, (_table(measured, notes),), partial(_draw, measured))
+
+
+def _speed(side: Side, images: int, job: tuple[Any, ...], turn: int) -> float:
+    """Images per second."""
+    return images / float(side.call(_seconds, *job))
 
 
 def _compared(speeds: dict[str, list[float]]) -> Json:
@@ -292,7 +301,6 @@ class Stored:
 
 
 Transform = Callable[[Task, Tensor], Tensor]
-Program = Callable[[int], float]
 
 
 def per_batch(task: Task, images: Tensor) -> Tensor:
@@ -367,5 +375,5 @@ def _draw(measured: dict[str, Json], figure: "Figure") -> None:
 
 
 BENCHMARK = Benchmark(
-    "student training and relabelling, beside plain loops", _options, _measure, repeats=5
+    "student training and relabelling, beside plain loops", _options, _measure, repeats=3
 )

@@ -87,7 +87,7 @@ def peak_bytes(step: Callable[[], Any], device: torch.device) -> int:
         step()
     changes = [
         (event.start_ns(), event.nbytes())
-        for event in profiled.profiler.kineto_results.events()  # type: ignore[union-attr]
+        for event in profiled.profiler.kineto_results.events()
         if event.name() == "[memory]"
     ]
     now = peak = 0

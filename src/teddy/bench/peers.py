@@ -25,6 +25,9 @@ class FeatureHook:
         layer.register_forward_hook(self._look)
 
     def _look(self, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        assert isinstance(layer, nn.BatchNorm2d)
+        assert layer.running_mean is not None
+        assert layer.running_var is not None
         x = inputs[0]
         mean = x.mean([0, 2, 3])
         var = x.permute(1, 0, 2, 3).contiguous().reshape(x.shape[1], -1).var(1, unbiased=False)

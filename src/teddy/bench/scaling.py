@@ -141,7 +141,8 @@ def _in_fresh_process(point: Point, params: Path) -> Json:
             command, capture_output=True, text=True, check=False, env=os.environ | own
         )
     if made.returncode:
-        raise TeddyError(f"bench scaling: {point} failed: {made.stderr.strip()}")
+        reason = (made.stderr.strip().splitlines() or [f"exit status {made.returncode}"])[-1]
+        raise TeddyError(f"bench scaling: {point} failed: {reason}")
     record: Json = json.loads(made.stdout.splitlines()[-1])
     return record
 

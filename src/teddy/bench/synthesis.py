@@ -4,7 +4,7 @@ import argparse
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,12 +18,14 @@ from teddy.bench.command import (
     SEED,
     Benchmark,
     Result,
+    Side,
     machine,
     median,
     positive,
     ratio,
     seconds,
     take_turns,
+    two_sides,
 )
 from teddy.bench.memory import peak_bytes, saved_bytes
 from teddy.bench.peers import Mode, RecoverLoop
@@ -102,10 +104,22 @@ _JOBS = (
 
 
 @dataclass(frozen=True, slots=True)
+class Spec:
+    """What is measured of a workload."""
+
+    workload: Workload
+    batch: int
+    config: SynthesizeConfig
+    precisions: tuple[str, ...]
+    teachers: tuple[int, ...]
+    device: str
+
+
+@dataclass(frozen=True, slots=True)
 class Program:
     """Something that is timed."""
 
-    step: Callable[[], Any]
+    step: Callable[[], Any] | None
     passes: int = 1
     """Teachers per iteration."""
     kind: str = "engine"
@@ -140,18 +154,19 @@ def _measure(args: argparse.Namespace) -> Result:
     params = read_yaml(args.params)
     config = from_json(SynthesizeConfig, params["synthesize"], f"{args.params}: synthesize")
     native, slowdown = floor.runs_natively(device, torch.bfloat16)
-    precisions = ["float32", "bfloat16"] if native else ["float32"]
+    precisions = ("float32", "bfloat16") if native else ("float32",)
     speeds = {name: floor.product_speed(device, getattr(torch, name)) for name in precisions}
     iterations = args.iterations or (_GPU_ITERATIONS if device.type == "cuda" else 1)
     measured: dict[str, Json] = {}
     for name in args.workloads:
-        log(f"  {WORKLOADS[name].title}")
         workload = WORKLOADS[name]
+        log(f"  {workload.title}")
         batch = args.batch or (_PAPER_BATCH if device.type == "cuda" else workload.cpu_batch)
-        measured[name] = _workload(
-            workload, batch, config, precisions, args.teachers, iterations, args.repeats, device,
-            max(speeds.values()),
-        )  # fmt: skip
+        spec = Spec(workload, batch, config, precisions, tuple(args.teachers), str(device))
+        with two_sides(args.threads) as sides:
+            measured[name] = _workload(
+                spec, sides, iterations, args.repeats, max(speeds.values())
+            )  # fmt: skip
     jobs = _extrapolated(measured, params)
     remark = (
         "bfloat16 is run by the processor's own instructions"
@@ -184,39 +199,32 @@ def _measure(args: argparse.Namespace) -> Result:
 
 
 def _workload(
-    workload: Workload, batch: int, config: SynthesizeConfig, precisions: list[str],
-    teachers: list[int], iterations: int, repeats: int, device: torch.device, speed: float,
-) -> Json:  # fmt: skip
-    networks = [frozen_network(workload, seed) for seed in range(max(teachers))]
-    shape = (3, workload.size, workload.size)
-    images = torch.randn(batch, *shape, generator=stream(SEED, "bench images")).to(device)
-    labels = (torch.arange(batch) % workload.classes).to(device)
-    programs = _references(networks[0], images, labels, config)
-    for precision in precisions:
-        for k in teachers:
-            settings = replace(config, precision=precision)  # type: ignore[arg-type]
-            engine = EngineLoop(networks[:k], images, labels, settings)
-            programs[f"engine, {precision}, k = {k}"] = Program(engine.step, k)
+    spec: Spec, sides: dict[bool, Side], iterations: int, repeats: int, speed: float
+) -> Json:
+    side_of: dict[str, bool] = {}
+    programs: dict[str, Program] = {}
+    for ours in (False, True):
+        found = sides[ours].call(_described, spec, ours)
+        side_of |= dict.fromkeys(found, ours)
+        programs |= found
     memory = {
-        name: {"saved_bytes": saved_bytes(program.step)}
-        | {"peak_bytes": peak_bytes(program.step, device)}
+        name: sides[side_of[name]].call(_memory, spec, side_of[name], name)
         for name, program in programs.items()
+        if program.kind != "floor"
     }
-    programs |= _floors(networks[0], images, precisions)
 
-    def timed(program: Program) -> Callable[[int], float]:
-        def run(turn: int) -> float:
-            many = range(iterations)
-            return 1e3 * seconds(lambda: [program.step() for _ in many], device) / iterations
+    def timed(name: str) -> Callable[[int], float]:
+        ours = side_of[name]
+        return lambda turn: float(sides[ours].call(_milliseconds, spec, ours, name, iterations))
 
-        return run
-
-    times = take_turns({name: timed(program) for name, program in programs.items()}, repeats)
+    times = take_turns({name: timed(name) for name in programs}, repeats)
     lowest = min(
         (name for name, program in programs.items() if program.kind == "floor"),
         key=lambda name: median(times[name]),
     )
-    bound = 1e3 * floor.operations(networks[0], shape, batch) / speed
+    shape = (3, spec.workload.size, spec.workload.size)
+    network = frozen_network(spec.workload, seed=0)
+    bound = 1e3 * floor.operations(network, shape, spec.batch) / speed
     entries: Json = {}
     for name, program in programs.items():
         per_pass = [value / program.passes for value in times[name]]
@@ -232,12 +240,54 @@ def _workload(
             **memory.get(name, {}),
         }
     return {
-        "title": workload.title,
-        "batch": batch,
+        "title": spec.workload.title,
+        "batch": spec.batch,
         "floor": lowest,
         "bound_ms_per_pass": bound,
         "programs": entries,
     }
+
+
+@lru_cache(maxsize=1)
+def programs_of(spec: Spec, ours: bool) -> dict[str, Program]:
+    """Programs of one side by name, on the same random networks, images and labels."""
+    workload, device = spec.workload, torch.device(spec.device)
+    count = max(spec.teachers) if ours else 1
+    networks = [frozen_network(workload, seed) for seed in range(count)]
+    size, generator = workload.size, stream(SEED, "bench images")
+    images = torch.randn(spec.batch, 3, size, size, generator=generator).to(device)
+    labels = (torch.arange(spec.batch) % workload.classes).to(device)
+    if not ours:
+        return _references(networks[0], images, labels, spec.config)
+    programs = {}
+    for precision in spec.precisions:
+        for k in spec.teachers:
+            settings = replace(spec.config, precision=precision)  # type: ignore[arg-type]
+            engine = EngineLoop(networks[:k], images, labels, settings)
+            programs[f"engine, {precision}, k = {k}"] = Program(engine.step, k)
+    return programs | _floors(networks[0], images, spec.precisions)
+
+
+def _described(spec: Spec, ours: bool) -> dict[str, Program]:
+    """The programs without what they do, which cannot leave this process."""
+    programs = programs_of(spec, ours)
+    return {name: replace(program, step=None) for name, program in programs.items()}
+
+
+def _milliseconds(spec: Spec, ours: bool, name: str, iterations: int) -> float:
+    """Of an iteration."""
+    step = programs_of(spec, ours)[name].step
+    assert step is not None
+    many = range(iterations)
+    return 1e3 * seconds(lambda: [step() for _ in many], torch.device(spec.device)) / iterations
+
+
+def _memory(spec: Spec, ours: bool, name: str) -> Json:
+    """Of an iteration."""
+    step, device = programs_of(spec, ours)[name].step, torch.device(spec.device)
+    assert step is not None
+    step()  # whatever is made once
+    return {"saved_bytes": saved_bytes(step), "peak_bytes": peak_bytes(step, device)}
 
 
 def frozen_network(workload: Workload, seed: int) -> nn.Module:
@@ -273,7 +323,7 @@ def _references(
     return programs
 
 
-def _floors(network: nn.Module, images: Tensor, precisions: list[str]) -> dict[str, Program]:
+def _floors(network: nn.Module, images: Tensor, precisions: tuple[str, ...]) -> dict[str, Program]:
     layouts = {"NCHW": torch.contiguous_format, "channels last": torch.channels_last}
     own = copy.deepcopy(network).to(images.device)
     programs = {}
