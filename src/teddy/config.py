@@ -343,8 +343,9 @@ class SynthesizeConfig:
     """Clip to the valid pixel range after every step."""
     class_statistics: Literal["none", "per_class", "pooled"]
     """Stored statistics, or variants A and B of §8-21 from a pass over the training set."""
-    gradient: Literal["two_pass", "joint"]
-    """One teacher's graph at a time (exact, memory of k = 1), or all k at once."""
+    gradient: Literal["auto", "two_pass", "joint"]
+    """One teacher's graph at a time (exact, memory of k = 1), or all k at once (fewer forwards).
+    ``auto``: the latter where it fits the machine's memory. They differ by rounding."""
     precision: Precision
     """Autocast dtype of the teachers; statistics and losses stay in float32."""
 

@@ -126,7 +126,19 @@ _task: Callable[[int], None] | None = None  # inherited by forked workers, which
 _row = 0  # of the terminal, where this process draws its progress bar
 
 
-def for_each(count: int, task: Callable[[int], None], device: torch.device) -> None:
+def workers_for(count: int, device: torch.device) -> int:
+    """Processes that :func:`for_each` runs ``count`` tasks in, of those started by this one."""
+    if device.type != "cpu" or _whole_number("TEDDY_THREADS", 1) > 1:
+        return 1
+    return max(1, min(len(distributed.share(count)), cores()))
+
+
+def for_each(
+    count: int,
+    task: Callable[[int], None],
+    device: torch.device,
+    before: Callable[[], None] | None = None,
+) -> None:
     """Call ``task(0) … task(count − 1)``, shared by all processes that torchrun started.
 
     Tasks must not depend on each other and must leave their results in files, where all are when
@@ -140,15 +152,17 @@ def for_each(count: int, task: Callable[[int], None], device: torch.device) -> N
         count: number of tasks.
         task: what to do for an index.
         device: where tasks compute.
+        before: called once before all tasks; what it leaves in memory, forked workers share.
 
     Raises:
         TeddyError: a worker was killed, by a lack of memory as a rule.
     """
     mine = distributed.share(count)
-    threads = _whole_number("TEDDY_THREADS", 1)
-    workers = min(len(mine), cores()) if device.type == "cpu" and threads == 1 else 1
+    workers = workers_for(count, device)
     if device.type == "cpu":
-        torch.set_num_threads(threads)
+        torch.set_num_threads(_whole_number("TEDDY_THREADS", 1))
+    if before is not None and len(mine) > 0:
+        before()
     if workers > 1:
         _fork_workers(mine, task, workers)
     else:
@@ -258,20 +272,19 @@ def _run_together(stage: str, main: Callable[[], str], parallel: bool) -> None:
         distributed.rejoin()
 
 
-def _log_timing(stage: str, summary: str, seconds: float, processes: int) -> None:
+def peak_mib() -> float:
+    """Most memory that this process has had: of the GPU where it uses one, else of the machine."""
+    if torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+def append_log(name: str, record: dict[str, Any]) -> None:
+    """Append a line with date and machine to ``logs/<name>.jsonl``, which no stage depends on."""
     on_gpu = torch.cuda.is_initialized()
-    peak = (
-        torch.cuda.max_memory_allocated() / 2**20
-        if on_gpu
-        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-    )
-    record = {
-        "stage": stage,
-        "summary": summary,
-        "seconds": round(seconds, 3),
-        "peak_mib": round(peak, 1),
+    line = {
+        **record,
         "device": torch.cuda.get_device_name() if on_gpu else "cpu",
-        "processes": processes,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "when": time.strftime("%Y-%m-%dT%H:%M:%S"),
@@ -279,5 +292,16 @@ def _log_timing(stage: str, summary: str, seconds: float, processes: int) -> Non
     folder = Path(os.environ.get("TEDDY_LOGS", "logs"))
     with contextlib.suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
-        with (folder / f"{stage}.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        with (folder / f"{name}.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+def _log_timing(stage: str, summary: str, seconds: float, processes: int) -> None:
+    record = {
+        "stage": stage,
+        "summary": summary,
+        "seconds": round(seconds, 3),
+        "peak_mib": round(peak_mib(), 1),
+        "processes": processes,
+    }
+    append_log(stage, record)

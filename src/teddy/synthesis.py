@@ -8,221 +8,46 @@ Dimensions: ``N`` images of an item, ``C H W`` image shape, ``K`` classes, ``M``
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from tqdm import tqdm
 
 from teddy.artifacts import Json, WorkDir, read_tensors, write_tensors
 from teddy.augmentation import Views, draw_views
 from teddy.config import SynthesizeConfig, ViewConfig
-from teddy.data import ImageDataset, LabelledImages, select_random
-from teddy.distributed import leave_to_first
+from teddy.data import ImageDataset, select_random
+from teddy.distributed import leave_to_first, world_size
 from teddy.errors import TeddyError
-from teddy.images import Normalisation
-from teddy.networks import batchnorms
-from teddy.objectives import (
-    Moments,
-    cosine_lr,
-    ensemble_cross_entropy,
-    moments,
-    statistics_loss,
+from teddy.frozen import Teacher
+from teddy.gradient import (
+    Mode,
+    OutOfMemory,
+    choose_mode,
+    combined,
+    eq7_gradient,
+    losses_of_teachers,
+    memory_watch,
 )
+from teddy.objectives import Moments, cosine_lr
 from teddy.optimizers import Adam, Group, restore
 from teddy.pool import Pool, draw_teachers
-from teddy.runtime import autocast, for_each, progress, save_interval
+from teddy.runtime import append_log, for_each, log, peak_mib, progress, save_interval, workers_for
 from teddy.seeding import stream
+from teddy.targets import class_moments
 from teddy.theory import pool_class_statistics
 
-_KIND, _RESUME_KIND = "teddy.item.v1", "teddy.item-state.v1"
+_KIND, _RESUME_KIND = "teddy.item.v2", "teddy.item-state.v2"
+_FINITE_KIND = "teddy.item-images.v1"
 _CHECK_EVERY = 50  # iterations between looks at the losses, each a host–device sync
 _VIEW_BLOCK = 64  # shared views drawn at a time; drawing them singly costs more than using them
 _CURVE_POINTS = 100
 
-
-# ---------------------------------------------------------------------------------- one teacher
-
-
-class Teacher:
-    """A frozen network in eval mode that reports the statistics of its BatchNorm inputs.
-
-    Args:
-        network: frozen, in eval mode.
-        variance: convention of the batch variance, see :func:`teddy.objectives.moments`.
-    """
-
-    def __init__(self, network: nn.Module, variance: str) -> None:
-        self.network = network
-        self._variance = variance
-        self._seen: list[Moments] | None = None
-        layers = batchnorms(network)
-        if not layers:
-            raise TeddyError("a teacher needs BatchNorm layers: Eq. 7 matches their statistics")
-        self.running = [Moments(_known(n.running_mean), _known(n.running_var)) for n in layers]
-        for layer in layers:
-            layer.register_forward_pre_hook(self._look)
-
-    def logits(self, images: Tensor) -> Tensor:
-        """Logits ``(N, K)`` alone."""
-        output: Tensor = self.network(images)
-        return output
-
-    def observe(self, images: Tensor) -> tuple[Tensor, list[Moments]]:
-        """Logits ``(N, K)`` and the input statistics of every BatchNorm layer, in module order."""
-        self._seen = []
-        output: Tensor = self.network(images)
-        seen, self._seen = self._seen, None
-        return output, seen
-
-    def _look(self, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        if self._seen is not None:
-            # mypy: the literal is checked where the configuration is read
-            self._seen.append(moments(inputs[0], self._variance))  # type: ignore[arg-type]
-
-
-def _known(buffer: Tensor | None) -> Tensor:
-    if buffer is None:
-        raise TeddyError("a teacher's BatchNorm layers must keep running statistics")
-    return buffer
-
-
-def class_moments(
-    teacher: Teacher,
-    images: LabelledImages,
-    normalisation: Normalisation,
-    views: ViewConfig,
-    num_classes: int,
-    seed: int,
-    batch_size: int = 256,
-) -> list[Moments]:
-    """Exact statistics of every BatchNorm input for every class, over one pass (§8-21).
-
-    Streaming sums in float64 of the biased variance, in eval mode, with the augmentation of
-    training.
-
-    Returns:
-        Per layer: means and variances, each ``(K, channels)`` float32.
-    """
-    teacher = Teacher(teacher.network, "biased")  # whichever variance the loss compares
-    device = images.labels.device
-    means: list[list[Tensor]] = []
-    variances: list[list[Tensor]] = []
-    for label in range(num_classes):
-        members = torch.nonzero(images.labels == label)[:, 0]
-        total = 0
-        sums: list[tuple[Tensor, Tensor]] = []
-        batches = images.train_batches(
-            members.split(batch_size), views, normalisation, seed, "class statistics"
-        )
-        for inputs, labels in batches:
-            with torch.inference_mode():
-                _, seen = teacher.observe(inputs)
-            total += len(labels)
-            new = [_sums(batch, len(labels)) for batch in seen]
-            if sums:
-                new = [(a + c, b + d) for (a, b), (c, d) in zip(sums, new, strict=True)]
-            sums = new
-        means.append([first / total for first, _ in sums])
-        variances.append([second / total - (first / total) ** 2 for first, second in sums])
-    layers = range(len(teacher.running))
-    return [
-        Moments(
-            torch.stack([of_class[layer] for of_class in means]).float().to(device),
-            torch.stack([of_class[layer] for of_class in variances]).float().to(device),
-        )
-        for layer in layers
-    ]
-
-
-def _sums(batch: Moments, count: int) -> tuple[Tensor, Tensor]:
-    """First and second moment times the number of images; pixels per image cancel."""
-    mean, var = batch.mean.double(), batch.var.double()
-    return count * mean, count * (var + mean**2)
-
-
-# ------------------------------------------------------------------------------------- objective
-
-
-def eq7_gradient(
-    view: Tensor,
-    labels: Tensor,
-    teachers: Sequence[Teacher],
-    targets: Sequence[Sequence[Moments]],
-    config: SynthesizeConfig,
-) -> Tensor:
-    """Gradient of Eq. 7 with respect to the augmented images, left in ``view.grad``.
-
-    ``two_pass`` is exact and keeps one teacher's graph at a time. The classifier prior couples
-    the teachers only through their logits, so with G_m = ∂CE/∂z_m known from a pass without a
-    graph, the gradient is the sum over teachers of that of ⟨G_m, z_m⟩ + α·R_m/M. The last
-    teacher keeps the graph of its first pass, so M teachers cost 2M − 1 forwards.
-
-    Args:
-        view: normalised float ``(N, C, H, W)``, a leaf that requires grad.
-        labels: int64 ``(N,)``.
-        teachers: the M drawn teachers.
-        targets: per teacher, the statistics each BatchNorm layer is matched to.
-        config: conventions of the loss.
-
-    Returns:
-        ``(2,)`` detached: classifier prior, and statistics term before α.
-    """
-    share = 1 / len(teachers) if config.over_teachers == "mean" else 1.0
-    if config.gradient == "joint":
-        return _joint(view, labels, teachers, targets, config, share)
-    with torch.no_grad():
-        known = [_forward(teacher.logits, view, config) for teacher in teachers[:-1]]
-    last, gap = _observed(teachers[-1], targets[-1], view, config)
-    logits_MNK = torch.stack([*known, last.detach()]).requires_grad_()
-    prior = ensemble_cross_entropy(logits_MNK, labels, config.ensemble)
-    (grad_MNK,) = torch.autograd.grad(prior, logits_MNK)
-    _backward(last, gap, grad_MNK[-1], config.alpha_bn * share)
-    gaps = [gap.detach()]
-    for index, teacher in enumerate(teachers[:-1]):
-        logits, gap = _observed(teacher, targets[index], view, config)
-        _backward(logits, gap, grad_MNK[index], config.alpha_bn * share)
-        gaps.append(gap.detach())
-    return torch.stack([prior.detach(), torch.stack(gaps).sum() * share])
-
-
-def _joint(
-    view: Tensor,
-    labels: Tensor,
-    teachers: Sequence[Teacher],
-    targets: Sequence[Sequence[Moments]],
-    config: SynthesizeConfig,
-    share: float,
-) -> Tensor:
-    observed = [_observed(t, s, view, config) for t, s in zip(teachers, targets, strict=True)]
-    logits_MNK = torch.stack([logits for logits, _ in observed])
-    prior = ensemble_cross_entropy(logits_MNK, labels, config.ensemble)
-    statistics = torch.stack([gap for _, gap in observed]).sum() * share
-    (prior + config.alpha_bn * statistics).backward()
-    return torch.stack([prior.detach(), statistics.detach()])
-
-
-def _backward(logits: Tensor, gap: Tensor, grad: Tensor, weight: float) -> None:
-    torch.autograd.backward([logits, gap], [grad, torch.full_like(gap, weight)])
-
-
-def _observed(
-    teacher: Teacher, target: Sequence[Moments], view: Tensor, config: SynthesizeConfig
-) -> tuple[Tensor, Tensor]:
-    """Logits and R_BN of one teacher."""
-    logits, seen = _forward(teacher.observe, view, config)
-    gap = statistics_loss(seen, target, config.first_bn_weight, config.norm)
-    return logits if logits.dtype == torch.float64 else logits.float(), gap
-
-
-def _forward(forward: Callable[[Tensor], Any], view: Tensor, config: SynthesizeConfig) -> Any:
-    with autocast(view.device, config.precision):
-        return forward(view)
-
-
-# ----------------------------------------------------------------------------------------- items
+__all__ = ["Item", "Synthesiser", "Teacher", "cut_items", "eq7_gradient", "synthesise"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,6 +90,30 @@ def cut_items(ipc: int, num_classes: int, config: SynthesizeConfig) -> list[Item
     ]
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where an item stands among those of a set, for who watches."""
+
+    finished: int = 0
+    total: int = 1
+    ahead: int = 0
+    """Further items that this process has to wait for."""
+
+    def title(self, item: Item) -> str:
+        """Label of the progress bar."""
+        return f"synthesize {self.finished}/{self.total} items, now {item.name}"
+
+    def show(
+        self, bar: "tqdm[Any]", done: int, start: int, iterations: int, images: int, began: float
+    ) -> None:
+        """Move the bar; add images per second, and the time until all items are finished."""
+        rate = (done - start) / max(time.monotonic() - began, 1e-9)
+        left = (iterations - done + self.ahead * iterations) / rate
+        speed = f"{rate * images:.0f} images/s, all in {tqdm.format_interval(left)}"
+        bar.set_postfix_str(speed, refresh=False)
+        bar.update(done - bar.n)
+
+
 class Synthesiser:
     """Optimises items with the teachers of one pool.
 
@@ -291,48 +140,86 @@ class Synthesiser:
         self._training_views = training_views
         self._teachers: dict[int, Teacher] = {}
         self._class_moments: dict[int, list[Moments]] = {}
+        self._modes: dict[tuple[int, ...], Mode] = {}
+        self.facts: Json = {}
+        """How the last item ran: gradient mode, speed, memory."""
+
+    def load(self, items: Sequence[Item]) -> None:
+        """Load and rewrite the teachers that items draw, once for all of them.
+
+        Where they are drawn anew at every iteration, that is the whole pool.
+        """
+        once = self.config.draw_per == "index"
+        members = (
+            {m for item in items for m in self.draw(item, 0)} if once else range(len(self.pool))
+        )
+        for member in sorted(members):
+            self._teacher(member)
+            if items and self.config.class_statistics != "none":
+                self._targets(member, items[0])
 
     def run(
-        self, item: Item, resume: Path, save_every_seconds: float | None = None
+        self,
+        item: Item,
+        resume: Path,
+        save_every_seconds: float | None = None,
+        place: "Place | None" = None,
     ) -> dict[str, Tensor]:
         """Optimise one item, continuing from ``resume`` if it exists.
+
+        How it ran is left in :attr:`facts`.
+
+        Args:
+            item: what to optimise.
+            resume: file for unfinished work.
+            save_every_seconds: least time between two writes of it; None asks the environment.
+            place: of the item among others, for the progress bar.
 
         Returns:
             ``images`` uint8 ``(N, C, H, W)``, and ``curve`` float32 ``(points, 3)``: iteration,
             classifier prior, statistics term.
 
         Raises:
-            TeddyError: a loss is not finite; names the item and the step.
+            TeddyError: a loss is not finite; names the item, the step and the teacher, and where
+                the last finite images are. Or memory is exhausted.
         """
-        config = self.config
+        config, place = self.config, place or Place()
         save_every = save_interval() if save_every_seconds is None else save_every_seconds
         images = self.initial_images(item).to(self.device).requires_grad_()
-        optimizer = Adam(
-            [Group([images], config.weight_decay)], config.betas, config.eps, decoupled=False
+        run = _Run(
+            images,
+            Adam([Group([images], config.weight_decay)], config.betas, config.eps, decoupled=False),
+            torch.zeros(config.iterations, 1 + 2 * config.draw, device=self.device),
+            self._mode(item, images),
         )
-        losses = torch.zeros(config.iterations, 2, device=self.device)
-        start = _restore_item(resume, images, optimizer, losses) if resume.exists() else 0
+        start = run.restore(resume) if resume.exists() else 0
+        finite, finite_at = images.detach().clone(), start
         labels = item.labels().to(self.device)
         low, high = self.data.normalisation.bounds(self.device)
         views = self._views(item, start)
-        saved = time.monotonic()
-        with progress(config.iterations, f"synthesize {item.name}", "it", start) as bar:
+        began = saved = time.monotonic()
+        with progress(config.iterations, place.title(item), "it", start) as bar:
             for iteration in range(start, config.iterations):
                 drawn = self.draw(item, iteration)
-                losses[iteration] = self._gradient(images, labels, next(views), drawn, item)
-                optimizer.step(cosine_lr(config.lr, iteration, config.iterations))
+                run.losses[iteration] = self._gradient(run, labels, next(views), drawn, item)
+                run.optimizer.step(cosine_lr(config.lr, iteration, config.iterations))
                 if config.clip:
                     with torch.no_grad():
                         torch.clamp(images, low, high, out=images)
                 done = iteration + 1
                 if done % _CHECK_EVERY == 0 or done == config.iterations:
-                    _refuse_non_finite(losses, iteration, item)
-                    bar.update(done - bar.n)
+                    bad = _first_non_finite(run.losses[finite_at:done])
+                    if bad is not None:
+                        self._refuse(item, finite_at + bad, run.losses, resume, finite, finite_at)
+                    finite.copy_(images.detach())
+                    finite_at = done
+                    place.show(bar, done, start, config.iterations, len(images), began)
                     if time.monotonic() - saved >= save_every:
-                        _save_item(resume, images, optimizer, losses, done)
+                        run.save(resume, done)
                         saved = time.monotonic()
+        self.facts = self._facts(run, config.iterations - start, time.monotonic() - began)
         pixels = self.data.normalisation.to_uint8(images.detach())
-        return {"images": pixels.cpu(), "curve": _curve(losses.cpu())}
+        return {"images": pixels.cpu(), "curve": _curve(combined(run.losses.cpu(), config))}
 
     def initial_images(self, item: Item) -> Tensor:
         """Images before the first step, normalised float32 ``(N, C, H, W)`` on the CPU."""
@@ -357,17 +244,81 @@ class Synthesiser:
             moment = ("iteration", item.group, iteration)  # type: ignore[assignment]
         return draw_teachers(len(self.pool), self.config.draw, self.seed, *moment)
 
+    def _mode(self, item: Item, images: Tensor) -> Mode:
+        if self.config.gradient != "auto":
+            return self.config.gradient
+        teachers = tuple(self.draw(item, 0))
+        key = (*teachers, len(images))
+        if key not in self._modes:
+            view = images.detach().to(memory_format=torch.channels_last)
+            try:
+                with memory_watch():
+                    mode = choose_mode(view, [self._teacher(m) for m in teachers], self.config)
+            except OutOfMemory:
+                mode = "two_pass"
+            if mode not in self._modes.values():
+                log(f"synthesize: gradient of {len(teachers)} teachers by {mode} (auto)")
+            self._modes[key] = mode
+        return self._modes[key]
+
     def _gradient(
-        self, images: Tensor, labels: Tensor, view: Views, drawn: list[int], item: Item
+        self, run: "_Run", labels: Tensor, view: Views, drawn: list[int], item: Item
     ) -> Tensor:
-        """Leave the gradient of Eq. 7 in ``images.grad``; return the two losses."""
-        augmented = view(images)
+        """Leave the gradient of Eq. 7 in the images' ``grad``; return the teachers' losses."""
+        augmented = view(run.images)
         leaf = augmented.detach().to(memory_format=torch.channels_last).requires_grad_()
         teachers = [self._teacher(member) for member in drawn]
         targets = [self._targets(member, item) for member in drawn]
-        losses = eq7_gradient(leaf, labels, teachers, targets, self.config)
+        try:
+            with memory_watch():
+                losses = losses_of_teachers(leaf, labels, teachers, targets, self.config, run.mode)
+        except OutOfMemory as error:
+            if run.mode == "two_pass":
+                raise TeddyError(
+                    f"synthesize: no memory left for {item.name} ({error}); take fewer images at a "
+                    "time by synthesize.classes_per_batch or indices_per_batch"
+                ) from None
+            losses = None
+        if losses is None:  # outside the handler, which holds on to the tensors of what failed
+            log(f"synthesize: no memory left for gradient joint, two_pass goes on with {item.name}")
+            run.mode = "two_pass"
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+            return self._gradient(run, labels, view, drawn, item)
         augmented.backward(leaf.grad)
         return losses
+
+    def _refuse(
+        self, item: Item, at: int, losses: Tensor, resume: Path, finite: Tensor, finite_at: int
+    ) -> None:
+        """Refuse a loss that is not finite; leave the images of the last look beside ``resume``."""
+        drawn = self.draw(item, at)
+        row = losses[at].cpu()
+        gaps, sizes = row[1:].unflatten(0, (2, len(drawn)))
+        bad = [m for m, ok in zip(drawn, (gaps + sizes).isfinite().tolist(), strict=True) if not ok]
+        names = ", ".join(self.pool.entries[member]["file"] for member in bad or drawn)
+        value = float(combined(row, self.config).sum())
+        path = resume.with_suffix(".last-finite.safetensors")
+        write_tensors(path, {"images": finite}, kind=_FINITE_KIND, record={"iterations": finite_at})
+        raise TeddyError(
+            f"synthesize: loss is {value} at iteration {at + 1} of {item.name}, by teacher "
+            f"{names}; the images after iteration {finite_at} are in {path}; try a smaller "
+            "synthesize.lr"
+        )
+
+    def _facts(self, run: "_Run", iterations: int, seconds: float) -> Json:
+        """How an item ran; iterations of an earlier, interrupted run are not counted."""
+        rate = iterations / seconds if seconds else 0.0
+        return {
+            "gradient": run.mode,
+            "precision": self.config.precision,
+            "teachers": self.config.draw,
+            "images": len(run.images),
+            "iterations": iterations,
+            "ms_per_iteration": round(1e3 * seconds / max(1, iterations), 3),
+            "images_per_second": round(rate * len(run.images), 1),
+            "peak_mib": round(peak_mib(), 1),
+        }
 
     def _views(self, item: Item, start: int) -> Iterator[Views]:
         """Views from iteration ``start`` on; each depends on its iteration alone."""
@@ -416,23 +367,33 @@ def synthesise(
     items = cut_items(ipc, num_classes, synthesiser.config)
     size = synthesiser.config.indices_per_batch
 
+    paths = [_item_path(work, item) for item in items]
+
+    def load() -> None:
+        synthesiser.load([i for i, path in zip(items, paths, strict=True) if not path.exists()])
+
     def finish(index: int) -> None:
-        path = _item_path(work, items[index])
+        path, item = paths[index], items[index]
         if not path.exists():
             resume = path.with_suffix(".resume")
-            result = synthesiser.run(items[index], resume)
-            write_tensors(path, result, kind=_KIND, record={})
+            done = sum(other.exists() for other in paths)
+            at_a_time = world_size() * workers_for(len(items), synthesiser.device)
+            place = Place(done, len(items), math.ceil((len(items) - done) / at_a_time) - 1)
+            result = synthesiser.run(item, resume, place=place)
+            facts = synthesiser.facts
+            write_tensors(path, result, kind=_KIND, record={"gradient": facts["gradient"]})
             resume.unlink(missing_ok=True)
+            append_log("synthesize-items", {"work": work.path.name, "item": item.name, **facts})
 
-    for_each(len(items), finish, synthesiser.device)
+    for_each(len(items), finish, synthesiser.device, before=load)
     leave_to_first()
     images = torch.empty(math.ceil(ipc / size) * size, num_classes, *shape, dtype=torch.uint8)
     records = []
     for item in items:
-        result, _ = read_tensors(_item_path(work, item), kind=_KIND)
+        result, facts = read_tensors(_item_path(work, item), kind=_KIND)
         block = result["images"].unflatten(0, (len(item.indices), len(item.classes)))
         images[list(item.indices), item.classes[0] : item.classes[-1] + 1] = block
-        records.append(_item_record(synthesiser, item, result["curve"]))
+        records.append(_item_record(synthesiser, item, result["curve"], facts["gradient"]))
     labels = torch.arange(num_classes).repeat(ipc)
     return images[:ipc].flatten(0, 1), labels, records
 
@@ -441,10 +402,10 @@ def _item_path(work: WorkDir, item: Item) -> Path:
     return work / f"item-{item.group:04d}-{item.chunk:04d}.safetensors"
 
 
-def _item_record(synthesiser: Synthesiser, item: Item, curve: Tensor) -> Json:
+def _item_record(synthesiser: Synthesiser, item: Item, curve: Tensor, gradient: str) -> Json:
     columns = ("iteration", "classifier_prior", "statistics")
     points = [dict(zip(columns, _rounded(row), strict=True)) for row in curve.tolist()]
-    record: Json = {"item": item.name, "curve": points}
+    record: Json = {"item": item.name, "gradient": gradient, "curve": points}
     if synthesiser.config.draw_per == "index":
         record["drawn"] = synthesiser.draw(item, 0)
     return record
@@ -461,28 +422,35 @@ def _curve(losses: Tensor) -> Tensor:
     return torch.cat([(kept + 1)[:, None].float(), losses[kept]], dim=1)
 
 
-def _refuse_non_finite(losses: Tensor, iteration: int, item: Item) -> None:
-    """Look at the losses since the last look; the one host–device sync of so many steps."""
-    first = max(0, iteration + 1 - _CHECK_EVERY)
-    recent = losses[first : iteration + 1].sum(1).tolist()
-    for offset, value in enumerate(recent):
-        if not math.isfinite(value):
-            raise TeddyError(
-                f"synthesize: loss is {value} at iteration {first + offset + 1} of {item.name}; "
-                "try a smaller synthesize.lr"
-            )
+def _first_non_finite(losses: Tensor) -> int | None:
+    """Row of the first loss that is not finite; the one host–device sync of so many steps."""
+    bad = torch.nonzero(~losses.isfinite().all(1))[:1, 0].tolist()
+    return bad[0] if bad else None
 
 
-def _save_item(path: Path, images: Tensor, optimizer: Adam, losses: Tensor, done: int) -> None:
-    tensors = {"images": images, "losses": losses}
-    tensors |= {f"optimizer.{i}": value for i, value in enumerate(optimizer.state())}
-    write_tensors(path, tensors, kind=_RESUME_KIND, record={"done": done})
+@dataclass(slots=True)
+class _Run:
+    """An item being optimised, and how it is saved and continued."""
 
+    images: Tensor
+    optimizer: Adam
+    losses: Tensor
+    """``(iterations, 1 + 2M)``, see :func:`teddy.gradient.losses_of_teachers`."""
+    mode: Mode
 
-def _restore_item(path: Path, images: Tensor, optimizer: Adam, losses: Tensor) -> int:
-    tensors, record = read_tensors(path, kind=_RESUME_KIND)
-    with torch.no_grad():
-        images.copy_(tensors["images"])
-        losses.copy_(tensors["losses"])
-    restore(optimizer, [tensors[f"optimizer.{i}"] for i in range(len(optimizer.state()))])
-    return int(record["done"])
+    def save(self, path: Path, done: int) -> None:
+        tensors = {"images": self.images, "losses": self.losses}
+        tensors |= {f"optimizer.{i}": value for i, value in enumerate(self.optimizer.state())}
+        record: Json = {"done": done, "gradient": self.mode}
+        write_tensors(path, tensors, kind=_RESUME_KIND, record=record)
+
+    def restore(self, path: Path) -> int:
+        """Continue from a file; the number of iterations that are done."""
+        tensors, record = read_tensors(path, kind=_RESUME_KIND)
+        with torch.no_grad():
+            self.images.copy_(tensors["images"])
+            self.losses.copy_(tensors["losses"])
+        state = [tensors[f"optimizer.{i}"] for i in range(len(self.optimizer.state()))]
+        restore(self.optimizer, state)
+        self.mode = record["gradient"]
+        return int(record["done"])
