@@ -71,12 +71,12 @@ class Workload:
 
 
 WORKLOADS = {
-    "resnet18-32": Workload("ResNet18, 3×3 stem, 32 px", "resnet18", 32, 10, 25),
-    "resnet18-64": Workload("ResNet18, 3×3 stem, 64 px", "resnet18", 64, 200, 10),
-    "resnet18-224": Workload("ResNet18, 224 px", "resnet18", 224, 1000, 10),
-    "resnet50-224": Workload("ResNet50, 224 px", "resnet50", 224, 1000, 4),
+    "resnet18-32": Workload("ResNet18, 3×3 stem, 32 px", "resnet18", 32, 10, 10),
+    "resnet18-64": Workload("ResNet18, 3×3 stem, 64 px", "resnet18", 64, 200, 5),
+    "resnet18-224": Workload("ResNet18, 224 px", "resnet18", 224, 1000, 4),
+    "resnet50-224": Workload("ResNet50, 224 px", "resnet50", 224, 1000, 2),
     "pruned-resnet18-224": Workload(
-        "ResNet18 pruned by 0.19, 224 px", "resnet18", 224, 1000, 10, 0.19
+        "ResNet18 pruned by 0.19, 224 px", "resnet18", 224, 1000, 4, 0.19
     ),
 }
 
@@ -132,7 +132,7 @@ def _options(command: argparse.ArgumentParser) -> None:
         help=f"of {', '.join(WORKLOADS)} (default: all)",
     )  # fmt: skip
     command.add_argument(
-        "--batch", type=positive, help="images (default: 100 on a GPU, 4 to 25 on a CPU)"
+        "--batch", type=positive, help="images (default: 100 on a GPU, 2 to 10 on a CPU)"
     )
     command.add_argument(
         "--iterations", type=positive,
