@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from teddy.artifacts import Json, atomic_path
+from teddy.distributed import die_with
 from teddy.runtime import cores, keep_freed_memory, pick_device
 from teddy.tables import Table
 
@@ -181,7 +182,7 @@ class Side:
 
     def __init__(self, *, ours: bool, threads: int) -> None:
         spawn = multiprocessing.get_context("spawn")
-        self._process = ProcessPoolExecutor(1, spawn, _start_side, (ours, threads))
+        self._process = ProcessPoolExecutor(1, spawn, _start_side, (ours, threads, os.getpid()))
 
     def call(self, function: Callable[..., Any], *args: Any) -> Any:
         """What a function of a module returns there."""
@@ -192,7 +193,8 @@ class Side:
         self._process.shutdown()
 
 
-def _start_side(ours: bool, threads: int) -> None:
+def _start_side(ours: bool, threads: int, parent: int) -> None:
+    die_with(parent)
     torch.set_num_threads(threads)
     if ours:
         keep_freed_memory()

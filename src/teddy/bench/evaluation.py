@@ -73,7 +73,7 @@ class Workload:
 _CROPS = ViewConfig(crop_scale=0.5, hflip=False, roll=(0, 0))
 WORKLOADS = {
     "digits": Workload(
-        "8×8 grey, convnet3 width 32, BatchNorm", (1, 8, 8), 100, 10, 50, 20,
+        "8×8 grey, convnet3 width 32, BatchNorm", (1, 8, 8), 100, 10, 50, 10,
         NetworkConfig(arch="convnet3", width=32, norm="batch"), _CROPS,
     ),
     "cifar": Workload(
@@ -111,25 +111,14 @@ def _measure(args: argparse.Namespace) -> Result:
     device = pick_device()
     torch.set_num_threads(args.threads)
     measured: dict[str, Json] = {}
-    for name in args.workloads:
-        workload = WORKLOADS[name]
-        log(f"  {workload.title}")
-        workload = replace(
-            workload, batch=args.batch or workload.batch, epochs=args.epochs or workload.epochs
-        )
-        measured[name] = {
-            "title": workload.title, "images": workload.images, "batch": workload.batch,
-            "epochs": workload.epochs, "students": args.seeds,
-        }  # fmt: skip
-        seen = workload.images * workload.epochs
-        with two_sides(args.threads) as sides:
-            for work, count in (("evaluate", seen * args.seeds), ("relabel", seen)):
-                job = (workload, args.seeds, str(device), work)
-                programs = {
-                    program: partial(_speed, sides[program == _OURS], count, (*job, program))
-                    for program in _PROGRAMS
-                }
-                measured[name][work] = _compared(take_turns(programs, args.repeats))
+    with two_sides(args.threads) as sides:
+        for name in args.workloads:
+            workload = WORKLOADS[name]
+            log(f"  {workload.title}")
+            workload = replace(
+                workload, batch=args.batch or workload.batch, epochs=args.epochs or workload.epochs
+            )
+            measured[name] = _measured(workload, args.seeds, args.repeats, device, sides)
     record = {
         "settings": {
             "device": device.type, "threads": args.threads, "repeats": args.repeats, "seed": SEED,
@@ -147,6 +136,24 @@ def _measure(args: argparse.Namespace) -> Result:
         "box per batch, KL divergence and torch.optim.AdamW.",
     )
     return Result(record, (_table(measured, notes),), partial(_draw, measured))
+
+
+def _measured(
+    workload: Workload, seeds: int, repeats: int, device: torch.device, sides: dict[bool, Side]
+) -> Json:
+    record: Json = {
+        "title": workload.title, "images": workload.images, "batch": workload.batch,
+        "epochs": workload.epochs, "students": seeds,
+    }  # fmt: skip
+    seen = workload.images * workload.epochs
+    for work, count in (("evaluate", seen * seeds), ("relabel", seen)):
+        job = (workload, seeds, str(device), work)
+        programs = {
+            program: partial(_speed, sides[program == _OURS], count, (*job, program))
+            for program in _PROGRAMS
+        }
+        record[work] = _compared(take_turns(programs, repeats))
+    return record
 
 
 def _speed(side: Side, images: int, job: tuple[Any, ...], turn: int) -> float:

@@ -158,15 +158,14 @@ def _measure(args: argparse.Namespace) -> Result:
     speeds = {name: floor.product_speed(device, getattr(torch, name)) for name in precisions}
     iterations = args.iterations or (_GPU_ITERATIONS if device.type == "cuda" else 1)
     measured: dict[str, Json] = {}
-    for name in args.workloads:
-        workload = WORKLOADS[name]
-        log(f"  {workload.title}")
-        batch = args.batch or (_PAPER_BATCH if device.type == "cuda" else workload.cpu_batch)
-        spec = Spec(workload, batch, config, precisions, tuple(args.teachers), str(device))
-        with two_sides(args.threads) as sides:
-            measured[name] = _workload(
-                spec, sides, iterations, args.repeats, max(speeds.values())
-            )  # fmt: skip
+    with two_sides(args.threads) as sides:
+        for name in args.workloads:
+            workload = WORKLOADS[name]
+            log(f"  {workload.title}")
+            batch = args.batch or (_PAPER_BATCH if device.type == "cuda" else workload.cpu_batch)
+            spec = Spec(workload, batch, config, precisions, tuple(args.teachers), str(device))
+            speed = max(speeds.values())
+            measured[name] = _workload(spec, sides, iterations, args.repeats, speed)
     jobs = _extrapolated(measured, params)
     remark = (
         "bfloat16 is run by the processor's own instructions"
