@@ -4,7 +4,10 @@
 """
 
 import copy
+import io
+import json
 import math
+import time
 import weakref
 from collections import Counter
 from dataclasses import replace
@@ -15,6 +18,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from tqdm import tqdm
 
 from teddy import synthesis
 from teddy.artifacts import WorkDir, digest, read_tensors
@@ -29,7 +33,7 @@ from teddy.networks import batchnorms, build, load_network, save_network
 from teddy.objectives import Moments
 from teddy.optimizers import Adam
 from teddy.pool import Pool
-from teddy.synthesis import Item, Synthesiser, cut_items, synthesise
+from teddy.synthesis import Item, Place, Synthesiser, cut_items, synthesise
 from teddy.targets import class_moments
 
 CPU = torch.device("cpu")
@@ -864,3 +868,57 @@ def test_targets_of_another_network_are_refused(synthesis_config: SynthesizeConf
     wrong = [Moments(torch.zeros(5), torch.ones(5))] * 3
     with pytest.raises(ValueError, match=r"expected statistics of shape \(5,\), got \(4,\)"):
         eq7_gradient(view, labels, teachers, [wrong], synthesis_config)
+
+
+# -------------------------------------------------------------------------------------- engine room
+
+
+def test_finished_items_leave_a_log_line_and_their_mode(
+    synthesiser: Synthesiser, workplace: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("TEDDY_LOGS", str(tmp_path / "logs"))
+    auto = with_config(synthesiser, gradient="auto")
+    _, _, records = synthesise(auto, 3, WorkDir("synthesize", "logged"))
+    lines = (tmp_path / "logs" / "synthesize-items.jsonl").read_text(encoding="utf-8").splitlines()
+    logged = [json.loads(line) for line in lines]
+    assert [line["item"] for line in logged] == [record["item"] for record in records]
+    for line, record in zip(logged, records, strict=True):
+        assert line["gradient"] == record["gradient"] == "joint"
+        assert (line["precision"], line["iterations"], line["teachers"]) == ("float32", 6, 2)
+        speed = 1e3 * line["images"] / line["ms_per_iteration"]
+        assert line["images_per_second"] == pytest.approx(speed, rel=1e-2)
+        assert line["peak_mib"] > 50
+
+
+def test_teachers_are_loaded_once_and_only_those_that_are_drawn(
+    synthesiser: Synthesiser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = []
+    member = Pool.member
+
+    def counted(self: Pool, index: int, device: torch.device) -> nn.Module:
+        loaded.append(index)
+        return member(self, index, device)
+
+    monkeypatch.setattr(Pool, "member", counted)
+    items = cut_items(1, 3, synthesiser.config)
+    synthesiser.load(items)
+    assert loaded == synthesiser.draw(items[0], 0)
+    synthesiser.load(items)
+    assert len(loaded) == 2
+    with_config(synthesiser, draw_per="iteration").load(items)
+    assert loaded[2:] == [0, 1, 2]
+
+
+def test_bar_tells_speed_and_time_until_all_items_are_finished(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    place = Place(finished=2, total=5, ahead=1)
+    item = Item(0, 0, range(2), range(3))
+    assert place.title(item) == "synthesize 2/5 items, now indices 0-1, classes 0-2"
+    monkeypatch.setattr(time, "monotonic", lambda: 110.0)
+    with tqdm(total=100, file=io.StringIO()) as bar:
+        place.show(bar, done=40, start=20, iterations=100, images=6, began=100.0)
+        assert bar.n == 40
+        # 2 iterations a second: 60 are left of this item, and 100 of the next
+        assert bar.postfix == "12 images/s, all in 01:20"

@@ -68,14 +68,21 @@ def mean_and_variance(x: Tensor) -> tuple[Tensor, Tensor]:
     pixels = x.shape[2] * x.shape[3]
     part = max(1, _ROWS // pixels)
     if x.is_cuda or len(x) <= part:
-        mean, var = torch.ops.aten.batch_norm_update_stats(x, None, None, 0.0)
-        return mean, var
+        return _reduce(x)
     parts = x.split(part)
-    found = [torch.ops.aten.batch_norm_update_stats(p, None, None, 0.0) for p in parts]
+    found = [_reduce(p) for p in parts]
     means, variances = (torch.stack(values) for values in zip(*found, strict=True))
     share = torch.tensor([len(p) / len(x) for p in parts], dtype=means.dtype)
     mean = share @ means
     return mean, share @ (variances + (means - mean).square())
+
+
+def _reduce(x: Tensor) -> tuple[Tensor, Tensor]:
+    buffer = None
+    if x.dtype == torch.bfloat16 and not x.is_cuda:  # whose results are in the buffers' type
+        buffer = x.new_zeros(x.shape[1], dtype=torch.float32)
+    mean, var = torch.ops.aten.batch_norm_update_stats(x, buffer, buffer, 0.0)
+    return mean, var
 
 
 class Standard(NamedTuple):
