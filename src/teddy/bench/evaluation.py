@@ -374,7 +374,8 @@ def _draw(measured: dict[str, Json], figure: "Figure") -> None:
             bars = axes.barh(at, values, 0.27, label=name, color=f"C{place}")
             axes.bar_label(bars, fmt="%.2f", padding=2, fontsize=6)
         axes.set_title(task)
-        axes.set_xlabel("images/s over the plain loop's, transforms per image")
+        axes.set_xlabel("speed over plain, per image")
+        axes.margins(x=0.15)
     titles = [f"{found['title']}\nbatch {found['batch']}" for found in measured.values()]
     panels[0].set_yticks(range(len(titles)), titles)
     panels[0].invert_yaxis()

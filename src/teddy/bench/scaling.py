@@ -106,7 +106,7 @@ def _measure(args: argparse.Namespace) -> Result:
     }  # fmt: skip
     notes = (
         f"Median of {args.repeats} synthes{'e' if args.repeats > 1 else 'i'}s per point, each in a "
-        "fresh process with one thread; peak of "
+        "fresh process with one thread; processor time, and peak of "
         "resident memory, of which PyTorch alone takes the most. Elsewhere "
         f"{base.ipc} images per class, {base.classes} classes in batches of {_CLASSES_PER_BATCH}, "
         f"k = {base.teachers} of {base.pool} teachers (convnet3, width {_NETWORK.width}), "
@@ -151,7 +151,7 @@ def run_point(point: Point, params: Path) -> Json:
     """Synthesise a set in this process.
 
     Returns:
-        ``seconds`` of the synthesis and ``peak_rss_mib`` of the process so far.
+        processor ``seconds`` of the synthesis and ``peak_rss_mib`` of the process so far.
     """
     keep_freed_memory()
     section = read_yaml(params)["synthesize"] | {
@@ -163,9 +163,9 @@ def run_point(point: Point, params: Path) -> Json:
         pool, data = _pool(Path(folder), point), _data(point)
         views = ViewConfig(crop_scale=1.0, hflip=False, roll=(0, 0))
         synthesiser = Synthesiser(config, pool, data, views, SEED, torch.device("cpu"))
-        start = time.perf_counter()
+        start = time.process_time()  # one thread, one process: others do not count
         synthesise(synthesiser, point.ipc, WorkDir("bench", "scaling", **asdict(point)).claim())
-        seconds = time.perf_counter() - start
+        seconds = time.process_time() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
     return {"seconds": seconds, "peak_rss_mib": peak}
 

@@ -481,6 +481,7 @@ def _draw(measured: dict[str, Json], figure: "Figure") -> None:
     axes.set_yticks(range(len(titles)), titles)
     axes.invert_yaxis()
     axes.set_xlabel("speed of a teacher pass over the reference's")
+    axes.margins(x=0.3)  # for the legend
     axes.legend(loc="lower right", fontsize=6)
 
 
