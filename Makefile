@@ -12,7 +12,7 @@ export PATH := $(BIN):$(PATH)
 export PYTHONPATH := $(CURDIR)/src
 export DVC_NO_ANALYTICS := 1
 
-.PHONY: help install repro table1 tables-check test test-slow lint format readme clean
+.PHONY: help install repro table1 tables-check test test-slow bench lint format readme clean
 
 help:  ## Show the targets
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,6 +42,12 @@ test: install  ## Install, then run the tests (a few minutes)
 
 test-slow: install  ## The long tests alone
 	python -m pytest -m slow
+
+bench: install  ## Measure speeds beside plain loops into metrics/bench (15 minutes)
+	python -m teddy.bench input
+	python -m teddy.bench synthesis
+	python -m teddy.bench evaluation
+	python -m teddy.bench scaling
 
 lint: install  ## Format check, lint and types
 	ruff format --check src tests

@@ -27,7 +27,8 @@ MANIFEST = "manifest.json"
 _SHARD_BYTES = 256 * 2**20  # a shard is a unit of resuming; few files, each quick to write
 _LEAST_SHARDS = 16  # so that processes can share the work; fixed, as files must not depend on them
 _KEEP_BYTES = 512 * 2**20  # views of all epochs are kept in memory up to this
-_CHUNK = 256  # images per teacher forward; fixed, so that stored and online labels are equal
+_CHUNK = 256  # images per teacher forward, at most
+_CPU_CHUNK_PIXELS = 2**16  # whose activations stay in a processor's cache: twice as fast at 32×32
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,11 +146,19 @@ class OnlineLabels:
         everything = torch.arange(len(self.views), device=self.views.images.labels.device)
         parts = []
         with torch.no_grad():
-            for batch in self.views.batches(epoch, everything.split(_CHUNK)):
+            for batch in self.views.batches(epoch, everything.split(self._chunk())):
                 inputs = batch.inputs.to(memory_format=torch.channels_last)
                 logits_MNK = torch.stack([teacher(inputs) for teacher in self.teachers])
                 parts.append(ensemble_logits(logits_MNK, self.views.config.ensemble).half())
         return torch.cat(parts)
+
+    def _chunk(self) -> int:
+        """Images per forward pass; fixed, so that stored and online labels are equal."""
+        images = self.views.images
+        if images.labels.device.type != "cpu":
+            return _CHUNK
+        height, width = images.shape[1:]
+        return max(8, min(_CHUNK, _CPU_CHUNK_PIXELS // (height * width)))
 
 
 class KeptLabels:

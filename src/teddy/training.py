@@ -135,7 +135,7 @@ def _one_epoch(
 ) -> Tensor:
     """Mean loss over the team of every step."""
     network.train()
-    torch.manual_seed(derive(run.seed, "layers", epoch, run.team.rank))
+    _seed_layers(derive(run.seed, "layers", epoch, run.team.rank), device)
     replica = run.team.replicate(network)
     losses = []
     for step, (inputs, loss_of) in enumerate(run.batches(epoch)):
@@ -148,6 +148,13 @@ def _one_epoch(
         optimizer.step(lr)
         losses.append(loss.detach())
     return run.team.sum(torch.stack(losses)) / run.team.size
+
+
+def _seed_layers(seed: int, device: torch.device) -> None:
+    """As ``torch.manual_seed``, without a stack trace for each backend: 0.1 ms of a short epoch."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
 
 
 def _mean_finite(losses: Tensor, name: str, epoch: int) -> float:

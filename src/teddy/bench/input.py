@@ -1,22 +1,9 @@
-"""Measure how fast parts of this package are, beside what they replace, on this machine.
-
-``python -m teddy.bench input`` prints a table and writes all measurements as JSON. No stage reads
-them. The programs that are compared take turns, after one untimed round, so that what else runs on
-the machine slows all of them alike; the median over rounds is reported.
-"""
-
-import os
-
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the stages; before PyTorch is imported
+"""Images in memory to augmented batches, beside torchvision's loader with worker processes."""
 
 import argparse
-import platform
 import statistics
-import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from importlib.metadata import version
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,114 +12,17 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from teddy.artifacts import Json, write_json
+from teddy.bench.command import SEED, Benchmark, Result, cpu_model, positive, take_turns
 from teddy.config import ViewConfig
 from teddy.errors import TeddyError
 from teddy.images import Images, Normalisation
-from teddy.runtime import cores, run_stage
+from teddy.runtime import cores
 from teddy.seeding import permutation, stream
 from teddy.tables import Column, Table
 
 Arrays = npt.NDArray[np.uint8]
-_SEED = 0
 _CROP_SCALE = 0.08  # torchvision's RandomResizedCrop
 _CIFAR_MEAN, _CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """What a benchmark found."""
-
-    record: Json
-    """Everything measured, for the file."""
-    table: Table
-    """What a reader wants of it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Benchmark:
-    """A sub-command."""
-
-    help: str
-    add_options: Callable[[argparse.ArgumentParser], None]
-    measure: Callable[[argparse.Namespace], Result]
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    commands = parser.add_subparsers(dest="benchmark", required=True)
-    for name, benchmark in BENCHMARKS.items():
-        command = commands.add_parser(name, help=benchmark.help, description=benchmark.help)
-        command.add_argument("--repeats", type=_positive, default=5, help="rounds (%(default)s)")
-        out = Path("metrics/bench") / f"{name}.json"
-        command.add_argument("--out", type=Path, default=out, help="record (%(default)s)")
-        benchmark.add_options(command)
-    args = parser.parse_args(argv)
-
-    def stage() -> str:
-        load = os.getloadavg()  # of others: measured before we add to it
-        result = BENCHMARKS[args.benchmark].measure(args)
-        write_json(args.out, environment(load) | {"benchmark": args.benchmark} | result.record)
-        print(result.table.markdown())
-        return f"{args.benchmark}: recorded in {args.out}"
-
-    run_stage("bench", stage)
-
-
-def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
-    return int(text)
-
-
-def environment(load: Sequence[float]) -> Json:
-    """Hardware, versions and date, as every record has them.
-
-    Args:
-        load: load averages of the machine over 1, 5 and 15 minutes before the benchmark.
-    """
-    return {
-        "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "hardware": {
-            "cpu": _cpu_model(),
-            "cores": cores(),
-            "threads": torch.get_num_threads(),
-            "load_average_before": [round(value, 2) for value in load],
-            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        },
-        "versions": {"python": platform.python_version()}
-        | {name: version(name) for name in ("torch", "torchvision", "pillow", "numpy")},
-    }
-
-
-def _cpu_model() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return models[0] if models else platform.processor() or platform.machine()
-
-
-def take_turns(programs: dict[str, Callable[[int], float]], repeats: int) -> dict[str, list[float]]:
-    """Measurements of each program: one untimed round, then ``repeats`` rounds of all in turn.
-
-    Args:
-        programs: by name; called with the number of the round, 0 is the untimed one; returns its
-            measurement.
-        repeats: rounds that count.
-    """
-    for program in programs.values():
-        program(0)
-    measured: dict[str, list[float]] = {name: [] for name in programs}
-    for turn in range(1, repeats + 1):
-        for name, program in programs.items():
-            measured[name].append(program(turn))
-    return measured
-
-
-# ---------------------------------------------------------------------------------------- input
 
 
 def _input_options(command: argparse.ArgumentParser) -> None:
@@ -140,9 +30,9 @@ def _input_options(command: argparse.ArgumentParser) -> None:
         "--cifar10", type=Path, metavar="FOLDER",
         help="folder with cifar-10-batches-py, whose images to use (default: random images)",
     )  # fmt: skip
-    command.add_argument("--batch", type=_positive, default=256, help="images (%(default)s)")
+    command.add_argument("--batch", type=positive, default=256, help="images (%(default)s)")
     command.add_argument(
-        "--images", type=_positive, default=10240, help="images per round (%(default)s)"
+        "--images", type=positive, default=10240, help="images per round (%(default)s)"
     )
 
 
@@ -177,7 +67,7 @@ def _measure_input(args: argparse.Namespace) -> Result:
     record = {
         "settings": {
             "batch": args.batch, "images_per_round": len(small[: args.images]),
-            "repeats": args.repeats, "seed": _SEED, "workers_of_references": cores(),
+            "repeats": args.repeats, "seed": SEED, "workers_of_references": cores(),
         },
         "cases": sections,
     }  # fmt: skip
@@ -187,10 +77,11 @@ def _measure_input(args: argparse.Namespace) -> Result:
     )  # fmt: skip
     notes = (
         f"Median of {args.repeats} rounds of {args.images} images in batches of {args.batch}: "
-        f"RandomResizedCrop({_CROP_SCALE}–1), flip, normalisation. {_cpu_model()}, {cores()} cores:"
+        f"RandomResizedCrop({_CROP_SCALE}–1), flip, normalisation. {cpu_model()}, {cores()} cores:"
         f" {cores()} worker processes for references, {cores()} threads in one process for ours.",
     )
-    return Result(record, Table("Augmented batches from memory", columns, tuple(rows), notes))
+    table = Table("Augmented batches from memory", columns, tuple(rows), notes)
+    return Result(record, (table,))
 
 
 _OURS = "teddy.images.Images"
@@ -198,7 +89,7 @@ _OURS = "teddy.images.Images"
 
 def _random_images(count: int, size: int) -> Arrays:
     """uint8 ``(N, S, S, 3)``."""
-    generator = stream(_SEED, "bench images", size)
+    generator = stream(SEED, "bench images", size)
     return torch.randint(
         0, 256, (count, size, size, 3), dtype=torch.uint8, generator=generator
     ).numpy()
@@ -239,8 +130,8 @@ def _ours(images: Arrays, batch: int) -> Callable[[int], float]:
     normalisation = Normalisation(_CIFAR_MEAN, _CIFAR_STD)
 
     def round_(turn: int) -> float:
-        order = permutation(len(held), _SEED, "order", turn)
-        batches = held.train_batches(order.split(batch), views, normalisation, _SEED, "view", turn)
+        order = permutation(len(held), SEED, "order", turn)
+        batches = held.train_batches(order.split(batch), views, normalisation, SEED, "view", turn)
         return _speed(batches)
 
     return round_
@@ -290,7 +181,7 @@ def _references(size: int) -> dict[str, Callable[[Any], torch.Tensor]]:
 def _reference(dataset: _PilDataset, batch: int) -> Callable[[int], float]:
     loader = DataLoader(
         dataset, batch, shuffle=True, num_workers=cores(), persistent_workers=True,
-        generator=torch.Generator().manual_seed(_SEED),
+        generator=torch.Generator().manual_seed(SEED),
     )  # fmt: skip
     return lambda turn: _speed(loader)
 
@@ -304,14 +195,8 @@ def _speed(batches: Iterable[Any]) -> float:
     return count / (time.perf_counter() - start)
 
 
-BENCHMARKS = {
-    "input": Benchmark(
-        "augmented batches from images in memory, beside torchvision's loader",
-        _input_options,
-        _measure_input,
-    )
-}
-"""Sub-commands by name. Add a benchmark here."""
-
-if __name__ == "__main__":
-    main(sys.argv[1:])
+BENCHMARK = Benchmark(
+    "augmented batches from images in memory, beside torchvision's loader",
+    _input_options,
+    _measure_input,
+)

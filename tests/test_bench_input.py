@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from teddy import bench
 from teddy.artifacts import read_json
+from teddy.bench import input as bench
+from teddy.bench.__main__ import main
+from teddy.bench.command import take_turns
 
 
 def test_input_writes_a_record_and_prints_a_table(
@@ -16,7 +18,7 @@ def test_input_writes_a_record_and_prints_a_table(
 ) -> None:  # fmt: skip
     monkeypatch.setenv("TEDDY_LOGS", str(tmp_path / "logs"))
     out = tmp_path / "bench" / "input.json"
-    bench.main(["input", "--images", "24", "--batch", "8", "--repeats", "2", "--out", str(out)])
+    main(["input", "--images", "24", "--batch", "8", "--repeats", "2", "--out", str(out)])
     record = read_json(out)
     assert record["benchmark"] == "input"
     assert {"cpu", "cores", "threads", "load_average_before"} <= record["hardware"].keys()
@@ -53,7 +55,7 @@ def test_programs_take_turns_after_an_untimed_round() -> None:
 
         return run
 
-    measured = bench.take_turns({"a": program("a"), "b": program("b")}, 2)
+    measured = take_turns({"a": program("a"), "b": program("b")}, 2)
     assert calls == [("a", 0), ("b", 0), ("a", 1), ("b", 1), ("a", 2), ("b", 2)]
     assert measured == {"a": [1.0, 2.0], "b": [1.0, 2.0]}
 
@@ -71,6 +73,6 @@ def test_impossible_requests_are_refused(
 ) -> None:  # fmt: skip
     out = tmp_path / "input.json"
     with pytest.raises(SystemExit):
-        bench.main(["input", "--out", str(out), *options])
+        main(["input", "--out", str(out), *options])
     assert message in capsys.readouterr().err
     assert not out.exists()
