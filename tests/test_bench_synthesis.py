@@ -15,8 +15,9 @@ from teddy.bench.memory import peak_bytes, saved_bytes
 from teddy.bench.peers import FeatureHook, Mode, RecoverLoop, recover_loss
 from teddy.bench.synthesis import EngineLoop, Workload, frozen_network
 from teddy.config import SynthesizeConfig, ViewConfig, read_yaml
+from teddy.frozen import Teacher
+from teddy.gradient import eq7_gradient
 from teddy.networks import batchnorms
-from teddy.synthesis import Teacher, eq7_gradient
 
 CPU = torch.device("cpu")
 SMALL = Workload("small", "resnet18", 8, 10, 4)

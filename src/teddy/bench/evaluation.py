@@ -28,6 +28,7 @@ from teddy.bench.command import (
     two_sides,
 )
 from teddy.config import (
+    DsaConfig,
     EvaluateConfig,
     NetworkConfig,
     OptimizerConfig,
@@ -53,6 +54,12 @@ _OURS, _PER_IMAGE, _PER_BATCH = (
 )
 _PROGRAMS = (_OURS, _PER_IMAGE, _PER_BATCH)
 _TEACHERS = 3  # of the pool that relabels; its cost is in proportion
+
+
+_UNUSED_DSA = DsaConfig(
+    operations=("flip",), scale=1, rotate=0, crop=0, cutout=0, brightness=0, saturation=0,
+    contrast=0,
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,12 +204,13 @@ class Task:
         channels = workload.shape[0]
         self.normalisation = Normalisation((0.5,) * channels, (0.25,) * channels)
         self.relabel = RelabelConfig(
-            epochs=workload.epochs, views=workload.views, cutmix=True, ensemble="logits", store=True
-        )
+            epochs=workload.epochs, augmentation="views", views=workload.views, dsa=_UNUSED_DSA,
+            cutmix=True, ensemble="logits", store=True,
+        )  # fmt: skip
         self.config = EvaluateConfig(
             network=workload.network, batch_size=workload.batch, optimizer=_OPTIMIZER,
             temperature=20.0, temperature_squared=False, seeds=tuple(self.seeds),
-            eval_epochs=workload.epochs, precision="float32",
+            eval_epochs=workload.epochs, precision="float32", divergence=False,
         )  # fmt: skip
         teachers = replace(workload.network, norm="batch")  # the only ones that statistics match
         self.teachers = [

@@ -23,11 +23,12 @@ from teddy.config import NetworkConfig, SynthesizeConfig, ViewConfig, from_json,
 from teddy.data import ImageDataset
 from teddy.errors import TeddyError
 from teddy.images import Images, Normalisation
+from teddy.items import synthesise
 from teddy.networks import batchnorms, build, save_network
 from teddy.pool import Pool
 from teddy.runtime import keep_freed_memory, log
 from teddy.seeding import stream
-from teddy.synthesis import Synthesiser, synthesise
+from teddy.synthesis import Synthesiser
 from teddy.tables import Column, Table
 
 if TYPE_CHECKING:

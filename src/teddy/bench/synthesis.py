@@ -30,6 +30,8 @@ from teddy.bench.command import (
 from teddy.bench.memory import peak_bytes, saved_bytes
 from teddy.bench.peers import Mode, RecoverLoop
 from teddy.config import NetworkConfig, SynthesizeConfig, from_json, read_yaml, to_json
+from teddy.frozen import Teacher
+from teddy.gradient import eq7_gradient
 from teddy.images import Normalisation
 from teddy.networks import batchnorms, build
 from teddy.objectives import cosine_lr
@@ -37,7 +39,6 @@ from teddy.optimizers import Adam, Group
 from teddy.pruning import prune_randomly
 from teddy.runtime import log, pick_device
 from teddy.seeding import stream
-from teddy.synthesis import Teacher, eq7_gradient
 from teddy.tables import Column, Table
 
 if TYPE_CHECKING:
