@@ -19,7 +19,7 @@ import torch
 from matplotlib.image import imread
 from ruamel.yaml import YAML
 
-from teddy import figures, records, report, tables
+from teddy import check, figures, records, report, tables
 from teddy.artifacts import write_json
 from teddy.config import STAGES, Params
 from teddy.distilled import DistilledSet, save_distilled
@@ -82,7 +82,7 @@ def settings(*ipcs: int) -> Settings:
         for name, pool in pools.items()
         for ipc in ipcs
     }
-    raw["scores"] = {}
+    raw |= {"scores": {}, "streams": {}, "step_teachers": {}}
     raw["targets"] = {"table1": list(raw["sets"]), "fig4-6-7": shown(raw["sets"])}
     return raw
 
@@ -519,6 +519,172 @@ def test_table_renders_as_markdown_csv_and_latex() -> None:
         r"\par\smallskip\footnotesize No--te",
         r"\end{table}",
     ]
+
+
+# ----------------------------------------------------------------------------------------- targets
+
+
+def score(path: str, top1: float, **changes: Any) -> records.Score:
+    """An invented score with soft labels, of dataset/method/ipc."""
+    method, ipc = path.split("/")[1], int(path.split("ipc")[1].split("-")[0])
+    fields: Settings = {
+        "name": path, "set": path, "dataset": "digits", "data": "digits", "method": method,
+        "ipc": ipc, "arch": "convnet3", "pool": "digits/prior", "labels": "soft", "split": "test",
+        "images_held_out": 450, "epochs": 150, "n": 3, "top1_mean": top1, "top1_std": 1.5,
+        "top1_best_mean": top1 + 1, "f1_mean": top1 - 2, "f1_std": 0.5,
+        "kl_student_teacher": 0.5, "kl_teacher_student": 0.25, "members": 4, "pool_size": 4,
+        "stages": (2, 8), "draw": 3, "ensemble": "logits", "first_bn_weight": 10.0,
+        "image_bytes": 6400, "label_bytes": 30000,
+    }  # fmt: skip
+    optional = {name: None for name in records.Score.__dataclass_fields__ if name not in fields}
+    return records.Score(**{**optional, **fields, **changes})
+
+
+def target_params(root: Path, title: str = "") -> Params:
+    raw = settings(10)
+    raw["datasets"]["digits"]["paper"] = title
+    raw["prepared"]["digits-keep60"] = {"dataset": "digits", "keep": [0.6, 1]}
+    root.mkdir(exist_ok=True)
+    YAML().dump(raw, root / "params.yaml")
+    return Params(root / "params.yaml")
+
+
+def cells(table: tables.Table) -> list[list[tables.Cell]]:
+    return [list(row) for row in table.rows]
+
+
+def test_table2_has_a_column_per_network_and_the_papers_numbers(tmp_path: Path) -> None:
+    params = target_params(tmp_path, "ImageNet-1K")
+    scores = [
+        score("digits/sre2l/ipc10-a", 20.0, arch="resnet50"),
+        score("digits/sre2l/ipc10-b", 30.0, arch="shufflenet_v2_x1_0"),
+        score("digits/teddy-prior/ipc10-a", 40.0, arch="resnet50"),
+    ]
+    (table,) = report.target_tables("table2", scores, printed(), params)
+    assert [column.name for column in table.columns][2:] == ["resnet50", "shufflenet_v2_x1_0"]
+    assert cells(table) == [
+        ["SRe2L", "ours", "20.0 ± 1.5", "30.0 ± 1.5"],
+        ["SRe2L", "paper", "28.4 ± 0.1", "29.1 ± 0.1"],
+        ["Teddy (prior)", "ours", "40.0 ± 1.5", None],
+        ["Teddy (prior)", "paper", "39.0 ± 0.1", "38.5 ± 0.1"],
+    ]
+    (plain,) = report.target_tables("table2", scores, printed(), target_params(tmp_path))
+    assert [row[1] for row in plain.rows] == ["ours", "ours"]
+
+
+def test_table3_has_both_metrics_beside_the_papers(tmp_path: Path) -> None:
+    params = target_params(tmp_path, "Tiny-ImageNet")
+    scores = [
+        score(f"digits/{method}/ipc20", top1, data="digits-keep60")
+        for method, top1 in (("sre2l", 20.0), ("teddy-prior", 30.0))
+    ]
+    (table,) = report.target_tables("table3", scores, printed(), params)
+    assert [column.group for column in table.columns][2:] == ["60%-100%"] * 2
+    assert cells(table) == [
+        ["SRe2L", "ours", "20.0 ± 1.5", "18.0 ± 0.5"],
+        ["SRe2L", "paper", "24.2", "24.2"],
+        ["Teddy (prior)", "ours", "30.0 ± 1.5", "28.0 ± 0.5"],
+        ["Teddy (prior)", "paper", "32.7", "32.5"],
+    ]
+
+
+def test_table4_has_the_papers_number_per_ipc(tmp_path: Path) -> None:
+    params = target_params(tmp_path, "ImageNet-1K")
+    scores = [score(f"digits/sre2l/ipc{i}", 20.0 + i, arch="resnet50") for i in (5, 10)]
+    (table,) = report.target_tables("table4-resnet50", scores, printed(), params)
+    assert cells(table) == [["SRe2L", "25.0 ± 1.5", "5.4", "30.0 ± 1.5", "17.8"]]
+
+
+@pytest.mark.parametrize(
+    ("name", "attribute", "values", "shown"),
+    [
+        ("fig3a", "draw", (1, 3), ["1", "3‡"]),
+        ("fig3b", "members", (1, 4), ["1", "4‡"]),
+        ("fig3c", "pool_size", (2, 4), ["2", "4‡"]),
+        ("fig2c", "stages", ((1, 4), (2, 8)), ["1–4", "2–8‡"]),
+    ],
+)
+def test_axes_have_a_row_per_value_and_mark_the_default(
+    tmp_path: Path, name: str, attribute: str, values: tuple[Any, Any], shown: list[str]
+) -> None:
+    params = target_params(tmp_path)
+    scores = [
+        score("digits/teddy-prior/ipc10-x", 40.0, **{attribute: values[0]}),
+        score(
+            "digits/teddy-prior/ipc10", 50.0, name="digits/prior/ipc10", **{attribute: values[1]}
+        ),
+    ]
+    (table,) = report.target_tables(name, scores, printed(), params)
+    assert [row[0] for row in table.rows] == shown
+    assert [row[1] for row in table.rows] == ["40.0 ± 1.5", "50.0 ± 1.5"]
+    assert [row[2:] for row in table.rows] == [(0.5, 0.25) if name == "fig2c" else ()] * 2
+    axis = report.AXES[name]
+    path = tmp_path / "figure.png"
+    figures.along_axis(path, scores, axis.attribute, axis.title, records.read_titles(params))
+    assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_row_without_a_place_on_the_axis_is_refused(tmp_path: Path) -> None:
+    scores = [score("digits/post/ipc10", 40.0, stages=None)]
+    with pytest.raises(TeddyError, match="digits/post/ipc10 has no place on the axis"):
+        report.target_tables("fig2c", scores, printed(), target_params(tmp_path))
+
+
+def test_ablations_say_what_differs_and_who_labels(tmp_path: Path) -> None:
+    scores = [
+        score("digits/teddy-prior/ipc10-probs", 40.0, ensemble="probs", first_bn_weight=1.0),
+        score("digits/random/ipc10-c", 50.0, pool="digits/converged", ensemble=None,
+              first_bn_weight=None),
+    ]  # fmt: skip
+    (table,) = report.target_tables("ablations", scores, printed(), target_params(tmp_path))
+    assert [row[2:7] for row in cells(table)] == [
+        ["digits/prior", "probs", 1.0, None, "40.0 ± 1.5"],
+        ["digits/converged", None, None, None, "50.0 ± 1.5"],
+    ]
+
+
+def test_kept_runs_stand_in_their_own_table_with_their_origin(tree: Path, tmp_path: Path) -> None:
+    run_ = json.loads((tree / "runs/digits/prior/ipc1.json").read_text())
+    kept = {
+        "dataset": "digits", "date": "2026-01-02", "commit": "abc", "command": "dvc repro",
+        "hardware": {"gpus": ["A GPU"], "cores": 4, "cpu": "a processor"},
+        "sets": {"digits/prior/ipc1": run_},
+    }  # fmt: skip
+    write_json(tmp_path / "digits.json", kept)
+    (found,) = records.read_kept(tmp_path)
+    (table,) = report.kept_tables([found], Params(tree / "params.yaml"))
+    assert cells(table) == [["Teddy (prior)", "convnet3", "59.0 ± 3.6", "79.0 ± 3.6"]]
+    note = table.notes[0]
+    for part in ("2026-01-02", "abc", "`dvc repro`", "A GPU", "4 cores of a processor"):
+        assert part in note
+    write_json(tmp_path / "digits.json", {"dataset": "digits"})
+    with pytest.raises(TeddyError, match="expected the record of"):
+        records.read_kept(tmp_path)
+
+
+def test_check_finds_an_edited_table(
+    tree: Path, out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    metrics = tmp_path / "metrics"
+    for name in ("tables", "verdicts"):
+        shutil.copytree(out / name, metrics / name)
+    for name in ("runs", "pools"):
+        shutil.copytree(tree / name, metrics / name)
+    shutil.copytree(REFERENCE, metrics / "reference")
+    arguments = [f"--metrics={metrics}", f"--params={tree / 'params.yaml'}"]
+    check.main(arguments)
+    assert "files agree with the records" in capsys.readouterr().err
+    for file in ("tables/table1.md", "tables/table1.csv", "verdicts/table1.json"):
+        before = (metrics / file).read_text()
+        (metrics / file).write_text(before.replace("9.1", "9.2"))
+        with pytest.raises(SystemExit):
+            check.main(arguments)
+        assert f"{metrics / file}: differs from what the records say" in capsys.readouterr().err
+        (metrics / file).write_text(before)
+    (metrics / "tables/pools.md").unlink()
+    with pytest.raises(SystemExit):
+        check.main(arguments)
+    assert "pools.md: missing" in capsys.readouterr().err
 
 
 # ---------------------------------------------------------------------------------------- refusals

@@ -17,10 +17,18 @@ from teddy.experiments import (
     taylor_verdicts,
 )
 from teddy.files import as_text, read_json
-from teddy.records import read_costs, read_kept, read_paper, read_pools, read_scores
-from teddy.report import MAKERS, cost_table, long_table, pool_table
+from teddy.records import read_costs, read_kept, read_paper, read_pools, read_scores, read_streams
+from teddy.report import (
+    MAKERS,
+    TITLES,
+    cost_table,
+    long_table,
+    pool_table,
+    stream_points,
+    stream_tables,
+)
 from teddy.stages.target import markdown, tables_of
-from teddy.verdicts import of_costs, of_target, to_record
+from teddy.verdicts import of_costs, of_streams, of_target, to_record
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -66,8 +74,16 @@ def expected(params: Params, metrics: Path) -> Iterator[tuple[Path, str]]:
             record = read_json(metrics / f"{name}.json")
             yield tables / f"{name}.md", document(record)
             yield verdicts / f"{name}.json", as_text(to_record(verdicts_of(record)))
+    if "fig3e" in params.targets:
+        streams = read_streams(params, metrics / "streams", params.targets["fig3e"])
+        made = stream_tables(streams, params)
+        heading = f"# {TITLES['fig3e']}\n"
+        yield tables / "fig3e.md", "\n".join([heading, *(table.markdown() for table in made)])
+        yield tables / "fig3e.csv", stream_points(streams).csv()
+        yield verdicts / "fig3e.json", as_text(to_record(of_streams(streams, params)))
     pools = pool_table(read_pools(params, metrics / "pools"))
     yield tables / "pools.md", f"# Teachers\n\n{pools.markdown()}"
+    yield tables / "pools.csv", pools.csv()
 
 
 if __name__ == "__main__":
