@@ -147,7 +147,7 @@ def test_what_functions_keep() -> None:
     for affine in (None, (torch.ones(3), torch.zeros(3))):
         kept = kept_shapes(lambda affine=affine: observe(x, None, affine, "relu", 0))
         assert kept == [(f32, pixels), (f32, 3)], "the input, and its means"
-    assert kept_shapes(lambda: kernels.masked_relu(x)) == [(torch.bool, pixels)]
+    assert kept_shapes(lambda: kernels.masked_relu(x)) == [(torch.int8, pixels)]
     assert kept_shapes(lambda: kernels.avg_pool(x, *POOLINGS[0][2])) == []
     assert kept_shapes(lambda: kernels.max_pool(x, *POOLINGS[2][2])) == [(torch.int64, pixels // 4)]
     weight = torch.randn(5, 3, 3, 3)

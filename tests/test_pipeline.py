@@ -491,7 +491,12 @@ def test_non_finite_loss_names_stage_item_and_step(
     monkeypatch.chdir(tiny_run)
     monkeypatch.setenv("TEDDY_WORKERS", "1")
     monkeypatch.setenv("TEDDY_WORK", str(tmp_path / "work"))
-    params = tiny_params(tmp_path / "params.yaml", synthesize__lr=1e38, synthesize__clip=False)
+    params = tiny_params(
+        tmp_path / "params.yaml",
+        synthesize__lr=1e38,
+        synthesize__clip=False,
+        synthesize__gradient="two_pass",
+    )
     line = refuse(
         "synthesize", synthesize_arguments("digits/prior/ipc3", params, tmp_path / "out"), capsys
     )
