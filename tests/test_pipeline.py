@@ -486,7 +486,8 @@ def test_changing_a_method_leaves_the_images_of_others(tiny_run: Path, tmp_path:
     params = tiny_params(tmp_path / "params.yaml")
     yaml = YAML()
     raw = yaml.load(params)
-    raw["sets"] = {"digits/prior/ipc7": {**raw["sets"]["digits/prior/ipc3"], "ipc": 7}}
+    keep = {"digits/prior/ipc7": {**raw["sets"]["digits/prior/ipc3"], "ipc": 7}}
+    raw |= {"sets": keep, "scores": {}, "streams": {}, "targets": {}}
     yaml.dump(raw, params)
     out = tmp_path / "ipc7"
     with pytest.MonkeyPatch.context() as patch:
