@@ -129,6 +129,8 @@ def test_costs_are_compared_with_sre2l() -> None:
     verdicts = of_costs(costs, PARAMS)
     assert [v.outcome for v in verdicts] == ["reproduced", "not reproduced", "not reproduced"]
     assert "15.0 s against 20.0 s: -25.0 %" in verdicts[0].evidence
+    slow = of_costs([costs[0], cost("teddy-prior", 1, 9.1, 100)], PARAMS)[0]
+    assert (slow.outcome, "-4.5 %" in slow.evidence) == ("not reproduced", True)
     assert of_costs(costs[1:], PARAMS) == []
 
 

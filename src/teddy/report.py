@@ -605,8 +605,8 @@ def cost_table(costs: Sequence[Cost], hardware: Json, params: Params) -> Table:
     note = (
         f"Measured on {', '.join(machine)}, PyTorch {hardware['packages']['torch']}: a few epochs "
         "and iterations, scaled to the whole. k: teachers drawn at a time. epochs: of the base run "
-        "that the pool needs. peak: of synthesis, above the process's start (on a GPU: allocated); "
-        "the two-pass gradient holds one teacher's graph at a time. Numbers vary from run to run. "
+        "that the pool needs. peak: of synthesis, above the process's start (on a GPU: allocated), "
+        "by the gradient of synthesize.gradient. Numbers vary from run to run. "
         "The paper reports 46.6 % less time than SRe2L on ImageNet-1K at IPC 10."
     )
     return Table("Cost of pre-training and synthesis", columns, tuple(rows), (note,))

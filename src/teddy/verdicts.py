@@ -297,9 +297,10 @@ def of_costs(costs: Sequence[Cost], params: Params) -> list[Verdict]:
                     Verdict(
                         claim=faster,
                         data=f"{where}, k = {cost.draw}",
-                        outcome="reproduced" if change < 0 else "not reproduced",
+                        outcome="reproduced" if change < -5 else "not reproduced",
                         evidence=f"{cost.seconds:.1f} s against {baseline.seconds:.1f} s: "
-                        f"{change:+.1f} %; the paper reports -46.6 % on ImageNet-1K",
+                        f"{change:+.1f} %, at least -5 % is asked for, as timings vary; the paper "
+                        "reports -46.6 % on ImageNet-1K",
                     )
                 )
         single = next((cost for cost in own if cost is not baseline and cost.draw == 1), None)
