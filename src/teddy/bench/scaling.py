@@ -224,7 +224,7 @@ def _draw(axes: Json, figure: "Figure") -> None:
             line = found[fit]["slope"] * ends + found[fit]["intercept"]
             axis_panel.plot(ends, line, color="C0", linewidth=0.8)
             axis_panel.plot(found["values"], found[quantity], "o", color="C1", markersize=4)
-            axis_panel.set_ylim(bottom=0)
+            axis_panel.set_ylim(0, 1.1 * max(max(other[quantity]) for other in axes.values()))
             axis_panel.set_xlabel(_AXES[axis][0])
         row[0].set_ylabel(label)
 
