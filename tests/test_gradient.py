@@ -246,3 +246,25 @@ def test_gradient_on_cuda_points_where_the_cpus_does(
         assert leaf.grad is not None
         found.append(leaf.grad.cpu().flatten())
     assert torch.cosine_similarity(found[0], found[1], dim=0) > cosine
+
+
+# -------------------------------------------------------------------------------------- precision
+
+
+@pytest.mark.parametrize(("precision", "least"), [("float32", 1 - 1e-9), ("bfloat16", 0.98)])
+def test_gradient_of_trained_teachers_points_where_float64_does(
+    synthesis_config: SynthesizeConfig, pool: Pool, precision: Any, least: float
+) -> None:
+    """On the CPU bfloat16 is emulated where its instructions are missing: few images."""
+    found = []
+    kinds: list[tuple[torch.dtype, Any]] = [(torch.float64, "float32"), (torch.float32, precision)]
+    for dtype, kind in kinds:
+        teachers = [Teacher(pool.member(m, CPU).to(dtype), "biased") for m in range(3)]
+        view, labels = random_view(count=12)
+        leaf = view.detach().to(dtype).requires_grad_()
+        config = replace(synthesis_config, precision=kind, gradient="two_pass")
+        losses = eq7_gradient(leaf, labels, teachers, [t.running for t in teachers], config)
+        assert losses.dtype == dtype, "losses are never narrower than float32"
+        assert leaf.grad is not None
+        found.append(leaf.grad.double().flatten())
+    assert torch.cosine_similarity(found[0], found[1], dim=0) > least

@@ -157,6 +157,8 @@ class Synthesiser:
             self._teacher(member)
             if items and self.config.class_statistics != "none":
                 self._targets(member, items[0])
+        if items:
+            self._mode(items[0])  # said once, not by every worker
 
     def run(
         self,
@@ -190,7 +192,7 @@ class Synthesiser:
             images,
             Adam([Group([images], config.weight_decay)], config.betas, config.eps, decoupled=False),
             torch.zeros(config.iterations, 1 + 2 * config.draw, device=self.device),
-            self._mode(item, images),
+            self._mode(item),
         )
         start = run.restore(resume) if resume.exists() else 0
         finite, finite_at = images.detach().clone(), start
@@ -244,19 +246,21 @@ class Synthesiser:
             moment = ("iteration", item.group, iteration)  # type: ignore[assignment]
         return draw_teachers(len(self.pool), self.config.draw, self.seed, *moment)
 
-    def _mode(self, item: Item, images: Tensor) -> Mode:
+    def _mode(self, item: Item) -> Mode:
+        """Mode of the gradient; ``auto`` decides by the teachers of the first iteration."""
         if self.config.gradient != "auto":
             return self.config.gradient
         teachers = tuple(self.draw(item, 0))
-        key = (*teachers, len(images))
+        key = (*teachers, len(item.labels()))
         if key not in self._modes:
-            view = images.detach().to(memory_format=torch.channels_last)
+            shape = (len(item.labels()), *self.data.image_shape)
+            view = torch.zeros(shape, device=self.device).to(memory_format=torch.channels_last)
             try:
                 with memory_watch():
                     mode = choose_mode(view, [self._teacher(m) for m in teachers], self.config)
             except OutOfMemory:
                 mode = "two_pass"
-            if mode not in self._modes.values():
+            if len(teachers) > 1 and mode not in self._modes.values():
                 log(f"synthesize: gradient of {len(teachers)} teachers by {mode} (auto)")
             self._modes[key] = mode
         return self._modes[key]
