@@ -477,6 +477,12 @@ def test_soft_labels_are_refused_with_dsa(read: Read) -> None:
     assert read(dsa | hard).relabel("toy/prior/ipc1").augmentation == "dsa"
 
 
+def test_a_set_that_is_no_repeat_need_not_say_so(read: Read) -> None:
+    assert read({}).sets["toy/prior/ipc1"].repeat == 0
+    assert read({"sets:toy/prior/ipc1:repeat": 2}).sets["toy/prior/ipc1"].repeat == 2
+    assert "repeat must be ≥ 0, got -1" in refusal(read, {"sets:toy/prior/ipc1:repeat": -1})
+
+
 def test_parent_of_another_dataset_is_refused(read: Read) -> None:
     other = {
         "datasets:other": DOCUMENT["datasets"]["toy"],

@@ -503,6 +503,25 @@ def test_changing_a_method_leaves_the_images_of_others(tiny_run: Path, tmp_path:
     assert many.images[: len(few)].equal(few.images)
 
 
+def test_a_repeat_differs_from_the_synthesis_itself(tiny_run: Path, tmp_path: Path) -> None:
+    params = tiny_params(tmp_path / "params.yaml")
+    yaml = YAML()
+    raw = yaml.load(params)
+    raw["sets"]["digits/random/ipc3"]["repeat"] = 1
+    yaml.dump(raw, params)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tiny_run)
+        synthesize.main(
+            ["digits/random/ipc3", "--data", "data/prepared/digits", "--pool",
+             "models/digits/prior", "--out", str(tmp_path / "set"), "--history",
+             str(tmp_path / "h.json"), "--params", str(params)]
+        )  # fmt: skip
+    again = teddy.load(tmp_path / "set")
+    first = teddy.load(tiny_run / "data/distilled/digits/random/ipc3.safetensors")
+    assert len(again) == len(first)
+    assert not again.images.equal(first.images)
+
+
 def test_readme_shows_the_committed_results() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert with_results(readme, ROOT) == readme, "run `make readme`"

@@ -643,6 +643,19 @@ def test_ablations_say_what_differs_and_who_labels(tmp_path: Path) -> None:
     ]
 
 
+def test_precisions_are_compared_over_syntheses(tmp_path: Path) -> None:
+    scores = [
+        score(f"digits/prior/ipc10-{precision}{repeat}", mean, precision=precision, repeat=repeat)
+        for precision, means in {"float32": (40.0, 42.0, 44.0), "bfloat16": (41.0,)}.items()
+        for repeat, mean in enumerate(means)
+    ]
+    (table,) = report.target_tables("precision", scores, printed(), target_params(tmp_path))
+    assert [row[1:] for row in cells(table)] == [
+        ["float32", 3, None, "42.0 ± 2.0"],
+        ["bfloat16", 1, None, "41.0 ± 0.0"],
+    ]
+
+
 def test_kept_runs_stand_in_their_own_table_with_their_origin(tree: Path, tmp_path: Path) -> None:
     run_ = json.loads((tree / "runs/digits/prior/ipc1.json").read_text())
     kept = {

@@ -28,7 +28,7 @@ SCORE = Score(
     split="test", images_held_out=450, epochs=150, n=3, top1_mean=90.0, top1_std=1.0,
     top1_best_mean=91.0, f1_mean=89.0, f1_std=1.0, kl_student_teacher=0.5, kl_teacher_student=0.4,
     members=8, pool_size=8, stages=(2, 16), draw=3, ensemble="logits", first_bn_weight=10.0,
-    init="noise", image_bytes=1, label_bytes=1,
+    precision="float32", repeat=0, init="noise", image_bytes=1, label_bytes=1,
 )  # fmt: skip
 
 

@@ -577,9 +577,13 @@ class SetRow:
     """Key of ``pools``: the teachers that make the images and label them."""
     ipc: int
     """Images per class."""
+    repeat: int = 0
+    """0, which rows need not say, is the experiment's own synthesis; other numbers are repeats, all
+    of whose randomness differs."""
 
     def __post_init__(self) -> None:
         _check(self.ipc >= 1, f"ipc must be at least 1, got {self.ipc}")
+        _check(self.repeat >= 0, f"repeat must be ≥ 0, got {self.repeat}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -1367,11 +1371,15 @@ def _build(cls: type[T], section: Section, where: str) -> T:
         raise TeddyError(f"{where}: expected keys, got {section!r}")
     hints = typing.get_type_hints(cls)
     _refuse_unknown(set(section), set(hints), where)
-    missing = [name for name in hints if name not in section]
+    fields = dataclasses.fields(cls)  # type: ignore[arg-type]
+    may_lack = {field.name for field in fields if field.default is not dataclasses.MISSING}
+    missing = [name for name in hints if name not in section and name not in may_lack]
     if missing:
         raise TeddyError(f"{where} lacks the key {missing[0]!r}")
     values = {
-        name: _convert(kind, section[name], f"{where}.{name}") for name, kind in hints.items()
+        name: _convert(kind, section[name], f"{where}.{name}")
+        for name, kind in hints.items()
+        if name in section
     }
     try:
         return cls(**values)

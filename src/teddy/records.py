@@ -70,6 +70,10 @@ class Score:
     ensemble: str | None
     """What the classifier prior averages; None for real images."""
     first_bn_weight: float | None
+    precision: str | None
+    """Autocast dtype of synthesis; None for real images."""
+    repeat: int
+    """Which synthesis of these settings it is; 0 is the experiment's own."""
     init: str | None
     """What synthesis started from; None for real images."""
     image_bytes: int
@@ -311,7 +315,8 @@ def read_scores(params: Params, runs: Path, names: Sequence[str]) -> list[Score]
         declared = {"score": name} | {key: getattr(leaf, key) for key in keys}
         stage = "score" if name in params.scores else "evaluate"
         with _opened(runs / f"{name}.json", stage, name, declared) as record:
-            scores += [_score(record, kind, record["labels"][kind]) for kind in leaf.labels]
+            repeat = params.sets[leaf.set].repeat
+            scores += [_score(record, kind, record["labels"][kind], repeat) for kind in leaf.labels]
     for dataset, own in grouped(scores, "dataset").items():
         splits = {score.split: score.name for score in own}
         if len(splits) > 1:
@@ -323,7 +328,7 @@ def read_scores(params: Params, runs: Path, names: Sequence[str]) -> list[Score]
     return scores
 
 
-def _score(record: Json, labels: str, runs: Sequence[Json]) -> Score:
+def _score(record: Json, labels: str, runs: Sequence[Json], repeat: int) -> Score:
     same = (
         "set", "dataset", "data", "method", "ipc", "arch", "pool", "split", "images_held_out",
         "epochs", "members",
@@ -337,10 +342,10 @@ def _score(record: Json, labels: str, runs: Sequence[Json]) -> Score:
         labels=labels,
         n=len(runs),
         top1_mean=statistics.fmean(top1),
-        top1_std=_spread(top1),
+        top1_std=spread(top1),
         top1_best_mean=statistics.fmean(run["top1_best"] for run in runs),
         f1_mean=statistics.fmean(f1),
-        f1_std=_spread(f1),
+        f1_std=spread(f1),
         kl_student_teacher=_mean_of(runs, "kl_student_teacher"),
         kl_teacher_student=_mean_of(runs, "kl_teacher_student"),
         pool_size=len(record["teachers"]),
@@ -348,6 +353,8 @@ def _score(record: Json, labels: str, runs: Sequence[Json]) -> Score:
         draw=synthesis.get("draw"),
         ensemble=synthesis.get("ensemble"),
         first_bn_weight=synthesis.get("first_bn_weight"),
+        precision=synthesis.get("precision"),
+        repeat=repeat,
         init=synthesis.get("initialise"),
         image_bytes=record["bytes"]["images"],
         label_bytes=record["bytes"]["labels"] if labels == "soft" else 0,
@@ -387,11 +394,12 @@ def _stream(record: Json, labels: str, strict: bool) -> StreamScore:
         seeds=len({result["seed"] for result in own}),
         classes=tuple(len(results[0]["classes"]) for results in by_step),
         top1_mean=tuple(statistics.fmean(values) for values in means),
-        top1_std=tuple(_spread(values) for values in means),
+        top1_std=tuple(spread(values) for values in means),
     )
 
 
-def _spread(values: Sequence[float]) -> float:
+def spread(values: Sequence[float]) -> float:
+    """Sample standard deviation (n − 1); 0 for a single value."""
     return statistics.stdev(values) if len(values) > 1 else 0.0
 
 
@@ -561,7 +569,7 @@ def read_kept(folder: Path) -> list[Kept]:
                     labels=labels,
                     n=len(runs),
                     top1_mean=statistics.fmean(run["top1_last"] for run in runs),
-                    top1_std=_spread([run["top1_last"] for run in runs]),
+                    top1_std=spread([run["top1_last"] for run in runs]),
                 )
                 for name, own in record["sets"].items()
                 for labels, runs in own["labels"].items()

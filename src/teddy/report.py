@@ -3,6 +3,7 @@
 :func:`target_tables` has the tables of every target; its keys are stages of ``dvc.yaml`` too.
 """
 
+import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,7 @@ from teddy.records import (
     Score,
     StreamScore,
     grouped,
+    spread,
 )
 from teddy.tables import DASH, Cell, Column, Table, percent
 
@@ -472,6 +474,38 @@ def _ablations(
     return tables
 
 
+def _precision(
+    scores: Sequence[Score], paper: Sequence[PaperResult], params: Params
+) -> list[Table]:
+    """Autocast dtypes of synthesis, each over repeats of the whole synthesis."""
+    tables = []
+    for (dataset, ipc), own in grouped(scores, "dataset", "ipc").items():
+        rows: list[tuple[Cell, ...]] = []
+        for (method, precision), mine in grouped(own, "method", "precision").items():
+            means = {
+                kind: [score.top1_mean for score in mine if score.labels == kind]
+                for kind in ("hard", "soft")
+            }
+            cells = [
+                percent(statistics.fmean(values), spread(values)) if values else None
+                for values in means.values()
+            ]
+            count = len({score.repeat for score in mine})
+            rows.append((params.methods[method].title, precision or "–", count, *cells))
+        columns = (
+            Column("images", text=True), Column("precision", text=True), Column("syntheses"),
+            Column("hard"), Column("soft"),
+        )  # fmt: skip
+        note = (
+            "Mean ± sample standard deviation over syntheses, which differ in all of their "
+            "randomness, of the mean accuracy of "
+            f"{_values(own, 'n')} students each, after the last of {_values(own, 'epochs')} epochs."
+        )
+        title = f"Precision, {params.datasets[dataset].title}, IPC {ipc}: top-1 accuracy (%)"
+        tables.append(Table(title, columns, tuple(rows), (note,)))
+    return tables
+
+
 def kept_tables(kept: Sequence[Kept], params: Params) -> list[Table]:
     """Runs kept in ``metrics/reference``, each with its hardware, date, commit and command."""
     tables = []
@@ -525,6 +559,7 @@ MAKERS: dict[str, Maker] = {
     "fig3b": _along("fig3b"),
     "fig3c": _along("fig3c"),
     "ablations": _ablations,
+    "precision": _precision,
 }
 """Tables of every target that shows scores."""
 
@@ -545,6 +580,7 @@ TITLES: dict[str, str] = {
     "fig5": "Figure 5: error of the Taylor approximation",
     "theory": "Appendix: propositions checked numerically",
     "ablations": "What the paper leaves out",
+    "precision": "Precision of synthesis, and the spread between syntheses",
     "pools": "Teachers",
     "overview": "Training of teachers and synthesis",
 }

@@ -17,6 +17,7 @@ from teddy.distribution_matching import DistributionMatcher
 from teddy.items import ImageMaker, synthesise
 from teddy.pool import MANIFEST, open_pool
 from teddy.runtime import pick_device, run_stage
+from teddy.seeding import derive
 from teddy.stages.command import manifest_digest, parse
 from teddy.synthesis import Synthesiser
 
@@ -37,6 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         params = Params(args.params)
         row, config = params.row("sets", args.name), params.synthesize(args.name)
         method = params.methods[row.method]
+        seed = derive(params.seed, "repeat", row.repeat) if row.repeat else params.seed
         check_writable(args.out, args.history)
         dataset = read_dataset(args.data)
         provenance: Json = {
@@ -44,21 +46,21 @@ def main(argv: Sequence[str] | None = None) -> None:
             "dataset": row.dataset,
             "method": row.method,
             "images": method.images,
-            "seed": params.seed,
+            "seed": seed,
             "data": manifest_digest(args.data),
             "software": {"teddy": teddy.__version__, "torch": torch.__version__},
         }
         records: list[Json] = []
         if method.images == "random":
             leave_to_first()
-            images, labels = _random(dataset, row.ipc, params.seed)
+            images, labels = _random(dataset, row.ipc, seed)
         else:
             provenance |= {"settings": _settings(config, method.images)}
             if method.images == "synthesised":
                 provenance |= {"pool": manifest_digest(args.pool)}
-                maker = _synthesiser(params, args.name, args.pool, dataset)
+                maker = _synthesiser(params, args.name, args.pool, dataset, seed)
             else:
-                maker = DistributionMatcher(config, dataset, params.seed, pick_device())
+                maker = DistributionMatcher(config, dataset, seed, pick_device())
             work = WorkDir("synthesize", args.name, **provenance).claim()
             images, labels, records = synthesise(maker, row.ipc, work)
         distilled = DistilledSet(
@@ -86,14 +88,16 @@ def _random(dataset: ImageDataset, ipc: int, seed: int) -> tuple[Tensor, Tensor]
     return dataset.train.pick(chosen), dataset.train.labels[chosen]
 
 
-def _synthesiser(params: Params, name: str, pool: Path, dataset: ImageDataset) -> ImageMaker:
+def _synthesiser(
+    params: Params, name: str, pool: Path, dataset: ImageDataset, seed: int
+) -> ImageMaker:
     views = read_json(pool / MANIFEST)["training_views"]
     return Synthesiser(
         params.synthesize(name),
         open_pool(pool),
         dataset,
         from_json(ViewConfig, views, f"{pool / MANIFEST}: training_views"),
-        params.seed,
+        seed,
         pick_device(),
     )
 
