@@ -84,7 +84,7 @@ class FakeCapture(TorchDispatchMode):
     """Stands for ``torch.cuda.graph``."""
 
     def __init__(self, graph: FakeGraph, pool: FakePool, stream: Any) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.graph, graph.pool = graph, pool
         pool.graphs.append(graph)
 
@@ -267,7 +267,8 @@ def test_failure_to_record_falls_back_and_says_so_once(
     mode: Mode,
 ) -> None:  # fmt: skip
     teachers, graphs = random_teachers([0, 1, 2]), Graphs()
-    begin, count = FakeCapture.__enter__, iter(range(1000))
+    count = iter(range(1000))
+    begin: Any = FakeCapture.__enter__
 
     def refuse(self: FakeCapture) -> Any:
         if next(count) == 4:  # in the second teacher
@@ -388,6 +389,52 @@ def test_exhausted_memory_drops_the_recordings(
     assert joint.facts["gradient"] == "two_pass"
     difference = got["images"].int() - want.run(item, tmp_path / "want")["images"].int()
     assert difference.abs().max() <= 1, "the first iteration was joint, which rounds otherwise"
+
+
+# ---------------------------------------------------------------------------------------- waiting
+
+
+class OnDevice(TorchDispatchMode):
+    """Refuses what waits for a GPU: numbers and sizes from it, tensors made on the host."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Look at an operation."""
+        name = func.name().split(".")[0]
+        asks = name in {"aten::_local_scalar_dense", "aten::nonzero", "aten::lift_fresh"}
+        asks |= name == "aten::index" and any(i.dtype == torch.bool for i in tensors_in(args[1]))
+        assert not asks, f"{name} waits for the device"
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("changes", [{}, {"views_per": "image"}, {"class_statistics": "pooled"}])
+def test_iterations_ask_the_device_for_nothing(
+    synthesiser: Synthesiser, tmp_path: Path, monkeypatch: Any, mode: Mode, changes: Any
+) -> None:
+    """What can be seen of it on a CPU: all of an item between its first draw and its last look."""
+    made = with_config(synthesiser, gradient=mode, **changes)
+    item, draw = cut_items(1, 3, made.config)[0], made.draw
+    made.load([item])
+    watch: Any = OnDevice()  # type: ignore[no-untyped-call]
+    drawn: list[int] = []
+
+    def watched(item: Any, iteration: int) -> list[int]:
+        if iteration == made.config.iterations - 1:
+            watch.__exit__(None, None, None)
+        if iteration == 0 and not drawn:
+            watch.__enter__()
+        drawn.append(iteration)
+        return draw(item, iteration)
+
+    views = made._views
+    monkeypatch.setattr(made, "draw", watched)
+    monkeypatch.setattr(made, "_views", lambda *args: iter(list(views(*args))))
+    made.run(item, tmp_path / "resume")
+    assert len(drawn) == made.config.iterations
+    with watch:
+        list(views(item, 0))
 
 
 # ------------------------------------------------------------------------------------------- CUDA
