@@ -82,13 +82,19 @@ def draw_views(
         ``N`` views. A box depends on the size of its image, flip and shift do not.
     """
     u = uniforms(derive(seed, *item), indices, 2 * _CROP_ATTEMPTS + 5)
-    size = [torch.as_tensor(side, device=u.device).expand(len(u)) for side in (height, width)]
-    box = _crop_boxes(u, size[0], size[1], config.crop_scale)
+    box = _crop_boxes(u, _sides(height, u), _sides(width, u), config.crop_scale)
     u = u[:, 2 * _CROP_ATTEMPTS + 2 :]
     flip = (u[:, 0] < 0.5) if config.hflip else torch.zeros_like(u[:, 0], dtype=torch.bool)
     low, high = config.roll
     shift = (u[:, 1:3] * (high - low + 1)).floor().to(torch.int64) + low
     return Views(box, flip, shift)
+
+
+def _sides(side: int | Tensor, u: Tensor) -> Tensor:
+    """int64 ``(N,)``; a number is filled in on the device, where copying it there would wait."""
+    if isinstance(side, int):
+        return torch.full((len(u),), side, device=u.device)
+    return side.to(u.device).expand(len(u))
 
 
 def _crop_boxes(u: Tensor, height: Tensor, width: Tensor, scale: float) -> Tensor:

@@ -7,7 +7,7 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -24,12 +24,83 @@ _JOINT_SHARE = 0.5
 """Of the memory that one item has; the rest is weights, what a layer computes, and the system."""
 
 
+class Passes(Protocol):
+    """What Eq. 7 asks of one teacher for one view."""
+
+    def logits(self) -> Tensor:
+        """Logits ``(N, K)``, without a graph."""
+        ...
+
+    def observe(self) -> tuple[Tensor, Tensor]:
+        """Logits, float32 or wider, and R_BN, both detached; keeps what :meth:`backward` needs."""
+        ...
+
+    def backward(self, grad: Tensor, weight: Tensor) -> None:
+        """Add the gradient of ⟨grad, logits⟩ + weight·R_BN to ``view.grad``; once per observation.
+
+        Args:
+            grad: like the logits.
+            weight: scalar, like R_BN.
+        """
+        ...
+
+
+MakePasses = Callable[[Teacher, Sequence[Moments], Tensor, SynthesizeConfig, int], Passes]
+"""Passes of a teacher, given what its layers are matched to, the view, the conventions, and a slot:
+a number that no two teachers share whose graphs are kept at once."""
+
+
+class Eager:
+    """Passes that PyTorch runs call by call.
+
+    Args:
+        teacher: the teacher.
+        target: what its layers are matched to.
+        view: a leaf that requires grad.
+        config: conventions of the loss.
+    """
+
+    def __init__(
+        self, teacher: Teacher, target: Sequence[Moments], view: Tensor, config: SynthesizeConfig
+    ) -> None:
+        self._teacher, self._target, self._view, self._config = teacher, target, view, config
+        self._kept: tuple[Tensor, Tensor] | None = None
+
+    @torch.no_grad()
+    def logits(self) -> Tensor:
+        """See :class:`Passes`."""
+        logits: Tensor = _forward(self._teacher.logits, self._view, self._config)
+        return logits
+
+    def observe(self) -> tuple[Tensor, Tensor]:
+        """See :class:`Passes`."""
+        config = self._config
+        logits, seen = _forward(self._teacher.observe, self._view, config)
+        gap = statistics_loss(seen, self._target, config.first_bn_weight, config.norm)
+        self._kept = logits if logits.dtype == torch.float64 else logits.float(), gap
+        return self._kept[0].detach(), gap.detach()
+
+    def backward(self, grad: Tensor, weight: Tensor) -> None:
+        """See :class:`Passes`."""
+        assert self._kept is not None, "observe first"
+        kept, self._kept = self._kept, None
+        torch.autograd.backward(kept, (grad, weight))
+
+
+def eager(
+    teacher: Teacher, target: Sequence[Moments], view: Tensor, config: SynthesizeConfig, slot: int
+) -> Passes:
+    """A :data:`MakePasses`, to which slots mean nothing."""
+    return Eager(teacher, target, view, config)
+
+
 def eq7_gradient(
     view: Tensor,
     labels: Tensor,
     teachers: Sequence[Teacher],
     targets: Targets,
     config: SynthesizeConfig,
+    passes: MakePasses = eager,
 ) -> Tensor:
     """Gradient of Eq. 7 with respect to the augmented images, left in ``view.grad``.
 
@@ -39,13 +110,15 @@ def eq7_gradient(
         teachers: the M drawn teachers.
         targets: per teacher, the statistics each BatchNorm layer is matched to.
         config: conventions of the loss.
+        passes: how teachers are run.
 
     Returns:
         ``(2,)`` detached: classifier prior, and statistics term before α.
     """
     mode = config.gradient
     chosen = choose_mode(view, teachers, config) if mode == "auto" else mode
-    return combined(losses_of_teachers(view, labels, teachers, targets, config, chosen), config)
+    losses = losses_of_teachers(view, labels, teachers, targets, config, chosen, passes)
+    return combined(losses, config)
 
 
 def combined(losses: Tensor, config: SynthesizeConfig) -> Tensor:
@@ -62,74 +135,47 @@ def losses_of_teachers(
     targets: Targets,
     config: SynthesizeConfig,
     mode: Mode,
+    passes: MakePasses = eager,
 ) -> Tensor:
     """As :func:`eq7_gradient`, in a given mode, with what each teacher contributes.
 
-    ``joint`` keeps the graphs of all teachers at once. ``two_pass`` is exact too and keeps one
-    teacher's graph at a time. The classifier prior couples the teachers only through their logits,
-    so with G_m = ∂CE/∂z_m known from a pass without a graph, the gradient is the sum over teachers
-    of that of ⟨G_m, z_m⟩ + α·R_m/M. The last teacher keeps the graph of its first pass, so M
-    teachers cost 2M − 1 forwards, against M jointly.
+    The classifier prior couples the teachers only through their logits, so with G_m = ∂CE/∂z_m the
+    gradient is exactly the sum over teachers of that of ⟨G_m, z_m⟩ + α·R_m/M. ``joint`` keeps the
+    graphs of all teachers at once. ``two_pass`` keeps one teacher's at a time, after a pass without
+    a graph that gives G_m; the last teacher keeps the graph of its first pass, so M teachers cost
+    2M − 1 forwards, against M jointly.
 
     Returns:
         ``(1 + 2M,)`` detached: classifier prior, R_BN per teacher, mean |logit| per teacher.
     """
-    weight = config.alpha_bn * _share(len(teachers), config)
-    if mode == "joint":
-        return _joint(view, labels, teachers, targets, config, weight)
-    with torch.no_grad():
-        known = [_forward(teacher.logits, view, config) for teacher in teachers[:-1]]
-    last, gap = _observed(teachers[-1], targets[-1], view, config)
-    logits_MNK = torch.stack([*(z.to(last.dtype) for z in known), last.detach()]).requires_grad_()
+    joint = mode == "joint"
+    runs = [
+        passes(teacher, target, view, config, slot if joint else 0)
+        for slot, (teacher, target) in enumerate(zip(teachers, targets, strict=True))
+    ]
+    first, kept = ([], runs) if joint else (runs[:-1], runs[-1:])
+    known = [run.logits() for run in first]
+    seen = [run.observe() for run in kept]
+    last, gap = seen[-1]
+    logits_MNK = torch.stack(
+        [*(logits.to(last.dtype) for logits in known), *(logits for logits, _ in seen)]
+    ).requires_grad_()
     prior = ensemble_cross_entropy(logits_MNK, labels, config.ensemble)
-    (grad_MNK,) = torch.autograd.grad(prior, logits_MNK)
-    _backward(last, gap, grad_MNK[-1], weight)
-    last_gap, gaps = gap.detach(), []
-    del last, gap
-    for index, teacher in enumerate(teachers[:-1]):
-        logits, gap = _observed(teacher, targets[index], view, config)
-        _backward(logits, gap, grad_MNK[index], weight)
-        gaps.append(gap.detach())
-        del logits, gap
-    return _summary(prior, [*gaps, last_gap], logits_MNK)
+    grads = torch.autograd.grad(prior, logits_MNK)[0].unbind()
+    weight = torch.full_like(gap, config.alpha_bn * _share(len(teachers), config))
+    for run, grad in zip(reversed(kept), reversed(grads[len(first) :]), strict=True):
+        run.backward(grad, weight)
+    gaps = []
+    for run, grad in zip(first, grads[: len(first)], strict=True):
+        gaps.append(run.observe()[1])
+        run.backward(grad, weight)
+    gaps += [gap for _, gap in seen]
+    sizes = logits_MNK.detach().abs().mean((1, 2))
+    return torch.cat([prior.detach()[None], torch.stack(gaps), sizes])
 
 
 def _share(teachers: int, config: SynthesizeConfig) -> float:
     return 1 / teachers if config.over_teachers == "mean" else 1.0
-
-
-def _joint(
-    view: Tensor,
-    labels: Tensor,
-    teachers: Sequence[Teacher],
-    targets: Targets,
-    config: SynthesizeConfig,
-    weight: float,
-) -> Tensor:
-    observed = [_observed(t, s, view, config) for t, s in zip(teachers, targets, strict=True)]
-    logits_MNK = torch.stack([logits for logits, _ in observed])
-    prior = ensemble_cross_entropy(logits_MNK, labels, config.ensemble)
-    gaps = [gap for _, gap in observed]
-    (prior + weight * torch.stack(gaps).sum()).backward()
-    return _summary(prior, gaps, logits_MNK)
-
-
-def _summary(prior: Tensor, gaps: Sequence[Tensor], logits_MNK: Tensor) -> Tensor:
-    sizes = logits_MNK.detach().abs().mean((1, 2))
-    return torch.cat([prior.detach()[None], torch.stack(list(gaps)).detach(), sizes])
-
-
-def _backward(logits: Tensor, gap: Tensor, grad: Tensor, weight: float) -> None:
-    torch.autograd.backward([logits, gap], [grad, torch.full_like(gap, weight)])
-
-
-def _observed(
-    teacher: Teacher, target: Sequence[Moments], view: Tensor, config: SynthesizeConfig
-) -> tuple[Tensor, Tensor]:
-    """Logits and R_BN of one teacher."""
-    logits, seen = _forward(teacher.observe, view, config)
-    gap = statistics_loss(seen, target, config.first_bn_weight, config.norm)
-    return logits if logits.dtype == torch.float64 else logits.float(), gap
 
 
 def _forward(forward: Callable[[Tensor], Any], view: Tensor, config: SynthesizeConfig) -> Any:

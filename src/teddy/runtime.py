@@ -2,9 +2,10 @@
 
 Nothing here may change a result beyond floating-point rounding, so nothing here is in
 ``params.yaml``: the device comes from ``$TEDDY_DEVICE`` (``cpu``, ``cuda``; default: a GPU if there
-is one), the number of processor cores to use from ``$TEDDY_WORKERS`` (default: all) and that of
-threads per item from ``$TEDDY_THREADS`` (default: 1). torchrun may start several processes, on one
-or several machines that share a file system.
+is one), the number of processor cores to use from ``$TEDDY_WORKERS`` (default: all), that of
+threads per item from ``$TEDDY_THREADS`` (default: 1), and whether CUDA graphs are used where they
+pay from ``$TEDDY_GRAPHS`` (1 or 0; default: 1). torchrun may start several processes, on one or
+several machines that share a file system.
 """
 
 import contextlib
@@ -108,6 +109,14 @@ def _whole_number(variable: str, default: int) -> int:
     if not wanted.isdigit() or int(wanted) < 1:
         raise TeddyError(f"${variable} must be a whole number of at least 1, got {wanted!r}")
     return int(wanted)
+
+
+def graphs_wanted() -> bool:
+    """Whether teachers may be replayed as CUDA graphs: ``$TEDDY_GRAPHS``, 1 (default) or 0."""
+    wanted = os.environ.get("TEDDY_GRAPHS", "1")
+    if wanted not in ("0", "1"):
+        raise TeddyError(f"$TEDDY_GRAPHS must be 0 or 1, got {wanted!r}")
+    return wanted == "1"
 
 
 def save_interval() -> float:

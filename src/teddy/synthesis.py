@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from teddy.acceleration import Graphs, choose_passes
 from teddy.artifacts import Json, write_tensors
 from teddy.augmentation import Views, draw_views
 from teddy.class_statistics import class_moments
@@ -75,7 +76,9 @@ class Synthesiser:
         self.seed, self.device = seed, device
         self._training_views = training_views
         self._teachers: dict[int, Teacher] = {}
+        self._passes = choose_passes(config, len(pool), device)
         self._class_moments: dict[int, list[Moments]] = {}
+        self._class_targets: dict[tuple[int, range], list[Moments]] = {}
         self._modes: dict[tuple[int, ...], Mode] = {}
         self.facts: Json = {}
         """How the last item ran: gradient mode, speed, memory."""
@@ -157,6 +160,7 @@ class Synthesiser:
                         saved = time.monotonic()
         self.facts = {
             "gradient": run.mode, "precision": config.precision, "teachers": config.draw,
+            "cuda_graphs": isinstance(self._passes, Graphs) and self._passes.on,
             **run.speed(config.iterations - start, time.monotonic() - began),
         }  # fmt: skip
         pixels = self.data.normalisation.to_uint8(images.detach())
@@ -214,7 +218,9 @@ class Synthesiser:
         assert run.mode, "chosen before the first step"
         try:
             with memory_watch():
-                losses = losses_of_teachers(leaf, labels, teachers, targets, self.config, run.mode)
+                losses = losses_of_teachers(
+                    leaf, labels, teachers, targets, self.config, run.mode, self._passes
+                )
         except OutOfMemory as error:
             if run.mode == "two_pass":
                 raise TeddyError(
@@ -225,6 +231,8 @@ class Synthesiser:
         if losses is None:  # outside the handler, which holds on to the tensors of what failed
             log(f"synthesize: no memory left for gradient joint, two_pass goes on with {item.name}")
             run.mode = "two_pass"
+            if isinstance(self._passes, Graphs):
+                self._passes.clear()
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
             return self._gradient(run, labels, view, drawn, item)
@@ -277,9 +285,19 @@ class Synthesiser:
         return self._teachers[member]
 
     def _targets(self, member: int, item: Item) -> list[Moments]:
-        """Statistics that a teacher's layers are matched to (§8-21 for the class-wise ones)."""
+        """Statistics that a teacher's layers are matched to (§8-21 for the class-wise ones).
+
+        The same list for the same item, which is what recordings know it by.
+        """
         if self.config.class_statistics == "none":
             return self._teacher(member).running
+        per_class = self.config.class_statistics == "per_class"
+        key = (member, item.classes if per_class else range(0))
+        if key not in self._class_targets:
+            self._class_targets[key] = self._class_target(member, item)
+        return self._class_targets[key]
+
+    def _class_target(self, member: int, item: Item) -> list[Moments]:
         if member not in self._class_moments:
             self._class_moments[member] = class_moments(
                 self._teacher(member), self.data.train.to(self.device), self.data.normalisation,

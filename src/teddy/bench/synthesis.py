@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from teddy.acceleration import Graphs
 from teddy.artifacts import Json
 from teddy.augmentation import Views, draw_views
 from teddy.bench import floor
@@ -31,13 +32,13 @@ from teddy.bench.memory import peak_bytes, saved_bytes
 from teddy.bench.peers import Mode, RecoverLoop
 from teddy.config import NetworkConfig, SynthesizeConfig, from_json, read_yaml, to_json
 from teddy.frozen import Teacher
-from teddy.gradient import eq7_gradient
+from teddy.gradient import MakePasses, choose_mode, eager, eq7_gradient
 from teddy.images import Normalisation
 from teddy.networks import batchnorms, build
 from teddy.objectives import cosine_lr
 from teddy.optimizers import Adam, Group
 from teddy.pruning import prune_randomly
-from teddy.runtime import log, pick_device
+from teddy.runtime import graphs_wanted, log, pick_device
 from teddy.seeding import stream
 from teddy.tables import Column, Table
 
@@ -125,6 +126,8 @@ class Program:
     """Teachers per iteration."""
     kind: str = "engine"
     """engine, reference or floor."""
+    replayed: bool = False
+    """Whether its memory lies in the pools of CUDA graphs, where it cannot be told apart."""
 
 
 def _options(command: argparse.ArgumentParser) -> None:
@@ -210,7 +213,7 @@ def _workload(
     memory = {
         name: sides[side_of[name]].call(_memory, spec, side_of[name], name)
         for name, program in programs.items()
-        if program.kind != "floor"
+        if program.kind != "floor" and not program.replayed
     }
 
     def timed(name: str) -> Callable[[int], float]:
@@ -259,12 +262,16 @@ def programs_of(spec: Spec, ours: bool) -> dict[str, Program]:
     labels = (torch.arange(spec.batch) % workload.classes).to(device)
     if not ours:
         return _references(networks[0], images, labels, spec.config)
-    programs = {}
+    programs, ways = {}, {"engine": eager}
+    if device.type == "cuda" and graphs_wanted():
+        ways["engine, CUDA graphs"] = Graphs()
     for precision in spec.precisions:
         for k in spec.teachers:
             settings = replace(spec.config, precision=precision)  # type: ignore[arg-type]
-            engine = EngineLoop(networks[:k], images, labels, settings)
-            programs[f"engine, {precision}, k = {k}"] = Program(engine.step, k)
+            for way, passes in ways.items():
+                engine = EngineLoop(networks[:k], images, labels, settings, passes)
+                program = Program(engine.step, k, replayed=passes is not eager)
+                programs[f"{way}, {precision}, k = {k}"] = program
     return programs | _floors(networks[0], images, spec.precisions)
 
 
@@ -342,16 +349,26 @@ class EngineLoop:
         images: normalised start, float32 ``(N, C, H, W)``.
         labels: int64 ``(N,)``.
         config: of the engine.
+        passes: how teachers are run.
     """
 
     def __init__(
-        self, networks: list[nn.Module], images: Tensor, labels: Tensor, config: SynthesizeConfig
+        self,
+        networks: list[nn.Module],
+        images: Tensor,
+        labels: Tensor,
+        config: SynthesizeConfig,
+        passes: MakePasses = eager,
     ) -> None:
-        self.labels, self.config = labels, config
+        self.labels, self.config, self.passes = labels, config, passes
         self.teachers = [
             Teacher(_as_teacher(network, images.device), config.variance) for network in networks
         ]
         self.targets = [teacher.running for teacher in self.teachers]
+        if config.gradient == "auto":  # once, as the synthesiser does
+            view = images.to(memory_format=torch.channels_last)
+            mode = choose_mode(view, self.teachers, config)
+            self.config = replace(config, gradient=mode)
         self.images = images.clone().requires_grad_()
         group = Group([self.images], config.weight_decay)
         self.optimizer = Adam([group], config.betas, config.eps, decoupled=False)
@@ -362,7 +379,7 @@ class EngineLoop:
         """One iteration, from images to updated images."""
         augmented = next(self._views)(self.images)
         leaf = augmented.detach().to(memory_format=torch.channels_last).requires_grad_()
-        eq7_gradient(leaf, self.labels, self.teachers, self.targets, self.config)
+        eq7_gradient(leaf, self.labels, self.teachers, self.targets, self.config, self.passes)
         augmented.backward(leaf.grad)
         self.optimizer.step(cosine_lr(self.config.lr, self._iteration, self.config.iterations))
         self._iteration += 1
