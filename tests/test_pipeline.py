@@ -2,6 +2,7 @@
 kill and resume, refusals. Needs no GPU and no data beyond scikit-learn's digits.
 """
 
+import hashlib
 import json
 import multiprocessing
 import os
@@ -23,7 +24,7 @@ import teddy
 from teddy import config
 from teddy.artifacts import digest, read_json
 from teddy.continual import class_steps, seen_classes
-from teddy.dependencies import imported, target_inputs, update, with_inputs, with_modules
+from teddy.dependencies import imported, target_inputs, update, with_inputs, write_code
 from teddy.networks import classifier, load_network
 from teddy.readme import with_results
 from teddy.stages import (
@@ -50,6 +51,7 @@ from teddy.stages import (
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "teddy"
 DVC: dict[str, Any] = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
+CODE = DVC.pop("code")  # the stage that all others depend on
 MAINS = {
     "prepare": prepare.main,
     "train_teacher": train_teacher.main,
@@ -97,23 +99,31 @@ def targets(stage: str) -> list[str]:
 
 
 @pytest.mark.parametrize("stage", DVC)
-def test_stage_declares_exactly_the_modules_it_imports(stage: str) -> None:
-    declared = {dep for dep in body(stage)["deps"] if dep.startswith("src/")}
-    assert declared == imported(f"teddy.stages.{module(stage)}"), (
-        "run: python -m teddy.dependencies"
-    )
+def test_stage_depends_on_the_code_that_it_runs(stage: str) -> None:
+    code = [dep for dep in body(stage)["deps"] if dep.startswith(("code/", "src/"))]
+    assert code == [f"code/{module(stage)}.json"]
 
 
-def test_lists_of_modules_are_mended() -> None:
-    text = (ROOT / "dvc.yaml").read_text(encoding="utf-8")
-    module = "        - src/teddy/objectives.py\n"
-    assert module in text
-    assert with_modules(text.replace(module, "        - src/teddy/gone.py\n")) == text
+def test_code_is_looked_at_in_every_run() -> None:
+    assert CODE["always_changed"]
+    assert CODE["cmd"] == "python -m teddy.dependencies --code code"
+
+
+def test_code_of_a_stage_is_every_module_that_it_imports(tmp_path: Path) -> None:
+    assert {path.stem for path in write_code(tmp_path)} == {module(stage) for stage in DVC}
+    for stage in DVC:
+        sums = read_json(tmp_path / f"{module(stage)}.json")
+        assert set(sums) == imported(f"teddy.stages.{module(stage)}")
+    source = "src/teddy/objectives.py"
+    assert source in read_json(tmp_path / "synthesize.json")
+    assert source not in read_json(tmp_path / "target.json")
+    digest_ = hashlib.sha256((ROOT / source).read_bytes()).hexdigest()
+    assert read_json(tmp_path / "synthesize.json")[source] == digest_
 
 
 @pytest.mark.parametrize("stage", [stage for stage in DVC if targets(stage)])
 def test_target_depends_on_exactly_the_files_of_its_rows(stage: str) -> None:
-    declared = {dep for dep in body(stage)["deps"] if not dep.startswith("src/")}
+    declared = {dep for dep in body(stage)["deps"] if not dep.startswith("code/")}
     params = config.Params(ROOT / "params.yaml")
     assert declared == target_inputs(body(stage), params), "run: python -m teddy.dependencies"
 
@@ -141,7 +151,7 @@ def test_every_target_of_params_is_a_stage() -> None:
 @pytest.mark.parametrize("stage", [stage for stage in DVC if not targets(stage)])
 def test_stage_command_uses_exactly_the_declared_paths(stage: str) -> None:
     entry = body(stage)
-    inputs = [dep for dep in entry["deps"] if not dep.startswith("src/")]
+    inputs = [dep for dep in entry["deps"] if not dep.startswith("code/")]
     used = re.findall(r"--(?!params)[a-z]+\s+(\S+)", entry["cmd"])
     assert sorted(used) == sorted(inputs + outs(stage))
 

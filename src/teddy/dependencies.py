@@ -1,13 +1,19 @@
-"""Keep what ``dvc.yaml`` lists for every stage equal to what the stage reads.
+"""What stages depend on that DVC cannot find out by itself: their code and their rows.
 
 DVC does not follow imports: a stage that lists only its script stays "up to date" when a module it
-imports changes. Nor can it make a list of files from ``params.yaml``: a table or figure must list
-the record of every row that it shows. ``python -m teddy.dependencies`` rewrites both kinds of
-lists after an import or a row of ``targets`` has changed; tests hold them.
+imports changes. Its stage ``code`` runs ``python -m teddy.dependencies --code code``, which writes
+the checksums of all modules that each stage imports into ``code/<stage>.json``, and every stage
+depends on that one file. Listing the modules themselves would give ``dvc.lock`` 40,000 lines, which
+DVC reads and writes again at the end of every stage (10 s each time).
+
+Nor can DVC make a list of files from ``params.yaml``: a table or figure must list the record of
+every row that it shows. ``python -m teddy.dependencies`` rewrites these lists after a row of
+``targets`` has changed; tests hold them.
 """
 
 import ast
 import functools
+import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from io import StringIO
@@ -18,11 +24,9 @@ from ruamel.yaml import YAML
 
 from teddy.config import Leaf, Params
 from teddy.console import parser, run_command
-from teddy.files import atomic_path
+from teddy.files import atomic_path, write_json
 
 _ROOT = Path(__file__).parents[2]
-_MODULE = re.compile(r"^( +)- src/teddy/\S+\.py\n", re.MULTILINE)
-_ENTRYPOINT = re.compile(r"-m (teddy\.stages\.\w+)")
 _OPTION = re.compile(r"--\w+\s+(\S+)")
 
 
@@ -30,9 +34,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command."""
     options = parser(__doc__)
     options.add_argument("--dvc", type=Path, default=Path("dvc.yaml"))
+    options.add_argument(
+        "--code", type=Path, metavar="FOLDER", help="write the stages' checksums there instead"
+    )
     args = options.parse_args(argv)
 
     def command() -> str:
+        if args.code:
+            return f"{len(write_code(args.code))} stages, checksums in {args.code}"
         changed = update(args.dvc, Params(args.params))
         return f"{args.dvc}: {'brought up to date' if changed else 'nothing to change'}"
 
@@ -42,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def update(dvc: Path, params: Params) -> bool:
     """Rewrite the lists of a ``dvc.yaml``; whether anything changed."""
     before = dvc.read_text(encoding="utf-8")
-    after = with_inputs(with_modules(before), params)
+    after = with_inputs(before, params)
     if after == before:
         return False
     with atomic_path(dvc) as temporary:
@@ -50,22 +59,23 @@ def update(dvc: Path, params: Params) -> bool:
     return True
 
 
-def with_modules(text: str) -> str:
-    """``dvc.yaml`` with the modules of every stage listed where its first one stood."""
-    return "".join(_stage_with_modules(part) for part in _stages(text))
+def write_code(folder: Path) -> list[Path]:
+    """Write ``<stage>.json`` for every module of :mod:`teddy.stages`: the SHA-256 of each module
+    that it imports, itself included.
+    """
+    written = []
+    for file in sorted((_ROOT / "src" / "teddy" / "stages").glob("*.py")):
+        if file.stem not in ("__init__", "command"):
+            modules = sorted(imported(f"teddy.stages.{file.stem}"))
+            sums = {m: hashlib.sha256((_ROOT / m).read_bytes()).hexdigest() for m in modules}
+            written.append(folder / f"{file.stem}.json")
+            write_json(written[-1], sums)
+    return written
 
 
 def _stages(text: str) -> list[str]:
     """The text cut before every stage; what stands before the first one is a part too."""
     return re.split(r"(?m)^(?=  [\w-]+:$)", text)
-
-
-def _stage_with_modules(part: str) -> str:
-    entrypoint, first = _ENTRYPOINT.search(part), _MODULE.search(part)
-    if entrypoint is None or first is None:
-        return part
-    listed = "".join(f"{first[1]}- {module}\n" for module in sorted(imported(entrypoint[1])))
-    return part[: first.start()] + listed + _MODULE.sub("", part[first.start() :])
 
 
 def with_inputs(text: str, params: Params) -> str:
@@ -82,8 +92,8 @@ def _stage_with_inputs(part: str, params: Params) -> str:
     if match is None or "- targets." not in part:
         return part
     stage = YAML(typ="safe").load(StringIO(part))[match[1]]
-    modules = [dep for dep in stage["deps"] if dep.startswith("src/")]
-    deps = sorted([*target_inputs(stage, params), *modules])
+    code = [dep for dep in stage["deps"] if dep.startswith("code/")]
+    deps = sorted([*target_inputs(stage, params), *code])
     listed = "".join(f"      - {dep}\n" for dep in deps)
     head, body = part[: part.index("    deps:\n")], part[part.index("    deps:\n") :]
     lines = body.splitlines(keepends=True)

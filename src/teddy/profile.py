@@ -20,7 +20,9 @@ from teddy.dependencies import update
 from teddy.errors import TeddyError
 from teddy.files import atomic_path
 
-_SECTIONS = ("prepared", "bases", "pools", "sets", "scores", "targets")
+_SECTIONS = (
+    "prepared", "bases", "pools", "sets", "scores", "step_teachers", "streams", "targets",
+)  # fmt: skip
 Lines = list[str]
 
 
