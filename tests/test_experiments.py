@@ -115,7 +115,7 @@ def test_figures_have_the_same_bytes_for_the_same_record(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("section", "changes", "message"),
     [
-        ("fig1", {"data": "digit"}, "no row 'digit' in 'prepared'"),
+        ("fig1", {"data": "digit"}, "fig1 needs the data 'digit'; 'prepared' has digits"),
         ("fig1", {"dataset": "cifar10"}, "of dataset 'cifar10', but its data 'digits' is of 'dig"),
         ("fig1", {"inner_steps": [2, 1]}, r"inner_steps must be ascending .* got \[2, 1\]"),
         ("fig1", {"teacher": {"arch": "convnet3", "width": 4, "norm": "none"}}, "must be batch"),

@@ -483,7 +483,9 @@ def test_stage_names_the_dataset_and_prints_counts(
     monkeypatch.setenv("TEDDY_LOGS", str(tmp_path / "logs"))
     yaml = YAML()
     raw = yaml.load(Path(__file__).parents[1] / "params.yaml")
-    for section in ("bases", "pools", "sets"):
+    for section in (
+        "bases", "pools", "sets", "scores", "step_teachers", "streams", "targets",
+    ):  # fmt: skip
         raw[section] = {}
     raw["datasets"]["digits"]["prepare"] = {
         "source": "imagefolder", "root": str(folders), "image_size": 32, "val_fraction": 0.25,

@@ -21,7 +21,7 @@ from ruamel.yaml import YAML
 
 from teddy import check, figures, records, report, tables
 from teddy.artifacts import write_json
-from teddy.config import STAGES, Params
+from teddy.config import EXPERIMENTS, STAGES, Params
 from teddy.distilled import DistilledSet, save_distilled
 from teddy.errors import TeddyError
 from teddy.images import Normalisation
@@ -41,6 +41,8 @@ pytestmark = pytest.mark.filterwarnings("error")
 def settings(*ipcs: int) -> Settings:
     """The repository's stage settings, with rows of four methods at these IPCs."""
     raw: Settings = YAML().load(ROOT / "params.yaml")
+    for experiment in EXPERIMENTS:
+        del raw[experiment]
     stages: Settings = {name: {} for name in STAGES}
     raw["datasets"] = {"digits": {"title": "scikit-learn digits", "paper": ""} | stages}
     raw["methods"] = {
@@ -645,7 +647,12 @@ def test_ablations_say_what_differs_and_who_labels(tmp_path: Path) -> None:
 
 def test_precisions_are_compared_over_syntheses(tmp_path: Path) -> None:
     scores = [
-        score(f"digits/prior/ipc10-{precision}{repeat}", mean, precision=precision, repeat=repeat)
+        score(
+            f"digits/teddy-prior/ipc10-{precision}{repeat}",
+            mean,
+            precision=precision,
+            repeat=repeat,
+        )
         for precision, means in {"float32": (40.0, 42.0, 44.0), "bfloat16": (41.0,)}.items()
         for repeat, mean in enumerate(means)
     ]

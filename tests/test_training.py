@@ -425,7 +425,7 @@ def test_accuracy_counts(cases: list[tuple[bool, bool]], batch_size: int) -> Non
     network = Brightness()
     half = Normalisation((0.5,), (0.5,))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("teddy.training._test_batch", lambda shape: batch_size)
+        patch.setattr("teddy.training.inference_batch", lambda shape: batch_size)
         got = accuracy(network, images, half)
     assert got == pytest.approx(100 * sum(right for _, right in cases) / len(cases))
     assert network.training, "the mode is restored"
