@@ -3,8 +3,8 @@
 DVC does not follow imports: a stage that lists only its script stays "up to date" when a module it
 imports changes. Its stage ``code`` runs ``python -m teddy.dependencies --code code``, which writes
 the checksums of all modules that each stage imports into ``code/<stage>.json``, and every stage
-depends on that one file. Listing the modules themselves would put thirty more entries per stage into
-``dvc.lock``, all of which DVC reads and writes again at the end of every stage.
+depends on that one file. Listing the modules themselves would put thirty more entries per stage
+into ``dvc.lock``, all of which DVC reads and writes again at the end of every stage.
 
 Nor can DVC make a list of files from ``params.yaml``: a table or figure must list the record of
 every row that it shows. ``python -m teddy.dependencies`` rewrites these lists after a row of
