@@ -24,7 +24,15 @@ import teddy
 from teddy import config
 from teddy.artifacts import digest, read_json
 from teddy.continual import class_steps, seen_classes
-from teddy.dependencies import imported, target_inputs, update, with_inputs, write_code
+from teddy.dependencies import (
+    imported,
+    target_inputs,
+    target_of,
+    target_params,
+    update,
+    with_inputs,
+    write_code,
+)
 from teddy.networks import classifier, load_network
 from teddy.readme import with_results
 from teddy.stages import (
@@ -93,9 +101,9 @@ def outs(stage: str) -> list[str]:
     return [next(iter(out)) if isinstance(out, dict) else out for out in body(stage)["outs"]]
 
 
-def targets(stage: str) -> list[str]:
-    """Targets whose rows a stage reads."""
-    return [p.removeprefix("targets.") for p in body(stage)["params"] if p.startswith("targets.")]
+def shows(stage: str) -> str:
+    """Target whose rows a stage reads, or ""."""
+    return target_of(body(stage))
 
 
 @pytest.mark.parametrize("stage", DVC)
@@ -121,11 +129,21 @@ def test_code_of_a_stage_is_every_module_that_it_imports(tmp_path: Path) -> None
     assert read_json(tmp_path / "synthesize.json")[source] == digest_
 
 
-@pytest.mark.parametrize("stage", [stage for stage in DVC if targets(stage)])
+@pytest.mark.parametrize("stage", [stage for stage in DVC if shows(stage)])
 def test_target_depends_on_exactly_the_files_of_its_rows(stage: str) -> None:
     declared = {dep for dep in body(stage)["deps"] if not dep.startswith("code/")}
     params = config.Params(ROOT / "params.yaml")
     assert declared == target_inputs(body(stage), params), "run: python -m teddy.dependencies"
+    assert f"targets.{shows(stage)}" in body(stage)["params"]
+
+
+@pytest.mark.parametrize("stage", [s for s in DVC if shows(s) or s in ("overview", "report")])
+def test_stage_of_tables_depends_on_the_titles_of_its_rows_alone(stage: str) -> None:
+    params = config.Params(ROOT / "params.yaml")
+    declared = set(body(stage)["params"])
+    assert declared == target_params(body(stage), params), "run: python -m teddy.dependencies"
+    assert "datasets.digits.title" in declared
+    assert not declared & {"datasets", "bases", "pools", "sets", "scores", "streams"}
 
 
 def test_a_row_of_a_target_reaches_the_lists(tmp_path: Path) -> None:
@@ -144,11 +162,11 @@ def test_a_row_of_a_target_reaches_the_lists(tmp_path: Path) -> None:
 
 
 def test_every_target_of_params_is_a_stage() -> None:
-    listed = {name for stage in DVC for name in targets(stage)}
+    listed = {shows(stage) for stage in DVC} - {""}
     assert listed == set(YAML(typ="safe").load(ROOT / "params.yaml")["targets"])
 
 
-@pytest.mark.parametrize("stage", [stage for stage in DVC if not targets(stage)])
+@pytest.mark.parametrize("stage", [stage for stage in DVC if not shows(stage)])
 def test_stage_command_uses_exactly_the_declared_paths(stage: str) -> None:
     entry = body(stage)
     inputs = [dep for dep in entry["deps"] if not dep.startswith("code/")]
@@ -156,7 +174,7 @@ def test_stage_command_uses_exactly_the_declared_paths(stage: str) -> None:
     assert sorted(used) == sorted(inputs + outs(stage))
 
 
-@pytest.mark.parametrize("stage", [stage for stage in DVC if targets(stage)])
+@pytest.mark.parametrize("stage", [stage for stage in DVC if shows(stage)])
 def test_target_command_uses_exactly_its_outputs(stage: str) -> None:
     used = re.findall(r"--(?!params)[a-z]+\s+(\S+)", body(stage)["cmd"])
     assert set(outs(stage)) <= set(used)
@@ -196,13 +214,19 @@ def test_every_stage_has_an_entrypoint_and_the_other_way_round() -> None:
 @pytest.mark.parametrize(
     ("stage", "section"),
     [("prepare",) * 2, ("train_teacher",) * 2, ("build_pool", "pool"), ("synthesize",) * 2,
-     ("relabel",) * 2, ("evaluate",) * 2, ("evaluate", "relabel"), ("score", "evaluate"),
-     ("score", "relabel"), ("train_step_teachers", "train_teacher"), ("continual", "relabel"),
+     ("relabel",) * 2, ("evaluate",) * 2, ("score", "evaluate"),
+     ("train_step_teachers", "train_teacher"), ("continual", "relabel"),
      ("continual", "evaluate"), ("continual", "synthesize"), ("continual", "pool")],
 )  # fmt: skip
 def test_stage_depends_on_all_layers_of_its_settings(stage: str, section: str) -> None:
     params = body(stage)["params"]
     assert {"seed", section, f"datasets.${{item.dataset}}.{section}"} <= set(params)
+
+
+@pytest.mark.parametrize("stage", ["evaluate", "score"])
+def test_students_depend_on_relabel_settings_by_the_labels(stage: str) -> None:
+    """Whose manifest holds them (:func:`teddy.labels`), also where no labels are stored."""
+    assert any(dep.startswith("data/labels/") for dep in body(stage)["deps"])
 
 
 @pytest.mark.parametrize(

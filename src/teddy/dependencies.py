@@ -7,15 +7,16 @@ depends on that one file. Listing the modules themselves would put thirty more e
 into ``dvc.lock``, all of which DVC reads and writes again at the end of every stage.
 
 Nor can DVC make a list of files from ``params.yaml``: a table or figure must list the record of
-every row that it shows. ``python -m teddy.dependencies`` rewrites these lists after a row of
-``targets`` has changed; tests hold them.
+every row that it shows, and the titles of its datasets rather than all that is said of datasets.
+``python -m teddy.dependencies`` rewrites these lists after a row of ``targets`` has changed; tests
+hold them.
 """
 
 import ast
 import functools
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -79,26 +80,70 @@ def _stages(text: str) -> list[str]:
 
 
 def with_inputs(text: str, params: Params) -> str:
-    """``dvc.yaml`` with every target's stages depending on the files of the rows it shows.
+    """``dvc.yaml`` with every target's stages depending on what they read of the rows it shows.
 
-    A stage is a target's if it lists ``targets.<name>`` among its params. Folders on its command
-    line stand for the files in them that belong to the target's rows.
+    A stage is a target's if its command names one. Folders on its command line stand for the files
+    in them that belong to the target's rows.
     """
-    return "".join(_stage_with_inputs(part, params) for part in _stages(text))
+    stages = YAML(typ="safe").load(StringIO(text))["stages"]
+    return "".join(_stage_with_inputs(part, stages, params) for part in _stages(text))
 
 
-def _stage_with_inputs(part: str, params: Params) -> str:
+def _stage_with_inputs(part: str, stages: Mapping[str, Any], params: Params) -> str:
     match = re.match(r"  ([\w-]+):$", part.split("\n", 1)[0])
-    if match is None or "- targets." not in part:
-        return part
-    stage = YAML(typ="safe").load(StringIO(part))[match[1]]
-    code = [dep for dep in stage["deps"] if dep.startswith("code/")]
-    deps = sorted([*target_inputs(stage, params), *code])
-    listed = "".join(f"      - {dep}\n" for dep in deps)
-    head, body = part[: part.index("    deps:\n")], part[part.index("    deps:\n") :]
-    lines = body.splitlines(keepends=True)
-    last = next(i for i, line in enumerate(lines[1:], 1) if not line.startswith("      - "))
-    return head + "    deps:\n" + listed + "".join(lines[last:])
+    stage = stages[match[1]] if match else {}
+    if "cmd" not in stage:
+        return part  # a stage of rows, or none
+    if target_of(stage):
+        code = [dep for dep in stage["deps"] if dep.startswith("code/")]
+        part = _with_list(part, "deps", [*target_inputs(stage, params), *code])
+    if target_of(stage) or "methods" in stage.get("params", ()):
+        part = _with_list(part, "params", target_params(stage, params))
+    return part
+
+
+def _with_list(part: str, key: str, entries: Iterable[str]) -> str:
+    """The text of a stage with other entries under one of its keys, sorted."""
+    head, body = part.split(f"    {key}:\n", 1)
+    rest = re.sub(r"\A(      - .*\n)+", "", body)
+    return f"{head}    {key}:\n" + "".join(f"      - {e}\n" for e in sorted(entries)) + rest
+
+
+def target_of(stage: Mapping[str, Any]) -> str:
+    """Name of the target that a stage's command makes, or ""."""
+    found = re.search(r"-m teddy\.stages\.\w+ ([a-z][\w-]*)", stage["cmd"])
+    return found[1] if found else ""
+
+
+_OF_ROWS = ("datasets.", "bases.", "pools.", "sets.", "streams.")
+
+
+def target_params(stage: Mapping[str, Any], params: Params) -> set[str]:
+    """Params that a stage depends on which shows rows: titles, and rows that it takes apart.
+
+    DVC keeps a copy of every param in ``dvc.lock``, so that whole sections are slow.
+
+    Args:
+        stage: its entry in ``dvc.yaml``; of its own list, what is not of a row stays.
+        params: the rows.
+    """
+    target = target_of(stage)
+    found = {entry for entry in stage["params"] if not entry.startswith(_OF_ROWS)}
+    names = params.targets.get(target, ())
+    streams = [name for name in names if name in params.streams]
+    leaves = [params.leaf(name) for name in names if name not in streams]
+    datasets = {leaf.dataset for leaf in leaves} | {params.streams[n].dataset for n in streams}
+    if not target:
+        datasets = {row.dataset for row in params.prepared.values()}
+    found |= {f"datasets.{name}.{key}" for name in datasets for key in ("title", "paper")}
+    found |= {f"streams.{name}" for name in streams}
+    if "teddy.stages.measure_costs" in stage["cmd"]:
+        stages = ("train_teacher", "pool", "synthesize")
+        found |= {*stages, *(f"datasets.{name}.{stage}" for name in datasets for stage in stages)}
+        pools = {params.sets[leaf.set].pool for leaf in leaves}
+        found |= {f"sets.{leaf.set}" for leaf in leaves} | {f"pools.{pool}" for pool in pools}
+        found |= {f"bases.{params.pools[pool].base}" for pool in pools}
+    return found
 
 
 def target_inputs(stage: Mapping[str, Any], params: Params) -> set[str]:
@@ -108,8 +153,7 @@ def target_inputs(stage: Mapping[str, Any], params: Params) -> set[str]:
         stage: its entry in ``dvc.yaml``.
         params: rows that the target shows.
     """
-    targets = [p.removeprefix("targets.") for p in stage["params"] if p.startswith("targets.")]
-    names = [name for target in targets for name in params.targets.get(target, ())]
+    names = params.targets.get(target_of(stage), ())
     leaves = [params.leaf(name) for name in names if name not in params.streams]
     outs = {next(iter(out)) if isinstance(out, dict) else out for out in stage["outs"]}
     found: set[str] = set()
