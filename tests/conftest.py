@@ -13,7 +13,11 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from teddy.artifacts import digest
-from teddy.config import (
+from teddy.data import ImageDataset
+from teddy.images import Images, Normalisation
+from teddy.networks import build, save_network
+from teddy.pool import Pool
+from teddy.settings import (
     DmConfig,
     DsaConfig,
     NetworkConfig,
@@ -22,10 +26,6 @@ from teddy.config import (
     SynthesizeConfig,
     ViewConfig,
 )
-from teddy.data import ImageDataset
-from teddy.images import Images, Normalisation
-from teddy.networks import build, save_network
-from teddy.pool import Pool
 
 settings.register_profile(
     "repeatable", derandomize=True, deadline=None, database=None, max_examples=30

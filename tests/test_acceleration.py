@@ -21,7 +21,6 @@ from torch.utils._pytree import tree_flatten, tree_map_only
 
 from teddy import acceleration, synthesis
 from teddy.acceleration import Graphs, choose_passes, replays_per_recording
-from teddy.config import SynthesizeConfig, ViewConfig
 from teddy.data import ImageDataset
 from teddy.errors import TeddyError
 from teddy.frozen import Teacher
@@ -29,6 +28,7 @@ from teddy.gradient import MakePasses, Mode, eager, losses_of_teachers
 from teddy.items import cut_items
 from teddy.objectives import Moments
 from teddy.pool import Pool
+from teddy.settings import SynthesizeConfig, ViewConfig
 from teddy.synthesis import Synthesiser
 
 CPU = torch.device("cpu")

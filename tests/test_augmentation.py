@@ -15,7 +15,7 @@ from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms import functional as reference
 
 from teddy.augmentation import CutMix, Views, cutmix_box, draw_cutmix, draw_views
-from teddy.config import ViewConfig
+from teddy.settings import ViewConfig
 
 SIZES = [(8, 8), (9, 6), (16, 24), (64, 64)]
 

@@ -14,10 +14,11 @@ from teddy.bench.__main__ import main
 from teddy.bench.memory import peak_bytes, saved_bytes
 from teddy.bench.peers import FeatureHook, Mode, RecoverLoop, recover_loss
 from teddy.bench.synthesis import EngineLoop, Workload, frozen_network
-from teddy.config import SynthesizeConfig, ViewConfig, read_yaml
 from teddy.frozen import Teacher
 from teddy.gradient import eq7_gradient
 from teddy.networks import batchnorms
+from teddy.schema import read_yaml
+from teddy.settings import SynthesizeConfig, ViewConfig
 
 CPU = torch.device("cpu")
 SMALL = Workload("small", "resnet18", 8, 10, 4)

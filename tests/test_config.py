@@ -14,20 +14,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
-from teddy.config import (
-    EXPERIMENTS,
+from teddy.config import Params
+from teddy.errors import TeddyError
+from teddy.experiment_settings import EXPERIMENTS
+from teddy.schema import from_json, to_json
+from teddy.settings import (
     STAGES,
     NetworkConfig,
     OptimizerConfig,
-    Params,
     RelabelConfig,
     SynthesizeConfig,
     TrainTeacherConfig,
     ViewConfig,
-    from_json,
-    to_json,
 )
-from teddy.errors import TeddyError
 
 VIEWS = {"crop_scale": 0.5, "hflip": False, "roll": [0, 0]}
 DSA = {

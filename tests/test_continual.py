@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from ruamel.yaml import YAML
 from torch import Tensor
 
-from teddy.config import Params, RelabelConfig
+from teddy.config import Params
 from teddy.continual import (
     UnionLabels,
     UnionViews,
@@ -26,6 +26,7 @@ from teddy.data import ImageDataset
 from teddy.errors import TeddyError
 from teddy.images import Images
 from teddy.labels import TrainingViews
+from teddy.settings import RelabelConfig
 from teddy.streaming import ImageFiles
 
 # --------------------------------------------------------------------------------------- settings

@@ -22,12 +22,12 @@ from test_pipeline import commands, outputs, tiny_params
 
 from teddy import distributed
 from teddy.artifacts import WorkDir, read_json, write_json
-from teddy.config import NetworkConfig, OptimizerConfig, ViewConfig
 from teddy.distributed import Team, team
 from teddy.errors import TeddyError
 from teddy.images import Images, Normalisation
 from teddy.networks import build
 from teddy.runtime import cores, for_each, pick_device, run_stage
+from teddy.settings import NetworkConfig, OptimizerConfig, ViewConfig
 from teddy.teachers import _refuse_small_shares
 from teddy.training import Run, fit, real_batches
 

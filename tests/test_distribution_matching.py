@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from teddy.artifacts import WorkDir
-from teddy.config import DmConfig, NetworkConfig, SynthesizeConfig
 from teddy.data import ImageDataset, select_random
 from teddy.distribution_matching import DistributionMatcher, matching_loss
 from teddy.dsa import draw_shared_dsa
@@ -22,6 +21,7 @@ from teddy.images import Images
 from teddy.items import Item, initial_images, synthesise
 from teddy.networks import ConvNet, build
 from teddy.seeding import derive
+from teddy.settings import DmConfig, NetworkConfig, SynthesizeConfig
 
 CPU = torch.device("cpu")
 

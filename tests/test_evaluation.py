@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from teddy.config import NetworkConfig
 from teddy.data import ImageDataset
 from teddy.evaluation import macro_f1, measure
 from teddy.networks import build
 from teddy.pool import Pool, evenly
+from teddy.settings import NetworkConfig
 
 CPU = torch.device("cpu")
 

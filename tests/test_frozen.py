@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from teddy.config import NetworkConfig
 from teddy.errors import TeddyError
 from teddy.frozen import FOLD_LIMIT, Teacher
 from teddy.networks import batchnorms, build
 from teddy.objectives import Moments, moments, statistics_loss
 from teddy.pruning import prune_randomly
+from teddy.settings import NetworkConfig
 
 # (architecture, pixels, BatchNorm layers, of which folded)
 NETWORKS = [

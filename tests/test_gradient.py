@@ -10,7 +10,6 @@ from test_synthesis import random_network, random_teachers, random_view, with_co
 
 from teddy import gradient, synthesis
 from teddy.artifacts import read_record, read_tensors
-from teddy.config import SynthesizeConfig, ViewConfig
 from teddy.data import ImageDataset
 from teddy.errors import TeddyError
 from teddy.frozen import Teacher
@@ -26,6 +25,7 @@ from teddy.gradient import (
 )
 from teddy.items import cut_items
 from teddy.pool import Pool
+from teddy.settings import SynthesizeConfig, ViewConfig
 from teddy.synthesis import Synthesiser
 
 CPU = torch.device("cpu")

@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from teddy import labels as module
 from teddy.artifacts import WorkDir, write_tensors
 from teddy.augmentation import draw_cutmix, draw_views
-from teddy.config import RelabelConfig, ViewConfig
 from teddy.data import ImageDataset
 from teddy.dsa import draw_dsa
 from teddy.errors import TeddyError
 from teddy.images import Images
 from teddy.labels import Batch, OnlineLabels, StoredLabels, TrainingViews, store_labels
 from teddy.pool import Pool
+from teddy.settings import RelabelConfig, ViewConfig
 
 CPU = torch.device("cpu")
 FIELDS = ("inputs", "labels", "partner_labels", "kept")

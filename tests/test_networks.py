@@ -17,7 +17,6 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from teddy.artifacts import write_tensors
-from teddy.config import NetworkConfig
 from teddy.errors import TeddyError
 from teddy.networks import (
     batchnorms,
@@ -30,6 +29,7 @@ from teddy.networks import (
     save_network,
 )
 from teddy.pruning import count_macs, prune_randomly
+from teddy.settings import NetworkConfig
 
 RESNET = NetworkConfig(arch="resnet18", width=64, norm="batch")
 ARCHS: tuple[Any, ...] = get_args(get_type_hints(NetworkConfig)["arch"])

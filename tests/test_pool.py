@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from teddy.artifacts import write_json
-from teddy.config import PriorConfig
 from teddy.errors import TeddyError
 from teddy.pool import Pool, draw_teachers, open_pool
+from teddy.settings import PriorConfig
 
 CPU = torch.device("cpu")
 STAGES = {

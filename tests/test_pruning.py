@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import nn
 
-from teddy.config import NetworkConfig
 from teddy.errors import TeddyError
 from teddy.networks import (
     batchnorms,
@@ -18,6 +17,7 @@ from teddy.networks import (
     save_network,
 )
 from teddy.pruning import count_macs, prune_randomly
+from teddy.settings import NetworkConfig
 
 SHAPE = (3, 32, 32)
 RATIO = 0.19

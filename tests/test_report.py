@@ -21,10 +21,12 @@ from ruamel.yaml import YAML
 
 from teddy import check, figures, records, report, tables
 from teddy.artifacts import write_json
-from teddy.config import EXPERIMENTS, STAGES, Params
+from teddy.config import Params
 from teddy.distilled import DistilledSet, save_distilled
 from teddy.errors import TeddyError
+from teddy.experiment_settings import EXPERIMENTS
 from teddy.images import Normalisation
+from teddy.settings import STAGES
 from teddy.stages import grids, overview, target
 from teddy.stages import report as page
 

@@ -19,9 +19,9 @@ from torchvision.transforms import functional as reference
 
 from teddy import streaming
 from teddy.augmentation import draw_views
-from teddy.config import ViewConfig
 from teddy.errors import TeddyError
 from teddy.images import Normalisation
+from teddy.settings import ViewConfig
 from teddy.streaming import ImageFiles, centre_view
 
 SIZES = [(40, 30), (30, 40), (33, 33), (16, 64), (64, 16), (90, 71), (16, 16)]

@@ -24,7 +24,6 @@ from teddy import synthesis
 from teddy.artifacts import WorkDir, digest, read_tensors
 from teddy.augmentation import Views, draw_views
 from teddy.class_statistics import class_moments
-from teddy.config import NetworkConfig, SynthesizeConfig, ViewConfig
 from teddy.data import ImageDataset
 from teddy.dsa import DsaViews
 from teddy.errors import TeddyError
@@ -36,6 +35,7 @@ from teddy.networks import batchnorms, build, load_network, save_network
 from teddy.objectives import Moments
 from teddy.optimizers import Adam
 from teddy.pool import Pool
+from teddy.settings import NetworkConfig, SynthesizeConfig, ViewConfig
 from teddy.synthesis import Synthesiser
 
 CPU = torch.device("cpu")

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from teddy.artifacts import WorkDir
-from teddy.config import NetworkConfig, OptimizerConfig, TrainTeacherConfig, ViewConfig
 from teddy.data import ImageDataset
 from teddy.errors import TeddyError
 from teddy.images import Images
 from teddy.networks import load_network
 from teddy.pool import Pool
+from teddy.settings import NetworkConfig, OptimizerConfig, TrainTeacherConfig, ViewConfig
 from teddy.teachers import checkpoint_name, take_base, train_base
 from teddy.training import accuracy
 

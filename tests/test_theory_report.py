@@ -11,8 +11,9 @@ import torch
 from ruamel.yaml import YAML
 
 from teddy import theory, theory_report
-from teddy.config import Params, TheoryConfig
+from teddy.config import Params
 from teddy.errors import TeddyError
+from teddy.experiment_settings import TheoryConfig
 from teddy.stages import theory as stage
 from teddy.theory_report import Check, check_all, count, markdown, refuse_failures
 

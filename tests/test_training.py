@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from teddy.artifacts import Json
-from teddy.config import NetworkConfig, OptimizerConfig, ViewConfig
 from teddy.data import ImageDataset
 from teddy.errors import TeddyError
 from teddy.images import Images, Normalisation
 from teddy.networks import build
 from teddy.optimizers import Adam, Group, Optimizer, Sgd, restore
+from teddy.settings import NetworkConfig, OptimizerConfig, ViewConfig
 from teddy.training import (
     Run,
     Step,

@@ -12,9 +12,10 @@ from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
 from teddy import theory, unrolled
-from teddy.config import Fig1Config, Fig5Config, NetworkConfig, SynthesizeConfig
 from teddy.data import ImageDataset
 from teddy.errors import TeddyError
+from teddy.experiment_settings import Fig1Config, Fig5Config
+from teddy.settings import NetworkConfig, SynthesizeConfig
 from teddy.taylor import Comparison, measure_law, optimise
 from teddy.unrolled import Batch, InnerLoop, Weights
 from teddy.unrolled_cost import Operations, SavedBytes, count, methods

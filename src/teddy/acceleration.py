@@ -19,11 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from teddy.config import SynthesizeConfig
 from teddy.frozen import Teacher
 from teddy.gradient import Eager, MakePasses, Passes, eager
 from teddy.objectives import Moments
 from teddy.runtime import graphs_wanted, log
+from teddy.settings import SynthesizeConfig
 
 _WARM_UP = 3
 """Passes before a recording, in which libraries set themselves up (as many as PyTorch's

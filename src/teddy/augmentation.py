@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from teddy.config import ViewConfig
 from teddy.seeding import derive, uniforms
+from teddy.settings import ViewConfig
 
 _CROP_ATTEMPTS = 10  # torchvision's RandomResizedCrop falls back to a central crop after ten
 _CROP_RATIO = (3 / 4, 4 / 3)  # torchvision's default aspect ratios, width over height

@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor
 
-from teddy.config import ViewConfig
 from teddy.data import LabelledImages
 from teddy.frozen import Teacher
 from teddy.images import Normalisation
 from teddy.objectives import Moments
+from teddy.settings import ViewConfig
 
 
 def class_moments(

@@ -26,7 +26,6 @@ import torch
 from torch import Tensor
 
 from teddy.artifacts import Json, digest
-from teddy.config import SynthesizeConfig, ViewConfig
 from teddy.data import ImageDataset, LabelledImages
 from teddy.errors import TeddyError
 from teddy.images import Images
@@ -34,6 +33,7 @@ from teddy.items import join_items
 from teddy.labels import Batch, SoftLabels, TrainingViews
 from teddy.pool import Pool
 from teddy.seeding import permutation
+from teddy.settings import SynthesizeConfig, ViewConfig
 from teddy.streaming import ImageFiles
 from teddy.synthesis import Synthesiser
 from teddy.teachers import checkpoint_name

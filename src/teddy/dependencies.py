@@ -23,9 +23,10 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from teddy.config import Leaf, Params
+from teddy.config import Params
 from teddy.console import parser, run_command
 from teddy.files import atomic_path, write_json
+from teddy.rows import Leaf
 
 _ROOT = Path(__file__).parents[2]
 _OPTION = re.compile(r"--\w+\s+(\S+)")

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 
 from teddy.artifacts import Json
-from teddy.config import SynthesizeConfig
 from teddy.data import ImageDataset
 from teddy.dsa import DsaViews, draw_shared_dsa
 from teddy.errors import TeddyError
@@ -35,6 +34,7 @@ from teddy.networks import ConvNet, build
 from teddy.optimizers import Group, Sgd
 from teddy.runtime import autocast, progress, save_interval
 from teddy.seeding import derive, permutation
+from teddy.settings import SynthesizeConfig
 
 SETTINGS = ("initialise", "classes_per_batch", "dsa", "clip", "dm", "precision")
 """Settings of the synthesize stage that the images depend on."""

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
 
-from teddy.config import DsaConfig
 from teddy.seeding import derive, uniforms
+from teddy.settings import DsaConfig
 
 _NUMBERS = 3  # uniform numbers of a view; colour needs as many
 

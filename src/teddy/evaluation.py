@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.nn.functional import kl_div
 
 from teddy.artifacts import Json
-from teddy.config import EvaluateConfig
 from teddy.data import LabelledImages
 from teddy.images import Normalisation
 from teddy.labels import Batch, SoftLabels, TrainingViews
@@ -18,6 +17,7 @@ from teddy.networks import build
 from teddy.objectives import mixed_cross_entropy, soft_label_loss
 from teddy.runtime import autocast
 from teddy.seeding import derive, permutation
+from teddy.settings import EvaluateConfig
 from teddy.training import Run, Step, accuracy, equal_parts, fit, inference_batch
 
 

@@ -12,10 +12,10 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
-from teddy.config import SynthesizeConfig
 from teddy.frozen import Teacher
 from teddy.objectives import Moments, ensemble_cross_entropy, statistics_loss
 from teddy.runtime import autocast
+from teddy.settings import SynthesizeConfig
 
 Mode = Literal["two_pass", "joint"]
 Targets = Sequence[Sequence[Moments]]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from teddy.augmentation import draw_views
-from teddy.config import ViewConfig
+from teddy.settings import ViewConfig
 
 _DRAW_TOGETHER = 4096  # views; drawing those of a small batch alone costs as much as using them
 

@@ -18,12 +18,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from teddy.artifacts import Json, WorkDir, read_tensors, write_tensors
-from teddy.config import SynthesizeConfig
 from teddy.data import ImageDataset, select_random
 from teddy.distributed import leave_to_first, world_size
 from teddy.optimizers import Optimizer, restore
 from teddy.runtime import append_log, for_each, peak_mib, workers_for
 from teddy.seeding import stream
+from teddy.settings import SynthesizeConfig
 
 CHECK_EVERY = 50
 """Iterations between looks at the losses, each a host–device sync."""

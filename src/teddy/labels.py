@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from teddy.artifacts import Json, WorkDir, read_tensors, write_tensors
 from teddy.augmentation import Views, draw_cutmix, draw_views
-from teddy.config import RelabelConfig
 from teddy.dsa import DsaViews, draw_dsa
 from teddy.images import Images, Normalisation
 from teddy.objectives import ensemble_logits
 from teddy.runtime import for_each, progress
+from teddy.settings import RelabelConfig
 
 _KIND = "teddy.labels.v1"
 MANIFEST = "manifest.json"

@@ -14,9 +14,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from teddy.artifacts import Json, read_record, read_tensors, write_tensors
-from teddy.config import NetworkConfig, from_json, to_json
 from teddy.errors import TeddyError
+from teddy.schema import from_json, to_json
 from teddy.seeding import derive
+from teddy.settings import NetworkConfig
 
 _KIND = "teddy.network.v1"
 _SMALL = 64  # pixels: Tiny-ImageNet's, the largest images that SRe2L adapts the stem to

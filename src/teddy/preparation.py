@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from teddy.artifacts import Json, digest, write_json, write_tensors
-from teddy.config import PrepareConfig
 from teddy.data import (
     ARRAYS,
     ARRAYS_KIND,
@@ -25,6 +24,7 @@ from teddy.errors import TeddyError
 from teddy.images import Images, Normalisation
 from teddy.runtime import log
 from teddy.seeding import derive, permutation, uniforms
+from teddy.settings import PrepareConfig
 from teddy.sources import RawArrays, RawDataset, RawFiles, RawSplit, load
 from teddy.streaming import ImageFiles
 

@@ -14,11 +14,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from teddy.config import Params, read_yaml
+from teddy.config import Params
 from teddy.console import run_command
 from teddy.dependencies import update
 from teddy.errors import TeddyError
 from teddy.files import atomic_path
+from teddy.schema import read_yaml
 
 _SECTIONS = (
     "prepared", "bases", "pools", "sets", "scores", "step_teachers", "streams", "targets",

@@ -16,9 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import safe_open
 
-from teddy.config import Params, read_yaml
+from teddy.config import Params
 from teddy.errors import TeddyError
 from teddy.files import Json, read_json
+from teddy.schema import read_yaml
 
 T = TypeVar("T")
 CLASSES_SHOWN, IMAGES_SHOWN = 10, 10

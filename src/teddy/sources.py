@@ -1,6 +1,6 @@
 """Raw datasets: where images come from, before they are split and stored.
 
-A source is a function from :class:`~teddy.config.PrepareConfig` to a :class:`RawDataset`, entered
+A source is a function from :class:`~teddy.settings.PrepareConfig` to a :class:`RawDataset`, entered
 in :data:`SOURCES` under the name that ``prepare.source`` gives.
 
 Order of classes (what a label means): of CIFAR and MNIST torchvision's, of Tiny-ImageNet that of
@@ -17,7 +17,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from teddy.config import PrepareConfig
 from teddy.downloads import Published, checksum, extract, fetch
 from teddy.errors import TeddyError
 from teddy.formats import (
@@ -29,6 +28,7 @@ from teddy.formats import (
     read_npz,
 )
 from teddy.runtime import log, progress
+from teddy.settings import PrepareConfig
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,10 +21,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from teddy.augmentation import draw_views
-from teddy.config import ViewConfig
 from teddy.errors import TeddyError
 from teddy.images import Normalisation
 from teddy.runtime import cores
+from teddy.settings import ViewConfig
 
 if TYPE_CHECKING:
     from PIL.Image import Image

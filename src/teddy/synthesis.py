@@ -14,7 +14,6 @@ from teddy.acceleration import Graphs, choose_passes
 from teddy.artifacts import Json, write_tensors
 from teddy.augmentation import Views, draw_views
 from teddy.class_statistics import class_moments
-from teddy.config import SynthesizeConfig, ViewConfig
 from teddy.data import ImageDataset
 from teddy.dsa import DsaViews, draw_dsa, draw_shared_dsa
 from teddy.errors import TeddyError
@@ -42,6 +41,7 @@ from teddy.objectives import Moments, cosine_lr
 from teddy.optimizers import Adam, Group
 from teddy.pool import Pool, draw_teachers
 from teddy.runtime import log, progress, save_interval
+from teddy.settings import SynthesizeConfig, ViewConfig
 from teddy.theory import pool_class_statistics
 
 _FINITE_KIND = "teddy.item-images.v1"

@@ -12,14 +12,6 @@ import torch
 from torch import nn
 
 from teddy.artifacts import Json, WorkDir, digest, read_json
-from teddy.config import (
-    NetworkConfig,
-    OptimizerConfig,
-    PoolConfig,
-    PostConfig,
-    TrainTeacherConfig,
-    from_json,
-)
 from teddy.data import ImageDataset, LabelledImages
 from teddy.distributed import ALONE, Team, barrier, leave_to_first, share
 from teddy.errors import TeddyError
@@ -35,7 +27,15 @@ from teddy.networks import (
 )
 from teddy.pruning import count_macs, prune_randomly
 from teddy.runtime import log
+from teddy.schema import from_json
 from teddy.seeding import derive
+from teddy.settings import (
+    NetworkConfig,
+    OptimizerConfig,
+    PoolConfig,
+    PostConfig,
+    TrainTeacherConfig,
+)
 from teddy.training import Run, accuracy, fit, real_batches
 
 RECORD = "record.json"

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, one_hot
 
 from teddy import theory
-from teddy.config import TheoryConfig
 from teddy.errors import TeddyError
+from teddy.experiment_settings import TheoryConfig
 from teddy.objectives import (
     Moments,
     batchnorm_gap,

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from teddy.artifacts import Json, read_tensors, write_tensors
-from teddy.config import OptimizerConfig, ViewConfig
 from teddy.data import LabelledImages
 from teddy.distributed import ALONE, Team
 from teddy.errors import TeddyError
@@ -23,6 +22,7 @@ from teddy.images import Normalisation
 from teddy.optimizers import Adam, Group, Optimizer, Sgd, restore
 from teddy.runtime import autocast, progress, save_interval
 from teddy.seeding import derive, permutation
+from teddy.settings import OptimizerConfig, ViewConfig
 
 Step = tuple[Tensor, Callable[[Tensor], Tensor]]
 """Inputs of one step, and the loss of the network's outputs on them."""

@@ -20,10 +20,12 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from teddy.artifacts import read_json, source_digest
-from teddy.config import STAGES, Params, to_json
+from teddy.config import Params
 from teddy.errors import TeddyError
 from teddy.evaluation import mean_and_std
 from teddy.runtime import log, run_stage
+from teddy.schema import to_json
+from teddy.settings import STAGES
 from teddy.stages import build_pool, evaluate, prepare, relabel, synthesize, train_teacher
 
 Override = tuple[str, Any]

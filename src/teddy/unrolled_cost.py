@@ -18,12 +18,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from teddy.artifacts import Json
-from teddy.config import Fig1Config, SynthesizeConfig
 from teddy.data import ImageDataset, select_random
+from teddy.experiment_settings import Fig1Config
 from teddy.frozen import Teacher
 from teddy.gradient import eq7_gradient
 from teddy.networks import build
 from teddy.seeding import derive, stream
+from teddy.settings import SynthesizeConfig
 from teddy.unrolled import Batch, InnerLoop, exact, first_order, initial_weights
 
 Update = Callable[[], Any]

@@ -27,21 +27,21 @@ from teddy.bench.command import (
     take_turns,
     two_sides,
 )
-from teddy.config import (
+from teddy.evaluation import train_student
+from teddy.images import Images, Normalisation
+from teddy.labels import OnlineLabels, TrainingViews
+from teddy.networks import build
+from teddy.runtime import log, pick_device
+from teddy.schema import to_json
+from teddy.seeding import derive, stream
+from teddy.settings import (
     DsaConfig,
     EvaluateConfig,
     NetworkConfig,
     OptimizerConfig,
     RelabelConfig,
     ViewConfig,
-    to_json,
 )
-from teddy.evaluation import train_student
-from teddy.images import Images, Normalisation
-from teddy.labels import OnlineLabels, TrainingViews
-from teddy.networks import build
-from teddy.runtime import log, pick_device
-from teddy.seeding import derive, stream
 from teddy.tables import Column, Table
 
 if TYPE_CHECKING:

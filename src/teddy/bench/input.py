@@ -13,11 +13,11 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from teddy.bench.command import SEED, Benchmark, Result, cpu_model, positive, take_turns
-from teddy.config import ViewConfig
 from teddy.errors import TeddyError
 from teddy.images import Images, Normalisation
 from teddy.runtime import cores
 from teddy.seeding import permutation, stream
+from teddy.settings import ViewConfig
 from teddy.tables import Column, Table
 
 Arrays = npt.NDArray[np.uint8]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from teddy.config import SynthesizeConfig
+from teddy.settings import SynthesizeConfig
 
 
 class FeatureHook:

@@ -19,7 +19,6 @@ import torch
 
 from teddy.artifacts import Json, WorkDir, digest
 from teddy.bench.command import SEED, Benchmark, Result, median, positive
-from teddy.config import NetworkConfig, SynthesizeConfig, ViewConfig, from_json, read_yaml
 from teddy.data import ImageDataset
 from teddy.errors import TeddyError
 from teddy.images import Images, Normalisation
@@ -27,7 +26,9 @@ from teddy.items import synthesise
 from teddy.networks import batchnorms, build, save_network
 from teddy.pool import Pool
 from teddy.runtime import keep_freed_memory, log
+from teddy.schema import from_json, read_yaml
 from teddy.seeding import stream
+from teddy.settings import NetworkConfig, SynthesizeConfig, ViewConfig
 from teddy.synthesis import Synthesiser
 from teddy.tables import Column, Table
 

@@ -30,7 +30,6 @@ from teddy.bench.command import (
 )
 from teddy.bench.memory import peak_bytes, saved_bytes
 from teddy.bench.peers import Mode, RecoverLoop
-from teddy.config import NetworkConfig, SynthesizeConfig, from_json, read_yaml, to_json
 from teddy.frozen import Teacher
 from teddy.gradient import MakePasses, choose_mode, eager, eq7_gradient
 from teddy.images import Normalisation
@@ -39,7 +38,9 @@ from teddy.objectives import cosine_lr
 from teddy.optimizers import Adam, Group
 from teddy.pruning import prune_randomly
 from teddy.runtime import graphs_wanted, log, pick_device
+from teddy.schema import from_json, read_yaml, to_json
 from teddy.seeding import stream
+from teddy.settings import NetworkConfig, SynthesizeConfig
 from teddy.tables import Column, Table
 
 if TYPE_CHECKING:

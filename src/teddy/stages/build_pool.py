@@ -4,11 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from teddy.artifacts import Json, WorkDir, check_writable, digest, read_json, write_json
-from teddy.config import Params, to_json
+from teddy.config import Params
 from teddy.data import ImageDataset, read_dataset
 from teddy.distributed import leave_to_first
 from teddy.pool import MANIFEST
 from teddy.runtime import pick_device, run_stage, use_threads
+from teddy.schema import to_json
 from teddy.seeding import derive
 from teddy.stages.command import manifest_digest, parse
 from teddy.teachers import RECORD, build_converged, build_post, build_prior

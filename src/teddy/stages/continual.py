@@ -16,7 +16,7 @@ from teddy.artifacts import (
     write_json,
     write_tensors,
 )
-from teddy.config import Params, StreamRow, ViewConfig, from_json, to_json
+from teddy.config import Params
 from teddy.continual import (
     UnionLabels,
     UnionViews,
@@ -36,8 +36,11 @@ from teddy.evaluation import train_student
 from teddy.images import Images
 from teddy.labels import KeptLabels, OnlineLabels, SoftLabels, TrainingViews
 from teddy.pool import MANIFEST, Pool, open_pool
+from teddy.rows import StreamRow
 from teddy.runtime import for_each, pick_device, run_stage
+from teddy.schema import from_json, to_json
 from teddy.seeding import derive
+from teddy.settings import ViewConfig
 from teddy.stages.command import parse
 from teddy.teachers import RECORD
 

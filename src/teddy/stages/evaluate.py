@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from teddy.artifacts import Json, WorkDir, check_writable, digest, read_json, write_json
-from teddy.config import Leaf, Params, to_json
+from teddy.config import Params
 from teddy.data import read_dataset
 from teddy.distilled import load
 from teddy.distributed import leave_to_first
@@ -24,7 +24,9 @@ from teddy.labels import (
     label_bytes,
 )
 from teddy.pool import evenly, open_pool
+from teddy.rows import Leaf
 from teddy.runtime import for_each, pick_device, run_stage
+from teddy.schema import to_json
 from teddy.seeding import derive
 from teddy.stages.command import manifest_digest, parse
 

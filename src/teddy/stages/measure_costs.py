@@ -17,14 +17,16 @@ from typing import Any
 import torch
 
 from teddy.artifacts import Json, WorkDir, check_writable, read_json, write_json
-from teddy.config import Params, ViewConfig, from_json
+from teddy.config import Params
 from teddy.console import parse
 from teddy.data import read_dataset
 from teddy.hardware import describe
 from teddy.items import cut_items
 from teddy.pool import MANIFEST, open_pool
 from teddy.runtime import pick_device, run_stage, use_threads
+from teddy.schema import from_json
 from teddy.seeding import derive
+from teddy.settings import ViewConfig
 from teddy.synthesis import Synthesiser
 from teddy.teachers import train_base
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 import teddy
 from teddy.artifacts import Json, WorkDir, check_writable, read_json, write_json
-from teddy.config import Params, SynthesizeConfig, ViewConfig, from_json, to_json
+from teddy.config import Params
 from teddy.data import ImageDataset, read_dataset, select_random
 from teddy.distilled import DistilledSet, save_distilled
 from teddy.distributed import leave_to_first
@@ -17,7 +17,9 @@ from teddy.distribution_matching import DistributionMatcher
 from teddy.items import ImageMaker, synthesise
 from teddy.pool import MANIFEST, open_pool
 from teddy.runtime import pick_device, run_stage
+from teddy.schema import from_json, to_json
 from teddy.seeding import derive
+from teddy.settings import SynthesizeConfig, ViewConfig
 from teddy.stages.command import manifest_digest, parse
 from teddy.synthesis import Synthesiser
 

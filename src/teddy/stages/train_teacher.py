@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from teddy.artifacts import WorkDir, check_writable, digest, write_json
-from teddy.config import Params, to_json
+from teddy.config import Params
 from teddy.data import read_dataset
 from teddy.distributed import leave_to_first, team, world_size
 from teddy.runtime import pick_device, run_stage, use_threads
+from teddy.schema import to_json
 from teddy.seeding import derive
 from teddy.stages.command import manifest_digest, parse
 from teddy.teachers import RECORD, checkpoint_name, take_base, train_base
