@@ -197,6 +197,28 @@ def test_label_is_the_mean_of_the_teachers_on_the_mixed_view(
     torch.testing.assert_close(label.softmax(1), probs, rtol=5e-3, atol=2e-3)
 
 
+class Loud(nn.Module):
+    """A teacher whose training has diverged."""
+
+    def __init__(self, logit: float) -> None:
+        super().__init__()
+        self.logit = logit
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """The same logit for every class."""
+        return torch.full((len(inputs), 4), self.logit)
+
+
+@pytest.mark.parametrize("logit", [2e5, torch.inf, torch.nan])
+def test_labels_beyond_float16_are_refused(
+    views: TrainingViews, logit: float, workplace: Path
+) -> None:
+    labels = OnlineLabels(views, [Loud(3.0), Loud(logit), Loud(-7.0)])
+    with pytest.raises(TeddyError, match="labels of epoch . do not fit.* of teacher 1 reach"):
+        store_labels(labels, 4, WorkDir("relabel", "loud"))
+    assert OnlineLabels(views, [Loud(6e4)]).epoch(0).isfinite().all()
+
+
 def test_labels_differ_between_epochs(views: TrainingViews, teachers: list[nn.Module]) -> None:
     online = OnlineLabels(views, teachers)
     assert not torch.equal(online.epoch(0), online.epoch(1))

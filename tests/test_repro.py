@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from teddy.errors import TeddyError
-from teddy.repro import _instances, ancestors, batched, levels
+from teddy.repro import Plan, ancestors, instances, stale
 
 PARENTS = {
     "prepare@a": set[str](),
@@ -21,30 +21,58 @@ def test_a_target_pulls_exactly_its_ancestors() -> None:
     assert ancestors(PARENTS, {"table1"}) == {"table1", "set@a/1", "train@a", "prepare@a"}
 
 
-def test_parents_come_in_earlier_levels() -> None:
-    assert levels(PARENTS, set(PARENTS)) == [
-        ["prepare@a"], ["train@a"], ["set@a/1", "set@a/2"], ["table1", "table2"],
-    ]  # fmt: skip
-    assert levels(PARENTS, {"table1", "set@a/1"}) == [["set@a/1"], ["table1"]]
+def test_what_comes_after_a_change_may_change() -> None:
+    assert stale(PARENTS, {"set@a/2"}) == {"set@a/2", "table2"}
+    assert stale(PARENTS, {"train@a", "elsewhere/dvc.yaml:x"}) == set(PARENTS) - {"prepare@a"}
+    assert stale(PARENTS, ()) == set()
 
 
-def test_names_stand_for_all_their_instances() -> None:
-    assert _instances(PARENTS, ["set", "table1"]) == {"set@a/1", "set@a/2", "table1"}
-    assert _instances(PARENTS, ["set@a/2"]) == {"set@a/2"}
-    assert _instances(PARENTS, []) == set(PARENTS)
+def test_stages_start_when_their_parents_are_finished() -> None:
+    plan = Plan(PARENTS, set(PARENTS) - {"prepare@a"})
+    assert plan.take(2) == ["train@a"]
+    assert plan.take(2) == [], "sets wait for it"
+    plan.finish("train@a")
+    assert plan.take(1) == ["set@a/1"]
+    plan.finish("set@a/1")
+    assert plan.take(9) == ["set@a/2", "table1"], "chains of others first"
+    assert not plan.done
+    plan.finish("set@a/2")
+    assert plan.take(9) == ["table2"]
+    assert plan.done
+
+
+def test_names_stand_for_all_theirinstances() -> None:
+    assert instances(PARENTS, ["set", "table1"]) == {"set@a/1", "set@a/2", "table1"}
+    assert instances(PARENTS, ["set@a/2"]) == {"set@a/2"}
+    assert instances(PARENTS, []) == set(PARENTS)
     with pytest.raises(TeddyError, match="no stage 'table3'"):
-        _instances(PARENTS, ["table3"])
+        instances(PARENTS, ["table3"])
 
 
 def test_circles_are_refused() -> None:
     with pytest.raises(TeddyError, match="circle"):
-        levels({"a": {"b"}, "b": {"a"}}, {"a", "b"})
+        Plan({"a": {"b"}, "b": {"a"}}, {"a", "b"})
 
 
-@given(st.lists(st.text(max_size=3)), st.integers(1, 6))
-def test_batches_hold_every_stage_once(names: list[str], count: int) -> None:
-    batches = batched(names, count)
-    assert sorted(name for batch in batches for name in batch) == sorted(names)
-    assert len(batches) <= count
-    sizes = [len(batch) for batch in batches]
-    assert not sizes or max(sizes) - min(sizes) <= 1
+@st.composite
+def graphs(draw: st.DrawFn) -> dict[str, set[str]]:
+    names = [str(n) for n in range(draw(st.integers(1, 8)))]
+    return {
+        n: draw(st.sets(st.sampled_from(names[:i]))) if i else set() for i, n in enumerate(names)
+    }
+
+
+@given(graphs(), st.data(), st.integers(1, 3))
+def test_every_stage_runs_once_and_after_its_parents(
+    graph: dict[str, set[str]], data: st.DataObject, jobs: int
+) -> None:
+    todo = data.draw(st.sets(st.sampled_from(sorted(graph))))
+    plan, order, running = Plan(graph, todo), list[str](), list[str]()
+    while not plan.done or running:
+        running += plan.take(jobs - len(running))
+        assert running, "something can always run"
+        name = running.pop(data.draw(st.integers(0, len(running) - 1)))
+        assert all(parent in order for parent in graph[name] & todo)
+        order.append(name)
+        plan.finish(name)
+    assert sorted(order) == sorted(todo)

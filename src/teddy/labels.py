@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from teddy.artifacts import Json, WorkDir, read_tensors, write_tensors
 from teddy.augmentation import Views, draw_cutmix, draw_views
 from teddy.dsa import DsaViews, draw_dsa
+from teddy.errors import TeddyError
 from teddy.images import Images, Normalisation
 from teddy.objectives import ensemble_logits
 from teddy.runtime import for_each, progress
@@ -142,15 +143,28 @@ class OnlineLabels:
         self.views, self.teachers = views, teachers
 
     def epoch(self, epoch: int) -> Tensor:
-        """Label an epoch: augment and mix first, then the mean of the pool (§4.3)."""
+        """Label an epoch: augment and mix first, then the mean of the pool (§4.3).
+
+        Raises:
+            TeddyError: a label does not fit into float16.
+        """
         everything = torch.arange(len(self.views), device=self.views.images.labels.device)
-        parts = []
+        parts, largest = [], torch.zeros(len(self.teachers), device=everything.device)
         with torch.no_grad():
             for batch in self.views.batches(epoch, everything.split(self._chunk())):
                 inputs = batch.inputs.to(memory_format=torch.channels_last)
                 logits_MNK = torch.stack([teacher(inputs) for teacher in self.teachers])
+                largest = torch.maximum(largest, logits_MNK.abs().amax(dim=(1, 2)))
                 parts.append(ensemble_logits(logits_MNK, self.views.config.ensemble).half())
-        return torch.cat(parts)
+        labels = torch.cat(parts)
+        if not labels.isfinite().all():
+            teacher = int(largest.nan_to_num(torch.inf).argmax())
+            raise TeddyError(
+                f"soft labels of epoch {epoch + 1} do not fit into float16, whose largest number "
+                f"is 65504: logits of teacher {teacher} reach {largest[teacher]:.3g}. Its training "
+                "diverged; lower train_teacher.optimizer.lr or choose other epochs of the pool"
+            )
+        return labels
 
     def _chunk(self) -> int:
         """Images per forward pass; fixed, so that stored and online labels are equal."""

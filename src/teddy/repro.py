@@ -1,21 +1,24 @@
 """Run the pipeline with independent stages side by side.
 
 ``python -m teddy.repro -j 2 [targets]`` does what ``dvc repro [targets]`` does, in less time on
-several cores: stages whose parents are done run at the same time, each with its share of the cores.
-DVC itself runs one stage after another. A last ``dvc repro`` has nothing to do unless something
-changed meanwhile.
+several cores: DVC runs one stage after another, this starts ``dvc repro --single-item`` for every
+stage that has changed as soon as those before it are done, each with its share of the cores. Stages
+that most others wait for come first.
 """
 
 import argparse
 import os
 import subprocess
-from collections.abc import Mapping, Sequence, Set
-from concurrent.futures import ThreadPoolExecutor
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence, Set
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
 from teddy.console import run_command
 from teddy.errors import TeddyError
 
-_BATCHES = 3  # per process and level: fewer balance worse, more start DVC more often
+Graph = Mapping[str, Set[str]]
+"""Stages, and those that each depends on directly."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -31,30 +34,95 @@ def main(argv: Sequence[str] | None = None) -> None:
         if args.jobs < 1:
             raise TeddyError(f"--jobs must be at least 1, got {args.jobs}")
         parents = _parents()
-        wanted = ancestors(parents, _instances(parents, args.targets))
+        wanted = ancestors(parents, instances(parents, args.targets))
+        if "code" in wanted:  # whose output says whether code has changed
+            _reproduce("code", dict(os.environ))
+        todo = stale(parents, _changed()) & wanted - {"code"}
         cores = len(os.sched_getaffinity(0))
         environment = os.environ | {"TEDDY_WORKERS": str(max(1, cores // args.jobs))}
+        plan = Plan(parents, todo)
+        start = time.monotonic()
         with ThreadPoolExecutor(args.jobs) as pool:
-            for level in levels(parents, wanted):
-                batches = batched(level, args.jobs * _BATCHES)
-                for code in pool.map(lambda names: _repro(["-s", *names], environment), batches):
-                    if code:
-                        raise TeddyError("a stage failed; its message stands above")
-        if _repro(args.targets, dict(os.environ)):
-            raise TeddyError("dvc repro failed; its message stands above")
-        return f"{len(wanted)} stages up to date"
+            running: dict[Future[None], str] = {}
+            while not plan.done or running:
+                for name in plan.take(args.jobs - len(running)):
+                    running[pool.submit(_reproduce, name, environment)] = name
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    name = running.pop(future)
+                    future.result()
+                    plan.finish(name)
+                    _say(name, len(plan.finished), len(todo), time.monotonic() - start)
+        return f"{len(todo)} of {len(wanted)} stages made, the others were up to date"
 
     run_command("repro", command)
 
 
-def _repro(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
-    done = subprocess.run(
-        ["dvc", "--wait-for-lock", "repro", *arguments], env=dict(environment), check=False
+class Plan:
+    """Which stage may run next.
+
+    Args:
+        parents: the whole graph.
+        todo: stages to run; all others count as done.
+
+    Raises:
+        TeddyError: stages wait for each other in a circle.
+    """
+
+    def __init__(self, parents: Graph, todo: Set[str]) -> None:
+        self._waits = {name: set(parents[name] & todo) for name in todo}
+        self._height = _heights(self._waits)
+        self.finished: set[str] = set()
+
+    @property
+    def done(self) -> bool:
+        """Whether every stage has been taken."""
+        return not self._waits
+
+    def take(self, count: int) -> list[str]:
+        """Up to ``count`` stages whose parents are finished, longest chains of others first."""
+        ready = [name for name, waits in self._waits.items() if waits <= self.finished]
+        taken = sorted(ready, key=lambda name: (-self._height[name], name))[: max(0, count)]
+        for name in taken:
+            del self._waits[name]
+        return taken
+
+    def finish(self, name: str) -> None:
+        """A stage that was taken is done."""
+        self.finished.add(name)
+
+
+def _heights(waits: Graph) -> dict[str, int]:
+    """How many stages follow one after another from each."""
+    followers: dict[str, set[str]] = {name: set() for name in waits}
+    for name, parents in waits.items():
+        for parent in parents:
+            followers[parent].add(name)
+    heights: dict[str, int] = {}
+    while len(heights) < len(waits):
+        ready = [n for n in waits if n not in heights and followers[n] <= heights.keys()]
+        if not ready:
+            raise TeddyError("stages depend on each other in a circle")
+        for name in ready:
+            heights[name] = 1 + max((heights[f] for f in followers[name]), default=0)
+    return heights
+
+
+def _reproduce(name: str, environment: Mapping[str, str]) -> None:
+    command = ["dvc", "--wait-for-lock", "repro", "--single-item", name]
+    if subprocess.run(command, env=dict(environment), check=False).returncode:
+        raise TeddyError(f"the stage {name} failed; its message stands above")
+
+
+def _say(name: str, done: int, count: int, seconds: float) -> None:
+    left = seconds / done * (count - done)
+    print(
+        f"[{done}/{count}] {name}; {seconds / 60:.0f} min so far, about {left / 60:.0f} min left",
+        file=sys.stderr,
+        flush=True,
     )
-    return done.returncode
 
 
-def _parents() -> dict[str, set[str]]:
+def _parents() -> Graph:
     """Stages that every stage depends on, by name."""
     from dvc.repo import Repo  # type: ignore[import-untyped]  # slow, and tests need it not
 
@@ -66,7 +134,29 @@ def _parents() -> dict[str, set[str]]:
         }
 
 
-def _instances(parents: Mapping[str, Set[str]], targets: Sequence[str]) -> set[str]:
+def _changed() -> set[str]:
+    """Stages that DVC would run again for their own sake."""
+    from dvc.repo import Repo
+
+    with Repo() as repo:
+        return set(repo.status())
+
+
+def stale(parents: Graph, changed: Iterable[str]) -> set[str]:
+    """Stages that have changed or come after one that has; DVC skips those that did not after all.
+
+    Args:
+        parents: the graph.
+        changed: names, of which only stages of the graph count.
+    """
+    followers: dict[str, set[str]] = {name: set() for name in parents}
+    for name, before in parents.items():
+        for parent in before:
+            followers[parent].add(name)
+    return ancestors(followers, {name for name in changed if name in parents and name != "code"})
+
+
+def instances(parents: Graph, targets: Sequence[str]) -> set[str]:
     """Stages that targets name; ``evaluate`` names all of ``evaluate@…``.
 
     Raises:
@@ -81,7 +171,7 @@ def _instances(parents: Mapping[str, Set[str]], targets: Sequence[str]) -> set[s
     return found if targets else set(parents)
 
 
-def ancestors(parents: Mapping[str, Set[str]], names: Set[str]) -> set[str]:
+def ancestors(parents: Graph, names: Iterable[str]) -> set[str]:
     """Stages and everything that they depend on."""
     found: set[str] = set()
     todo = list(names)
@@ -91,24 +181,6 @@ def ancestors(parents: Mapping[str, Set[str]], names: Set[str]) -> set[str]:
             found.add(name)
             todo.extend(parents[name])
     return found
-
-
-def levels(parents: Mapping[str, Set[str]], wanted: Set[str]) -> list[list[str]]:
-    """Stages in groups whose parents all stand in earlier groups."""
-    found: list[list[str]] = []
-    done: set[str] = set()
-    while done < wanted:
-        ready = sorted(name for name in wanted - done if parents[name] & wanted <= done)
-        if not ready:
-            raise TeddyError("stages depend on each other in a circle")
-        found.append(ready)
-        done |= set(ready)
-    return found
-
-
-def batched(names: Sequence[str], count: int) -> list[list[str]]:
-    """At most ``count`` batches of almost equal size, neighbours in different ones."""
-    return [list(names[start::count]) for start in range(min(count, len(names)))]
 
 
 if __name__ == "__main__":
