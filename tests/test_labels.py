@@ -214,7 +214,7 @@ def test_labels_beyond_float16_are_refused(
     views: TrainingViews, logit: float, workplace: Path
 ) -> None:
     labels = OnlineLabels(views, [Loud(3.0), Loud(logit), Loud(-7.0)])
-    with pytest.raises(TeddyError, match="labels of epoch . do not fit.* of teacher 1 reach"):
+    with pytest.raises(TeddyError, match=r"labels of epoch . do not fit.* of teacher 1 reach"):
         store_labels(labels, 4, WorkDir("relabel", "loud"))
     assert OnlineLabels(views, [Loud(6e4)]).epoch(0).isfinite().all()
 
