@@ -128,6 +128,31 @@ def test_convolution_follows_autocast() -> None:
     assert grad.dtype == torch.float32
 
 
+def test_convolution_in_bfloat16_is_the_exact_one_rounded_once() -> None:
+    """Forward and backward, against float64; PyTorch's emulated backward rounds in between."""
+    x = values(2, 16, 9, 9).bfloat16().requires_grad_()
+    weight, shift = values(8, 16, 3, 3, seed=1).float(), vector(8, 2).float()
+    out = kernels.convolution(x, weight, shift, (1, 1), (1, 1), (1, 1), 1)
+    ramp = torch.randn_like(out)
+    (grad,) = torch.autograd.grad((ramp * out).sum(), x)
+    low, low_shift = weight.bfloat16().double(), shift.bfloat16().double()
+    exact_x = x.detach().double().requires_grad_()
+    exact = functional.conv2d(exact_x, low, low_shift, padding=1)
+    (exact_grad,) = torch.autograd.grad((ramp.double() * exact).sum(), exact_x)
+    for ours_, theirs in ((out, exact), (grad, exact_grad)):
+        assert ours_.dtype == torch.bfloat16
+        assert (ours_ == theirs.bfloat16()).float().mean() > 0.98
+        torch.testing.assert_close(ours_.double(), theirs, rtol=2**-8, atol=2**-8)
+
+
+def test_emulation_computes_in_float32_what_it_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "emulates_bfloat16", lambda device_type: device_type == "cpu")
+    x, weight = values(2, 4, 5, 5).bfloat16(), values(3, 4, 3, 3).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        out = kernels.convolution(x, weight, None, (1, 1), (0, 0), (1, 1), 1)
+    assert torch.equal(out, functional.conv2d(x.float(), weight.float()).bfloat16())
+
+
 def kept_shapes(function: Any) -> list[tuple[torch.dtype, int]]:
     """Type and number of values of every tensor that autograd keeps."""
     kept: list[tuple[torch.dtype, int]] = []

@@ -6,6 +6,7 @@ one tensor, the input, serves all of them. Kept and recomputed tensors are state
 Dimensions: ``N`` images, ``C`` channels, ``H W`` pixels; ``n = N·H·W``.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -202,6 +203,27 @@ def _add_line(grad: Tensor, x: Tensor, slope: Tensor, offset: Tensor, owned: boo
 # ------------------------------------------------------------------------------ what keeps less
 
 
+@functools.cache
+def emulates_bfloat16(device_type: str) -> bool:
+    """Whether convolutions in bfloat16 would be emulated: a CPU without its instructions.
+
+    PyTorch then computes them 10 to 600 times slower than in float32.
+    """
+    supported: bool = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return device_type == "cpu" and not supported
+
+
+def _computable(x: Tensor) -> Tensor:
+    """What stands for ``x`` in a convolution: itself, or float32 where bfloat16 is emulated.
+
+    Products of bfloat16 numbers are exact in float32, in which hardware adds them too; with the
+    result rounded back, only the order of summation differs.
+    """
+    if x.dtype == torch.bfloat16 and emulates_bfloat16(x.device.type):
+        return x.float()
+    return x
+
+
 class _Convolution(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -209,19 +231,24 @@ class _Convolution(torch.autograd.Function):
     ) -> Tensor:
         ctx.weight, ctx.options, ctx.shape = weight, options, x.shape
         stride, padding, dilation, groups = options
-        low = weight.to(x.dtype)
-        low_bias = None if bias is None else bias.to(x.dtype)
-        return functional.conv2d(x, low, low_bias, stride, padding, dilation, groups)
+        low = _computable(weight.to(x.dtype))
+        low_bias = None if bias is None else _computable(bias.to(x.dtype))
+        with torch.autocast(x.device.type, enabled=False):
+            out = functional.conv2d(
+                _computable(x), low, low_bias, stride, padding, dilation, groups
+            )
+        return out.to(x.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
         stride, padding, dilation, groups = ctx.options
+        wide = _computable(grad)
         result = torch.ops.aten.convolution_backward(
-            grad, _blank(grad, ctx.shape), ctx.weight.to(grad.dtype), None,
+            wide, _blank(wide, ctx.shape), _computable(ctx.weight.to(grad.dtype)), None,
             stride, padding, dilation, False, [0, 0], groups, [True, False, False],
         )  # fmt: skip
-        return result[0], None, None, None
+        return result[0].to(grad.dtype), None, None, None
 
 
 def convolution(
@@ -235,7 +262,7 @@ def convolution(
 ) -> Tensor:
     """Convolution with frozen weights that keeps nothing, where PyTorch's keeps its input.
 
-    Follows autocast.
+    Follows autocast; a CPU that lacks bfloat16 computes in float32 what it rounds to it.
     """
     if torch.is_autocast_enabled(x.device.type) and x.dtype == torch.float32:
         x = x.to(torch.get_autocast_dtype(x.device.type))
