@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from teddy.errors import TeddyError
 from teddy.repro import Plan, ancestors, instances, stale
+from teddy.target_costs import costs
 
 PARENTS = {
     "prepare@a": set[str](),
@@ -47,6 +48,19 @@ def test_names_stand_for_all_theirinstances() -> None:
     assert instances(PARENTS, []) == set(PARENTS)
     with pytest.raises(TeddyError, match="no stage 'table3'"):
         instances(PARENTS, ["table3"])
+
+
+def test_costs_of_a_target_are_those_of_all_it_needs() -> None:
+    seconds = dict(zip(PARENTS, (1.0, 10.0, 2.0, 4.0, 0.5, 0.25), strict=True))
+    found = costs(PARENTS, seconds)
+    assert found["table1"] == {
+        "stages": 4, "seconds": 13.5, "stages_beyond_table1": 4, "seconds_beyond_table1": 13.5,
+    }  # fmt: skip
+    assert found["table2"] == {
+        "stages": 5, "seconds": 17.2, "stages_beyond_table1": 2, "seconds_beyond_table1": 4.2,
+    }  # fmt: skip
+    with pytest.raises(TeddyError, match="no time is known of the stage set@a/2"):
+        costs(PARENTS, {name: 1 for name in PARENTS if name != "set@a/2"})
 
 
 def test_circles_are_refused() -> None:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from teddy.errors import TeddyError
+from teddy.files import Json
 
 
 def run_command(name: str, main: Callable[[], str]) -> None:
@@ -25,12 +26,20 @@ def run_command(name: str, main: Callable[[], str]) -> None:
         raise SystemExit(1) from None
     seconds = time.perf_counter() - start
     print(f"{name} {summary} ({seconds:.1f} s)", file=sys.stderr)
-    record = {"stage": name, "summary": summary, "seconds": round(seconds, 3)}
-    folder = Path(os.environ.get("TEDDY_LOGS", "logs"))
+    append_line(name, {"stage": name, "summary": summary, "seconds": round(seconds, 3)})
+
+
+def append_line(name: str, record: Json) -> None:
+    """Append a line to ``logs/<name>.jsonl``, if that can be written."""
     with contextlib.suppress(OSError):
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / f"{name}.jsonl").open("a", encoding="utf-8") as file:
+        logs_folder().mkdir(parents=True, exist_ok=True)
+        with (logs_folder() / f"{name}.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
+
+
+def logs_folder() -> Path:
+    """Where timings go, ``$TEDDY_LOGS`` or ``logs``; no stage reads them."""
+    return Path(os.environ.get("TEDDY_LOGS", "logs"))
 
 
 def parser(doc: str | None) -> argparse.ArgumentParser:

@@ -7,7 +7,6 @@ or an hour stay in the repository this way, while the default profile stays smal
 
 import argparse
 import json
-import os
 import subprocess
 import time
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from pathlib import Path
 
 from teddy.artifacts import Json, read_json, write_json
 from teddy.config import Params
+from teddy.console import logs_folder
 from teddy.errors import TeddyError
 from teddy.hardware import describe
 from teddy.records import read_paper, read_pools, read_scores
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _record(params: Params, dataset: str, names: list[str], metrics: Path) -> Json:
-    seconds = _seconds(dataset, Path(os.environ.get("TEDDY_LOGS", "logs")))
+    seconds = _seconds(dataset, logs_folder())
     return {
         "dataset": dataset,
         "date": time.strftime("%Y-%m-%d"),

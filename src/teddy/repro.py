@@ -3,7 +3,8 @@
 ``python -m teddy.repro -j 2 [targets]`` does what ``dvc repro [targets]`` does, in less time on
 several cores: DVC runs one stage after another, this starts ``dvc repro --single-item`` for every
 stage that has changed as soon as those before it are done, each with its share of the cores. Stages
-that most others wait for come first.
+that most others wait for come first. What each takes goes to ``logs/``, which
+:mod:`teddy.target_costs` reads.
 """
 
 import argparse
@@ -14,7 +15,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence, Set
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
-from teddy.console import run_command
+from teddy.console import append_line, run_command
 from teddy.errors import TeddyError
 
 Graph = Mapping[str, Set[str]]
@@ -33,23 +34,25 @@ def main(argv: Sequence[str] | None = None) -> None:
     def command() -> str:
         if args.jobs < 1:
             raise TeddyError(f"--jobs must be at least 1, got {args.jobs}")
-        parents = _parents()
+        parents = graph()
         wanted = ancestors(parents, instances(parents, args.targets))
         if "code" in wanted:  # whose output says whether code has changed
-            _reproduce("code", dict(os.environ))
+            _reproduce("code", os.environ)
         todo = stale(parents, _changed()) & wanted - {"code"}
         cores = len(os.sched_getaffinity(0))
         environment = os.environ | {"TEDDY_WORKERS": str(max(1, cores // args.jobs))}
         plan = Plan(parents, todo)
         start = time.monotonic()
         with ThreadPoolExecutor(args.jobs) as pool:
-            running: dict[Future[None], str] = {}
+            running: dict[Future[float], str] = {}
             while not plan.done or running:
                 for name in plan.take(args.jobs - len(running)):
                     running[pool.submit(_reproduce, name, environment)] = name
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     name = running.pop(future)
-                    future.result()
+                    append_line(
+                        "repro-stages", {"stage": name, "seconds": round(future.result(), 1)}
+                    )
                     plan.finish(name)
                     _say(name, len(plan.finished), len(todo), time.monotonic() - start)
         return f"{len(todo)} of {len(wanted)} stages made, the others were up to date"
@@ -107,10 +110,13 @@ def _heights(waits: Graph) -> dict[str, int]:
     return heights
 
 
-def _reproduce(name: str, environment: Mapping[str, str]) -> None:
+def _reproduce(name: str, environment: Mapping[str, str]) -> float:
+    """Bring one stage up to date; seconds it took."""
+    start = time.monotonic()
     command = ["dvc", "--wait-for-lock", "repro", "--single-item", name]
     if subprocess.run(command, env=dict(environment), check=False).returncode:
         raise TeddyError(f"the stage {name} failed; its message stands above")
+    return time.monotonic() - start
 
 
 def _say(name: str, done: int, count: int, seconds: float) -> None:
@@ -122,7 +128,7 @@ def _say(name: str, done: int, count: int, seconds: float) -> None:
     )
 
 
-def _parents() -> Graph:
+def graph() -> Graph:
     """Stages that every stage depends on, by name."""
     from dvc.repo import Repo  # type: ignore[import-untyped]  # slow, and tests need it not
 

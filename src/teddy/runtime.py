@@ -10,7 +10,6 @@ several machines that share a file system.
 
 import contextlib
 import ctypes
-import json
 import multiprocessing
 import os
 import resource
@@ -19,13 +18,13 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
 from teddy import distributed
+from teddy.console import append_line
 from teddy.errors import TeddyError
 
 
@@ -298,11 +297,7 @@ def append_log(name: str, record: dict[str, Any]) -> None:
         "torch": torch.__version__,
         "when": time.strftime("%Y-%m-%dT%H:%M:%S"),
     }
-    folder = Path(os.environ.get("TEDDY_LOGS", "logs"))
-    with contextlib.suppress(OSError):
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / f"{name}.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+    append_line(name, line)
 
 
 def _log_timing(stage: str, summary: str, seconds: float, processes: int) -> None:

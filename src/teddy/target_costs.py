@@ -1,0 +1,114 @@
+"""What each table and figure costs, from the timings of the last run.
+
+After ``python -m teddy.repro`` has made everything, ``python -m teddy.target_costs`` writes
+``targets.json`` and ``targets.md`` to ``metrics/bench``: how long every target takes alone, with
+all that it needs, and beyond what Table 1 has made already.
+"""
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from teddy.console import logs_folder, run_command
+from teddy.errors import TeddyError
+from teddy.files import Json, write_json
+from teddy.hardware import describe
+from teddy.repro import Graph, ancestors, graph
+from teddy.tables import Column, Table, write_text
+
+_FIRST = "table1"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command."""
+    options = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    options.add_argument("--out", type=Path, default=Path("metrics/bench"), metavar="FOLDER")
+    args = options.parse_args(argv)
+
+    def command() -> str:
+        parents, runs = graph(), _last(logs_folder() / "repro.jsonl", "stage")
+        if "repro" not in runs:
+            raise TeddyError(f"{logs_folder()}: no timings; run python -m teddy.repro first")
+        seconds = {
+            name: entry["seconds"]
+            for name, entry in _last(logs_folder() / "repro-stages.jsonl", "stage").items()
+        }
+        record = {
+            "hardware": describe(),
+            "stages": len(parents) - 1,
+            "wall_minutes": round(runs["repro"]["seconds"] / 60, 1),
+            "targets": costs(parents, seconds),
+        }
+        write_json(args.out / "targets.json", record)
+        write_text(args.out / "targets.md", f"# What targets cost\n\n{table(record).markdown()}")
+        return f"{len(record['targets'])} targets in {args.out}"
+
+    run_command("target_costs", command)
+
+
+def _last(path: Path, key: str) -> dict[str, Json]:
+    """The last line of a log for each value of a key."""
+    if not path.is_file():
+        return {}
+    entries = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+    return {entry[key]: entry for entry in entries}
+
+
+def costs(parents: Graph, seconds: Mapping[str, float]) -> dict[str, Json]:
+    """Stages and seconds that every target takes, on one process.
+
+    Args:
+        parents: the graph; targets are the stages without rows.
+        seconds: what each stage took.
+
+    Raises:
+        TeddyError: a stage has no time.
+    """
+    found: dict[str, Json] = {}
+    before = ancestors(parents, {_FIRST}) if _FIRST in parents else set()
+    for target in parents:
+        if "@" in target or target == "code":
+            continue
+        needs = ancestors(parents, {target}) - {"code"}
+        for name in sorted(needs - seconds.keys()):
+            raise TeddyError(f"no time is known of the stage {name}; make it by teddy.repro")
+        beyond = needs - before if target != _FIRST else needs
+        found[target] = {
+            "stages": len(needs),
+            "seconds": round(sum(seconds[name] for name in needs), 1),
+            "stages_beyond_table1": len(beyond),
+            "seconds_beyond_table1": round(sum(seconds[name] for name in beyond), 1),
+        }
+    return found
+
+
+def table(record: Json) -> Table:
+    """Minutes of every target."""
+    columns = (
+        Column("target", text=True),
+        Column("stages"),
+        Column("minutes, alone", spec=".1f"),
+        Column("stages beyond Table 1"),
+        Column("minutes beyond Table 1", spec=".1f"),
+    )
+    rows = tuple(
+        (
+            name, cost["stages"], cost["seconds"] / 60,
+            cost["stages_beyond_table1"], cost["seconds_beyond_table1"] / 60,
+        )
+        for name, cost in record["targets"].items()
+    )  # fmt: skip
+    hardware = record["hardware"]
+    note = (
+        f"Minutes of one stage at a time while another ran beside it, DVC's bookkeeping included. "
+        f"All {record['stages']} stages, two at a time: {record['wall_minutes']:.0f} minutes on "
+        f"{hardware['cores']} cores of {hardware['cpu']}."
+    )
+    return Table("Minutes of every target on digits", columns, rows, (note,))
+
+
+if __name__ == "__main__":
+    main()
