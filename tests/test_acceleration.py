@@ -499,7 +499,7 @@ def test_iterations_do_not_wait_for_the_gpu(
     on_gpu: Callable[..., Synthesiser], tmp_path: Path, monkeypatch: Any, way: str, changes: Any
 ) -> None:
     made = on_gpu(eager if way == "eager" else Graphs(), **{"iterations": 200, **changes})
-    monkeypatch.setattr(synthesis, "CHECK_EVERY", 10**6)
+    monkeypatch.setattr("teddy.makers.CHECK_EVERY", 10**6)
     item, draw = cut_items(1, 3, made.config)[0], made.draw
 
     def watched(item: Any, iteration: int) -> list[int]:

@@ -10,6 +10,7 @@ from teddy.artifacts import read_json
 from teddy.bench import input as bench
 from teddy.bench.__main__ import main
 from teddy.bench.command import take_turns
+from teddy.hardware import describe
 
 
 def test_input_writes_a_record_and_prints_a_table(
@@ -21,8 +22,11 @@ def test_input_writes_a_record_and_prints_a_table(
     main(["input", "--images", "24", "--batch", "8", "--repeats", "2", "--out", str(out)])
     record = read_json(out)
     assert record["benchmark"] == "input"
-    assert {"cpu", "cores", "threads", "load_average_before"} <= record["hardware"].keys()
-    assert {"python", "torch", "torchvision", "pillow", "numpy"} == record["versions"].keys()
+    used = {name: record["hardware"].pop(name) for name in ("threads", "cores_used")}
+    assert min(used.values()) >= 1
+    assert len(record["hardware"].pop("load_average_before")) == 3
+    assert record["hardware"] == describe(), "as in the records of stages"
+    assert {"torch", "torchvision", "pillow", "numpy"} <= record["hardware"]["packages"].keys()
     assert record["settings"] | {"batch": 8, "repeats": 2, "seed": 0} == record["settings"]
     assert [case["image_size"] for case in record["cases"]] == [32, 64]
     for case in record["cases"]:

@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from teddy.artifacts import WorkDir
+from teddy.artifacts import WorkDir, read_tensors
 from teddy.data import ImageDataset, select_random
 from teddy.distribution_matching import DistributionMatcher, matching_loss
 from teddy.dsa import draw_shared_dsa
 from teddy.errors import TeddyError
 from teddy.images import Images
-from teddy.items import Item, initial_images, synthesise
+from teddy.items import Item
+from teddy.makers import synthesise
 from teddy.networks import ConvNet, build
 from teddy.seeding import derive
 from teddy.settings import DmConfig, NetworkConfig, SynthesizeConfig
@@ -41,7 +42,7 @@ def changed(old: DistributionMatcher, **changes: Any) -> DistributionMatcher:
 
 def start(matcher: DistributionMatcher, item: Item) -> Tensor:
     """Images of an item before the first step."""
-    return initial_images(matcher.config.initialise, matcher.data, item, matcher.seed)
+    return matcher.initial_images(item)
 
 
 # ------------------------------------------------------------------------------------------- loss
@@ -202,7 +203,7 @@ def test_images_of_a_class_do_not_depend_on_the_others(
 def test_killed_run_continues_to_the_same_bytes(
     matcher: DistributionMatcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("teddy.distribution_matching.CHECK_EVERY", 1)
+    monkeypatch.setattr("teddy.makers.CHECK_EVERY", 1)
     item, resume = matcher.items(2)[0], tmp_path / "resume"
     want = matcher.run(item, tmp_path / "other", save_every_seconds=1e9)
     killed, original, seen = changed(matcher), matcher.loss, []
@@ -230,8 +231,13 @@ def test_killed_run_continues_to_the_same_bytes(
 
 def test_diverging_run_is_refused(matcher: DistributionMatcher, tmp_path: Path) -> None:
     wild = changed(matcher, lr=1e30, clip=False)
+    item = wild.items(1)[0]
     with pytest.raises(TeddyError, match=r"loss is (nan|inf) at iteration 2 .*synthesize\.dm\.lr"):
-        wild.run(wild.items(1)[0], tmp_path / "resume")
+        wild.run(item, tmp_path / "item.resume")
+    path = tmp_path / "item.last-finite.safetensors"
+    images, record = read_tensors(path, kind="teddy.item-images.v1")
+    assert record["iterations"] == 0
+    assert torch.equal(images["images"], start(wild, item)), "no look at the losses before that one"
 
 
 def test_batchnorm_is_refused(dm_config: DmConfig) -> None:

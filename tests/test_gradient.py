@@ -158,7 +158,7 @@ def test_smaller_mode_that_does_not_fit_is_a_refusal(
 def test_mode_of_an_interrupted_item_is_kept(
     synthesiser: Synthesiser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(synthesis, "CHECK_EVERY", 1)
+    monkeypatch.setattr("teddy.makers.CHECK_EVERY", 1)
     item = cut_items(1, 3, synthesiser.config)[0]
     path = tmp_path / "resume"
     joint = with_config(synthesiser, gradient="joint")
@@ -198,7 +198,7 @@ def test_losses_of_teachers_add_up_to_eq7(synthesis_config: SynthesizeConfig) ->
 def test_refusal_names_the_teacher_and_leaves_the_last_finite_images(
     synthesiser: Synthesiser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(synthesis, "CHECK_EVERY", 2)
+    monkeypatch.setattr("teddy.makers.CHECK_EVERY", 2)
     item = cut_items(1, 3, synthesiser.config)[0]
     ends = with_config(synthesiser, draw=3)
     count = iter(range(1000))

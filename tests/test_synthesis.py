@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
-from teddy import synthesis
 from teddy.artifacts import WorkDir, digest, read_tensors
 from teddy.augmentation import Views, draw_views
 from teddy.class_statistics import class_moments
@@ -30,7 +29,8 @@ from teddy.errors import TeddyError
 from teddy.frozen import Teacher
 from teddy.gradient import eq7_gradient
 from teddy.images import Images
-from teddy.items import Item, ItemRun, Place, cut_items, synthesise
+from teddy.items import Item, Place, cut_items
+from teddy.makers import ItemRun, synthesise
 from teddy.networks import batchnorms, build, load_network, save_network
 from teddy.objectives import Moments
 from teddy.optimizers import Adam
@@ -804,7 +804,7 @@ def test_killed_and_resumed_run_gives_the_same_bytes(
     changes: dict[str, Any],
     stop: int,
 ) -> None:
-    monkeypatch.setattr(synthesis, "CHECK_EVERY", 1)
+    monkeypatch.setattr("teddy.makers.CHECK_EVERY", 1)
     changes = {"iterations": 8, **changes}
     item = cut_items(1, 3, synthesiser.config)[0]
     undisturbed = result(with_config(synthesiser, **changes), item, tmp_path)

@@ -9,30 +9,19 @@ distance of the two mean embeddings, summed over classes.
 Dimensions: ``K`` classes of an item, ``N`` its images, ``C H W`` image shape, ``D`` embedding.
 """
 
-import time
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from teddy.artifacts import Json
 from teddy.data import ImageDataset
 from teddy.dsa import DsaViews, draw_shared_dsa
 from teddy.errors import TeddyError
-from teddy.items import (
-    CHECK_EVERY,
-    Item,
-    ItemRun,
-    Place,
-    curve_record,
-    first_non_finite,
-    initial_images,
-    thin,
-)
+from teddy.items import Item
+from teddy.makers import ImageMaker, ItemRun
 from teddy.networks import ConvNet, build
 from teddy.optimizers import Group, Sgd
-from teddy.runtime import autocast, progress, save_interval
+from teddy.runtime import autocast
 from teddy.seeding import derive, permutation
 from teddy.settings import SynthesizeConfig
 
@@ -53,8 +42,8 @@ def matching_loss(real: Tensor, synthetic: Tensor) -> Tensor:
     return (real - synthetic).square().sum()
 
 
-class DistributionMatcher:
-    """Optimises the images of some classes; see :class:`teddy.items.ImageMaker`.
+class DistributionMatcher(ImageMaker):
+    """Optimises the images of some classes; see :class:`teddy.makers.ImageMaker`.
 
     A class's images depend on its own streams and on the networks, which belong to iterations, so
     they do not depend on which classes share an item, beyond rounding.
@@ -66,13 +55,15 @@ class DistributionMatcher:
         device: where to work.
     """
 
+    terms = ("distance",)
+    rate = "synthesize.dm.lr"
+
     def __init__(
         self, config: SynthesizeConfig, data: ImageDataset, seed: int, device: torch.device
     ) -> None:
-        self.config, self.data, self.seed, self.device = config, data, seed, device
+        super().__init__(config, data, seed, device)
         self._train = data.train.to(device)
         labels = data.train.labels.cpu()
-        self.facts: Json = {}
         self._members = [torch.nonzero(labels == c)[:, 0] for c in range(data.num_classes)]
 
     def items(self, ipc: int) -> list[Item]:
@@ -87,57 +78,23 @@ class DistributionMatcher:
     def load(self, items: Sequence[Item]) -> None:
         """Nothing: every iteration has a network of its own."""
 
-    def run(
-        self,
-        item: Item,
-        resume: Path,
-        save_every_seconds: float | None = None,
-        place: Place | None = None,
-    ) -> dict[str, Tensor]:
-        """Optimise one item, continuing from ``resume`` if it exists.
+    def begin(self, item: Item, images: Tensor) -> ItemRun:
+        """SGD with momentum."""
+        optimizer = Sgd([Group([images], 0.0)], self.config.dm.momentum)
+        return ItemRun(
+            images, optimizer, torch.zeros(self.config.dm.iterations, 1, device=self.device)
+        )
 
-        Returns:
-            ``images`` uint8 ``(N, C, H, W)`` ordered by index, then class, and ``curve`` float32
-            ``(points, 2)``: iteration, loss.
+    def steps(self, item: Item, run: ItemRun, iterations: range) -> Iterator[Tensor]:
+        """Gradients of :meth:`loss`."""
+        for iteration in iterations:
+            loss = self.loss(run.images, item, iteration)
+            loss.backward()
+            yield loss.detach()
 
-        Raises:
-            TeddyError: a loss is not finite; names the item and the step.
-        """
-        config, normalisation = self.config, self.data.normalisation
-        place, iterations = place or Place(), self.config.dm.iterations
-        save_every = save_interval() if save_every_seconds is None else save_every_seconds
-        images = initial_images(config.initialise, self.data, item, self.seed)
-        images = images.to(self.device).requires_grad_()
-        losses = torch.zeros(iterations, 1, device=self.device)
-        run = ItemRun(images, Sgd([Group([images], 0.0)], config.dm.momentum), losses)
-        start = checked = run.restore(resume) if resume.exists() else 0
-        low, high = normalisation.bounds(self.device)
-        began = saved = time.monotonic()
-        with progress(iterations, place.title(item), "it", start) as bar:
-            for iteration in range(start, iterations):
-                loss = self.loss(images, item, iteration)
-                loss.backward()
-                losses[iteration] = loss.detach()
-                run.optimizer.step(config.dm.lr)
-                if config.clip:
-                    with torch.no_grad():
-                        torch.clamp(images, low, high, out=images)
-                done = iteration + 1
-                if done % CHECK_EVERY == 0 or done == iterations:
-                    _refuse_non_finite(losses, checked, done, item)
-                    checked = done
-                    place.show(bar, done, start, iterations, len(images), began)
-                    if time.monotonic() - saved >= save_every:
-                        run.save(resume, done)
-                        saved = time.monotonic()
-        speed = run.speed(iterations - start, time.monotonic() - began)
-        self.facts = {"precision": config.precision, **speed}
-        pixels = normalisation.to_uint8(images.detach())
-        return {"images": pixels.cpu(), "curve": thin(losses.cpu())}
-
-    def record(self, item: Item, curve: Tensor, facts: Json) -> Json:
-        """What is kept of an item besides its images."""
-        return curve_record(item, curve, ("iteration", "distance")) | facts
+    def lr(self, iteration: int) -> float:
+        """Constant."""
+        return self.config.dm.lr
 
     def loss(self, images: Tensor, item: Item, iteration: int) -> Tensor:
         """Loss of an iteration.
@@ -186,13 +143,3 @@ class DistributionMatcher:
             embedded = network(inputs)
         parts = embedded.flatten(1).float().split([len(batch) for batch in batches])
         return torch.stack([part.mean(dim=0) for part in parts])
-
-
-def _refuse_non_finite(losses: Tensor, checked: int, done: int, item: Item) -> None:
-    bad = first_non_finite(losses[checked:done])
-    if bad is not None:
-        at = checked + bad
-        raise TeddyError(
-            f"synthesize: loss is {float(losses[at])} at iteration {at + 1} of {item.name}; try a "
-            "smaller synthesize.dm.lr"
-        )

@@ -9,7 +9,7 @@ import torch
 
 from teddy.artifacts import Json
 
-_PACKAGES = ("torch", "torchvision", "torch-pruning", "numpy")
+_PACKAGES = ("torch", "torchvision", "torch-pruning", "numpy", "pillow")
 
 
 def describe() -> Json:
@@ -17,7 +17,7 @@ def describe() -> Json:
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     pages, size = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
     return {
-        "cpu": _processor(),
+        "cpu": processor(),
         "cores": len(os.sched_getaffinity(0)),
         "memory_gib": round(pages * size / 2**30, 1),
         "gpus": gpus,
@@ -26,13 +26,11 @@ def describe() -> Json:
     }
 
 
-def _processor() -> str:
+def processor() -> str:
     """Its marketing name where Linux tells it, with the widest vector instructions."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
     entries = dict(line.split(":", 1) for line in lines if ":" in line)
     facts = {key.strip(): value.strip() for key, value in entries.items()}
-    name = facts.get("model name", platform.machine())
+    name = facts.get("model name") or platform.processor() or platform.machine()
     return f"{name}, {torch.backends.cpu.get_cpu_capability()}"

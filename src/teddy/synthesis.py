@@ -3,15 +3,13 @@
 Dimensions: ``N`` images of an item, ``C H W`` image shape, ``K`` classes, ``M`` drawn teachers.
 """
 
-import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from teddy.acceleration import Graphs, choose_passes
-from teddy.artifacts import Json, write_tensors
+from teddy.artifacts import Json
 from teddy.augmentation import Views, draw_views
 from teddy.class_statistics import class_moments
 from teddy.data import ImageDataset
@@ -26,33 +24,23 @@ from teddy.gradient import (
     losses_of_teachers,
     memory_watch,
 )
-from teddy.items import (
-    CHECK_EVERY,
-    Item,
-    ItemRun,
-    Place,
-    curve_record,
-    cut_items,
-    first_non_finite,
-    initial_images,
-    thin,
-)
+from teddy.items import Item, cut_items
+from teddy.makers import ImageMaker, ItemRun
 from teddy.objectives import Moments, cosine_lr
 from teddy.optimizers import Adam, Group
 from teddy.pool import Pool, draw_teachers
-from teddy.runtime import log, progress, save_interval
+from teddy.runtime import log
 from teddy.settings import SynthesizeConfig, ViewConfig
 from teddy.theory import pool_class_statistics
 
-_FINITE_KIND = "teddy.item-images.v1"
 _VIEW_BLOCK = 64  # shared views drawn at a time; drawing them singly costs more than using them
 
 Augmentation = Views | DsaViews
 """What images go through before teachers see them."""
 
 
-class Synthesiser:
-    """Optimises items with the teachers of one pool.
+class Synthesiser(ImageMaker):
+    """Optimises items with the teachers of one pool; see :class:`teddy.makers.ImageMaker`.
 
     Args:
         config: conventions and hyper-parameters.
@@ -63,6 +51,9 @@ class Synthesiser:
         device: where to work.
     """
 
+    terms = ("classifier_prior", "statistics")
+    rate = "synthesize.lr"
+
     def __init__(
         self,
         config: SynthesizeConfig,
@@ -72,16 +63,17 @@ class Synthesiser:
         seed: int,
         device: torch.device,
     ) -> None:
-        self.config, self.pool, self.data = config, pool, data
-        self.seed, self.device = seed, device
-        self._training_views = training_views
+        super().__init__(config, data, seed, device)
+        self.pool, self._training_views = pool, training_views
         self._teachers: dict[int, Teacher] = {}
         self._passes = choose_passes(config, len(pool), device)
         self._class_moments: dict[int, list[Moments]] = {}
         self._class_targets: dict[tuple[int, range], list[Moments]] = {}
         self._modes: dict[tuple[int, ...], Mode] = {}
-        self.facts: Json = {}
-        """How the last item ran: gradient mode, speed, memory."""
+
+    def items(self, ipc: int) -> list[Item]:
+        """Items of a set of ``ipc`` images per class."""
+        return cut_items(ipc, self.data.num_classes, self.config)
 
     def load(self, items: Sequence[Item]) -> None:
         """Load and rewrite the teachers that items draw, once for all of them.
@@ -99,87 +91,51 @@ class Synthesiser:
         if items:
             self._mode(items[0])  # said once, not by every worker
 
-    def run(
-        self,
-        item: Item,
-        resume: Path,
-        save_every_seconds: float | None = None,
-        place: Place | None = None,
-    ) -> dict[str, Tensor]:
-        """Optimise one item, continuing from ``resume`` if it exists.
-
-        How it ran is left in :attr:`facts`.
-
-        Args:
-            item: what to optimise.
-            resume: file for unfinished work.
-            save_every_seconds: least time between two writes of it; None asks the environment.
-            place: of the item among others, for the progress bar.
-
-        Returns:
-            ``images`` uint8 ``(N, C, H, W)``, and ``curve`` float32 ``(points, 3)``: iteration,
-            classifier prior, statistics term.
+    def begin(self, item: Item, images: Tensor) -> ItemRun:
+        """Adam, a row of losses as :func:`losses_of_teachers` returns it, and the gradient's mode.
 
         Raises:
-            TeddyError: a loss is not finite; names the item, the step and the teacher, and where
-                the last finite images are. Or memory is exhausted.
+            TeddyError: memory is exhausted.
         """
-        config, place = self.config, place or Place()
-        save_every = save_interval() if save_every_seconds is None else save_every_seconds
-        images = self.initial_images(item).to(self.device).requires_grad_()
-        run = ItemRun(
-            images,
-            Adam([Group([images], config.weight_decay)], config.betas, config.eps, decoupled=False),
-            torch.zeros(config.iterations, 1 + 2 * config.draw, device=self.device),
-            self._mode(item),
-        )
-        start = run.restore(resume) if resume.exists() else 0
-        finite, finite_at = images.detach().clone(), start
-        labels = item.labels().to(self.device)
-        low, high = self.data.normalisation.bounds(self.device)
-        views = self._views(item, start)
-        began = saved = time.monotonic()
-        with progress(config.iterations, place.title(item), "it", start) as bar:
-            for iteration in range(start, config.iterations):
-                drawn = self.draw(item, iteration)
-                run.losses[iteration] = self._gradient(run, labels, next(views), drawn, item)
-                run.optimizer.step(cosine_lr(config.lr, iteration, config.iterations))
-                if config.clip:
-                    with torch.no_grad():
-                        torch.clamp(images, low, high, out=images)
-                done = iteration + 1
-                if done % CHECK_EVERY == 0 or done == config.iterations:
-                    bad = first_non_finite(run.losses[finite_at:done])
-                    if bad is not None:
-                        self._refuse(item, finite_at + bad, run.losses, resume, finite, finite_at)
-                    finite.copy_(images.detach())
-                    finite_at = done
-                    place.show(bar, done, start, config.iterations, len(images), began)
-                    if time.monotonic() - saved >= save_every:
-                        run.save(resume, done)
-                        saved = time.monotonic()
-        self.facts = {
-            "gradient": run.mode, "precision": config.precision, "teachers": config.draw,
-            "cuda_graphs": isinstance(self._passes, Graphs) and self._passes.on,
-            **run.speed(config.iterations - start, time.monotonic() - began),
-        }  # fmt: skip
-        pixels = self.data.normalisation.to_uint8(images.detach())
-        return {"images": pixels.cpu(), "curve": thin(combined(run.losses.cpu(), config))}
+        config, group = self.config, Group([images], self.config.weight_decay)
+        optimizer = Adam([group], config.betas, config.eps, decoupled=False)
+        losses = torch.zeros(config.iterations, 1 + 2 * config.draw, device=self.device)
+        return ItemRun(images, optimizer, losses, self._mode(item))
 
-    def items(self, ipc: int) -> list[Item]:
-        """Items of a set of ``ipc`` images per class."""
-        return cut_items(ipc, self.data.num_classes, self.config)
+    def steps(self, item: Item, run: ItemRun, iterations: range) -> Iterator[Tensor]:
+        """Gradients of Eq. 7, each by the teachers and through the view of its iteration."""
+        labels = item.labels().to(self.device)
+        views = self._views(item, iterations.start)
+        for iteration in iterations:
+            drawn = self.draw(item, iteration)
+            yield self._gradient(run, labels, next(views), drawn, item)
+
+    def lr(self, iteration: int) -> float:
+        """Cosine decay over the iterations."""
+        return cosine_lr(self.config.lr, iteration, self.config.iterations)
+
+    def combine(self, losses: Tensor) -> Tensor:
+        """Classifier prior and statistics term."""
+        return combined(losses, self.config)
+
+    def blame(self, item: Item, iteration: int, losses: Tensor) -> str:
+        """The teachers whose statistics or logits are not finite, or else all that were drawn."""
+        drawn = self.draw(item, iteration)
+        gaps, sizes = losses[1:].unflatten(0, (2, len(drawn)))
+        bad = [m for m, ok in zip(drawn, (gaps + sizes).isfinite().tolist(), strict=True) if not ok]
+        return ", by teacher " + ", ".join(self.pool.entries[m]["file"] for m in bad or drawn)
+
+    def how(self, run: ItemRun) -> Json:
+        """Mode of the gradient, teachers of an iteration, whether they were replayed."""
+        graphs = isinstance(self._passes, Graphs) and self._passes.on
+        return {"gradient": run.mode, "teachers": self.config.draw, "cuda_graphs": graphs}
 
     def record(self, item: Item, curve: Tensor, facts: Json) -> Json:
         """What is kept of an item besides its images."""
-        record = curve_record(item, curve, ("iteration", "classifier_prior", "statistics")) | facts
+        record = super().record(item, curve, facts)
         if self.config.draw_per == "index":
             record["drawn"] = self.draw(item, 0)
         return record
-
-    def initial_images(self, item: Item) -> Tensor:
-        """Images before the first step; see :func:`initial_images`."""
-        return initial_images(self.config.initialise, self.data, item, self.seed)
 
     def draw(self, item: Item, iteration: int) -> list[int]:
         """Pool members used at an iteration; the same for all chunks of classes."""
@@ -238,24 +194,6 @@ class Synthesiser:
             return self._gradient(run, labels, view, drawn, item)
         augmented.backward(leaf.grad)
         return losses
-
-    def _refuse(
-        self, item: Item, at: int, losses: Tensor, resume: Path, finite: Tensor, finite_at: int
-    ) -> None:
-        """Refuse a loss that is not finite; leave the images of the last look beside ``resume``."""
-        drawn = self.draw(item, at)
-        row = losses[at].cpu()
-        gaps, sizes = row[1:].unflatten(0, (2, len(drawn)))
-        bad = [m for m, ok in zip(drawn, (gaps + sizes).isfinite().tolist(), strict=True) if not ok]
-        names = ", ".join(self.pool.entries[member]["file"] for member in bad or drawn)
-        value = float(combined(row, self.config).sum())
-        path = resume.with_suffix(".last-finite.safetensors")
-        write_tensors(path, {"images": finite}, kind=_FINITE_KIND, record={"iterations": finite_at})
-        raise TeddyError(
-            f"synthesize: loss is {value} at iteration {at + 1} of {item.name}, by teacher "
-            f"{names}; the images after iteration {finite_at} are in {path}; try a smaller "
-            "synthesize.lr"
-        )
 
     def _views(self, item: Item, start: int) -> Iterator[Augmentation]:
         """Views from iteration ``start`` on; each depends on its iteration alone."""

@@ -9,21 +9,20 @@ import argparse
 import contextlib
 import multiprocessing
 import os
-import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch
 
 from teddy.artifacts import Json, atomic_path
 from teddy.distributed import die_with
-from teddy.runtime import cores, keep_freed_memory, pick_device
+from teddy.hardware import describe, processor
+from teddy.runtime import cores, keep_freed_memory, log, pick_device
 from teddy.tables import Table
 
 if TYPE_CHECKING:
@@ -68,27 +67,12 @@ def environment(load: Sequence[float]) -> Json:
     Args:
         load: load averages of the machine over 1, 5 and 15 minutes before the benchmark.
     """
-    return {
-        "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "hardware": {
-            "cpu": cpu_model(),
-            "vector_instructions": torch.backends.cpu.get_cpu_capability(),
-            "cores": cores(),
-            "threads": torch.get_num_threads(),
-            "load_average_before": [round(value, 2) for value in load],
-            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        },
-        "versions": {"python": platform.python_version()}
-        | {name: version(name) for name in ("torch", "torchvision", "pillow", "numpy")},
+    used = {
+        "cores_used": cores(),
+        "threads": torch.get_num_threads(),
+        "load_average_before": [round(value, 2) for value in load],
     }
-
-
-def cpu_model() -> str:
-    """Marketing name of the processor."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return models[0] if models else platform.processor() or platform.machine()
+    return {"date": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "hardware": describe() | used}
 
 
 def machine(device: torch.device) -> str:
@@ -97,7 +81,7 @@ def machine(device: torch.device) -> str:
         return torch.cuda.get_device_name(device)
     threads = torch.get_num_threads()
     how = f"{threads} threads" if threads > 1 else "processor time of one thread"
-    return f"{how}, {cpu_model()} with {torch.backends.cpu.get_cpu_capability()}"
+    return f"{how}, {processor()}"
 
 
 def take_turns(
@@ -210,3 +194,57 @@ def two_sides(threads: int) -> Iterator[dict[bool, Side]]:
     finally:
         for side in sides.values():
             side.close()
+
+
+# --------------------------------------------------------------------- comparisons on workloads
+
+
+class Titled(Protocol):
+    """What a comparison runs on."""
+
+    @property
+    def title(self) -> str:
+        """For who watches, and for tables."""
+        ...
+
+
+Workload = TypeVar("Workload", bound=Titled)
+
+
+def add_workload_options(command: argparse.ArgumentParser, workloads: Mapping[str, Titled]) -> None:
+    """Options that :func:`each_workload` reads."""
+    command.add_argument(
+        "--workloads", nargs="+", choices=workloads, default=list(workloads), metavar="NAME",
+        help=f"of {', '.join(workloads)} (default: all)",
+    )  # fmt: skip
+    command.add_argument(
+        "--threads", type=positive, default=1,
+        help="on a CPU (default: %(default)s, as in a stage, which runs a process per core)",
+    )  # fmt: skip
+
+
+def pick_device_and_threads(args: argparse.Namespace) -> torch.device:
+    """Set up this process as :func:`two_sides` does theirs."""
+    torch.set_num_threads(args.threads)
+    return pick_device()
+
+
+def each_workload(
+    args: argparse.Namespace,
+    workloads: Mapping[str, Workload],
+    measure: Callable[[Workload, dict[bool, Side]], Json],
+) -> dict[str, Json]:
+    """What ``measure`` finds of each workload that was asked for, in the same two processes."""
+    measured = {}
+    with two_sides(args.threads) as sides:
+        for name in args.workloads:
+            log(f"  {workloads[name].title}")
+            measured[name] = measure(workloads[name], sides)
+    return measured
+
+
+def shared_settings(args: argparse.Namespace, device: torch.device) -> Json:
+    """Settings that records of all comparisons have."""
+    return {
+        "device": device.type, "threads": args.threads, "repeats": args.repeats, "seed": SEED,
+    }  # fmt: skip

@@ -19,19 +19,21 @@ from teddy.bench.command import (
     Benchmark,
     Result,
     Side,
+    add_workload_options,
+    each_workload,
     machine,
     median,
+    pick_device_and_threads,
     positive,
     ratio,
     seconds,
+    shared_settings,
     take_turns,
-    two_sides,
 )
 from teddy.evaluation import train_student
 from teddy.images import Images, Normalisation
 from teddy.labels import OnlineLabels, TrainingViews
 from teddy.networks import build
-from teddy.runtime import log, pick_device
 from teddy.schema import to_json
 from teddy.seeding import derive, stream
 from teddy.settings import (
@@ -99,40 +101,26 @@ _OPTIMIZER = OptimizerConfig(
 
 
 def _options(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--workloads", nargs="+", choices=WORKLOADS, default=list(WORKLOADS), metavar="NAME",
-        help=f"of {', '.join(WORKLOADS)} (default: all)",
-    )  # fmt: skip
+    add_workload_options(command, WORKLOADS)
     command.add_argument("--batch", type=positive, help="images (default: the workload's)")
     command.add_argument("--epochs", type=positive, help="of a round (default: the workload's)")
     command.add_argument(
         "--seeds", type=positive, default=3, help="students of a set (%(default)s)"
     )
-    command.add_argument(
-        "--threads", type=positive, default=1,
-        help="on a CPU (default: %(default)s, as in a stage, which runs a process per core)",
-    )  # fmt: skip
 
 
 def _measure(args: argparse.Namespace) -> Result:
-    device = pick_device()
-    torch.set_num_threads(args.threads)
-    measured: dict[str, Json] = {}
-    with two_sides(args.threads) as sides:
-        for name in args.workloads:
-            workload = WORKLOADS[name]
-            log(f"  {workload.title}")
-            workload = replace(
-                workload, batch=args.batch or workload.batch, epochs=args.epochs or workload.epochs
-            )
-            measured[name] = _measured(workload, args.seeds, args.repeats, device, sides)
-    record = {
-        "settings": {
-            "device": device.type, "threads": args.threads, "repeats": args.repeats, "seed": SEED,
-            "optimizer": to_json(_OPTIMIZER), "teachers": _TEACHERS,
-        },
-        "workloads": measured,
-    }  # fmt: skip
+    device = pick_device_and_threads(args)
+
+    def measure(workload: Workload, sides: dict[bool, Side]) -> Json:
+        wanted = replace(
+            workload, batch=args.batch or workload.batch, epochs=args.epochs or workload.epochs
+        )
+        return _measured(wanted, args.seeds, args.repeats, device, sides)
+
+    measured = each_workload(args, WORKLOADS, measure)
+    settings = {"optimizer": to_json(_OPTIMIZER), "teachers": _TEACHERS}
+    record = {"settings": shared_settings(args, device) | settings, "workloads": measured}
     notes = (
         f"Median of {args.repeats} rounds, {machine(device)}. Ratios are medians of ratios within "
         "a round.",

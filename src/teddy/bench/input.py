@@ -12,8 +12,9 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from teddy.bench.command import SEED, Benchmark, Result, cpu_model, positive, take_turns
+from teddy.bench.command import SEED, Benchmark, Result, positive, take_turns
 from teddy.errors import TeddyError
+from teddy.hardware import processor
 from teddy.images import Images, Normalisation
 from teddy.runtime import cores
 from teddy.seeding import permutation, stream
@@ -77,7 +78,7 @@ def _measure_input(args: argparse.Namespace) -> Result:
     )  # fmt: skip
     notes = (
         f"Median of {args.repeats} rounds of {args.images} images in batches of {args.batch}: "
-        f"RandomResizedCrop({_CROP_SCALE}–1), flip, normalisation. {cpu_model()}, {cores()} cores:"
+        f"RandomResizedCrop({_CROP_SCALE}–1), flip, normalisation. {processor()}, {cores()} cores:"
         f" {cores()} worker processes for references, {cores()} threads in one process for ours.",
     )
     table = Table("Augmented batches from memory", columns, tuple(rows), notes)

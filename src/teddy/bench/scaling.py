@@ -22,7 +22,7 @@ from teddy.bench.command import SEED, Benchmark, Result, median, positive
 from teddy.data import ImageDataset
 from teddy.errors import TeddyError
 from teddy.images import Images, Normalisation
-from teddy.items import synthesise
+from teddy.makers import synthesise
 from teddy.networks import batchnorms, build, save_network
 from teddy.pool import Pool
 from teddy.runtime import keep_freed_memory, log

@@ -20,13 +20,16 @@ from teddy.bench.command import (
     Benchmark,
     Result,
     Side,
+    add_workload_options,
+    each_workload,
     machine,
     median,
+    pick_device_and_threads,
     positive,
     ratio,
     seconds,
+    shared_settings,
     take_turns,
-    two_sides,
 )
 from teddy.bench.memory import peak_bytes, saved_bytes
 from teddy.bench.peers import Mode, RecoverLoop
@@ -37,7 +40,7 @@ from teddy.networks import batchnorms, build
 from teddy.objectives import cosine_lr
 from teddy.optimizers import Adam, Group
 from teddy.pruning import prune_randomly
-from teddy.runtime import graphs_wanted, log, pick_device
+from teddy.runtime import graphs_wanted
 from teddy.schema import from_json, read_yaml, to_json
 from teddy.seeding import stream
 from teddy.settings import NetworkConfig, SynthesizeConfig
@@ -132,10 +135,7 @@ class Program:
 
 
 def _options(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--workloads", nargs="+", choices=WORKLOADS, default=list(WORKLOADS), metavar="NAME",
-        help=f"of {', '.join(WORKLOADS)} (default: all)",
-    )  # fmt: skip
+    add_workload_options(command, WORKLOADS)
     command.add_argument(
         "--batch", type=positive, help="images (default: 100 on a GPU, 2 to 10 on a CPU)"
     )
@@ -146,31 +146,24 @@ def _options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--teachers", type=positive, nargs="+", default=[1, 3], help="numbers k (default: 1 3)"
     )
-    command.add_argument(
-        "--threads", type=positive, default=1,
-        help="on a CPU (default: %(default)s, as in a stage, which runs a process per core)",
-    )  # fmt: skip
     command.add_argument("--params", type=Path, default=Path("params.yaml"))
 
 
 def _measure(args: argparse.Namespace) -> Result:
-    device = pick_device()
-    torch.set_num_threads(args.threads)
+    device = pick_device_and_threads(args)
     params = read_yaml(args.params)
     config = from_json(SynthesizeConfig, params["synthesize"], f"{args.params}: synthesize")
     native, slowdown = floor.runs_natively(device, torch.bfloat16)
     precisions = ("float32", "bfloat16") if native else ("float32",)
     speeds = {name: floor.product_speed(device, getattr(torch, name)) for name in precisions}
     iterations = args.iterations or (_GPU_ITERATIONS if device.type == "cuda" else 1)
-    measured: dict[str, Json] = {}
-    with two_sides(args.threads) as sides:
-        for name in args.workloads:
-            workload = WORKLOADS[name]
-            log(f"  {workload.title}")
-            batch = args.batch or (_PAPER_BATCH if device.type == "cuda" else workload.cpu_batch)
-            spec = Spec(workload, batch, config, precisions, tuple(args.teachers), str(device))
-            speed = max(speeds.values())
-            measured[name] = _workload(spec, sides, iterations, args.repeats, speed)
+
+    def measure(workload: Workload, sides: dict[bool, Side]) -> Json:
+        batch = args.batch or (_PAPER_BATCH if device.type == "cuda" else workload.cpu_batch)
+        spec = Spec(workload, batch, config, precisions, tuple(args.teachers), str(device))
+        return _workload(spec, sides, iterations, args.repeats, max(speeds.values()))
+
+    measured = each_workload(args, WORKLOADS, measure)
     jobs = _extrapolated(measured, params)
     remark = (
         "bfloat16 is run by the processor's own instructions"
@@ -179,15 +172,13 @@ def _measure(args: argparse.Namespace) -> Result:
         "float32, so it is emulated"
     )
     record = {
-        "settings": {
-            "device": device.type, "threads": args.threads, "repeats": args.repeats,
-            "iterations_per_round": iterations, "seed": SEED, "synthesize": to_json(config),
-        },
+        "settings": shared_settings(args, device)
+        | {"iterations_per_round": iterations, "synthesize": to_json(config)},
         "bfloat16": {"native": native, "product_time_over_float32": slowdown, "remark": remark},
         "product_operations_per_second": speeds,
         "workloads": measured,
         "jobs": jobs,
-    }  # fmt: skip
+    }
     notes = (
         f"Median of {args.repeats} rounds, {machine(device)}. {remark[0].upper()}{remark[1:]}.",
         "An iteration goes from images to updated images; a pass is an iteration divided by its "

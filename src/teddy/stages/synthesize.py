@@ -14,7 +14,7 @@ from teddy.distilled import DistilledSet, save_distilled
 from teddy.distributed import leave_to_first
 from teddy.distribution_matching import SETTINGS as DM_SETTINGS
 from teddy.distribution_matching import DistributionMatcher
-from teddy.items import ImageMaker, synthesise
+from teddy.makers import ImageMaker, synthesise
 from teddy.pool import MANIFEST, open_pool
 from teddy.runtime import pick_device, run_stage
 from teddy.schema import from_json, to_json

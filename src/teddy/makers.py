@@ -1,0 +1,292 @@
+"""How images are optimised, whatever the method: the iterations of an item, the items of a set.
+
+A method is a subclass of :class:`ImageMaker` that says how it starts and what it does in a step.
+
+Dimensions: ``N`` images of an item, ``C H W`` image shape, ``K`` classes, ``T`` terms of a loss.
+"""
+
+import math
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Literal, NoReturn
+
+import torch
+from torch import Tensor
+
+from teddy.artifacts import Json, WorkDir, read_tensors, write_tensors
+from teddy.data import ImageDataset, select_random
+from teddy.distributed import leave_to_first, world_size
+from teddy.errors import TeddyError
+from teddy.items import Item, Place, join_items
+from teddy.optimizers import Optimizer, restore
+from teddy.runtime import append_log, for_each, peak_mib, progress, save_interval, workers_for
+from teddy.seeding import stream
+from teddy.settings import SynthesizeConfig
+
+CHECK_EVERY = 50
+"""Iterations between looks at the losses, each a host–device sync."""
+
+KEPT = ("gradient",)
+"""Facts of an item that its bytes depend on."""
+
+_KIND, _RESUME_KIND = "teddy.item.v2", "teddy.item-state.v2"
+_FINITE_KIND = "teddy.item-images.v1"
+_CURVE_POINTS = 100
+
+
+@dataclass(slots=True)
+class ItemRun:
+    """An item being optimised, and how it is saved and continued."""
+
+    images: Tensor
+    optimizer: Optimizer
+    losses: Tensor
+    """``(iterations, …)``, a row per iteration."""
+    mode: Literal["", "two_pass", "joint"] = ""
+    """How the gradient of Eq. 7 is computed; empty for other methods."""
+
+    def save(self, path: Path, done: int) -> None:
+        """Write a resume point: everything the next iteration needs."""
+        tensors = {"images": self.images, "losses": self.losses}
+        tensors |= {f"optimizer.{i}": value for i, value in enumerate(self.optimizer.state())}
+        record: Json = {"done": done, "mode": self.mode}
+        write_tensors(path, tensors, kind=_RESUME_KIND, record=record)
+
+    def restore(self, path: Path) -> int:
+        """Continue from a file, in place; the number of iterations that are done."""
+        tensors, record = read_tensors(path, kind=_RESUME_KIND)
+        with torch.no_grad():
+            self.images.copy_(tensors["images"])
+            self.losses.copy_(tensors["losses"])
+        state = [tensors[f"optimizer.{i}"] for i in range(len(self.optimizer.state()))]
+        restore(self.optimizer, state)
+        self.mode = record["mode"]
+        return int(record["done"])
+
+    def speed(self, iterations: int, seconds: float) -> Json:
+        """How it ran; iterations of an earlier, interrupted run are not counted."""
+        rate = iterations / seconds if seconds else 0.0
+        return {
+            "images": len(self.images),
+            "iterations": iterations,
+            "ms_per_iteration": round(1e3 * seconds / max(1, iterations), 3),
+            "images_per_second": round(rate * len(self.images), 1),
+            "peak_mib": round(peak_mib(), 1),
+        }
+
+
+class ImageMaker(ABC):
+    """A method that optimises images item by item: Eq. 7, or distribution matching.
+
+    Args:
+        config: of the synthesize stage.
+        data: where real images come from, and what images are like.
+        seed: experiment seed.
+        device: where to work.
+    """
+
+    terms: ClassVar[tuple[str, ...]]
+    """Names of what :meth:`combine` gives."""
+    rate: ClassVar[str]
+    """Setting that is too large where a loss is not finite."""
+
+    def __init__(
+        self, config: SynthesizeConfig, data: ImageDataset, seed: int, device: torch.device
+    ) -> None:
+        self.config, self.data, self.seed, self.device = config, data, seed, device
+        self.facts: Json = {}
+        """How the last item ran: speed, memory, and what :meth:`how` says."""
+
+    @abstractmethod
+    def items(self, ipc: int) -> list[Item]:
+        """Items of a set of ``ipc`` images per class; together they have every image."""
+
+    @abstractmethod
+    def load(self, items: Sequence[Item]) -> None:
+        """Load what the items need, once for all of them."""
+
+    @abstractmethod
+    def begin(self, item: Item, images: Tensor) -> ItemRun:
+        """A run of its images before the first step: optimiser, and zeros for the losses."""
+
+    @abstractmethod
+    def steps(self, item: Item, run: ItemRun, iterations: range) -> Iterator[Tensor]:
+        """Per iteration, leave the images' gradient in their ``grad`` and yield the losses.
+
+        They stay on the device: an iteration must not wait for it.
+        """
+
+    @abstractmethod
+    def lr(self, iteration: int) -> float:
+        """Learning rate of an iteration."""
+
+    def combine(self, losses: Tensor) -> Tensor:
+        """Terms ``(…, T)`` of the loss, of rows that :meth:`steps` yields; they add up to it."""
+        return losses
+
+    def blame(self, item: Item, iteration: int, losses: Tensor) -> str:
+        """What a row of losses that is not finite tells about its cause, for the error."""
+        return ""
+
+    def how(self, run: ItemRun) -> Json:
+        """Facts of a finished run that are the method's own."""
+        return {}
+
+    def record(self, item: Item, curve: Tensor, facts: Json) -> Json:
+        """What is kept of an item besides its images; ``facts`` holds those of ``KEPT`` names."""
+        return curve_record(item, curve, ("iteration", *self.terms)) | facts
+
+    def initial_images(self, item: Item) -> Tensor:
+        """Images before the first step, normalised float32 ``(N, C, H, W)`` on the CPU.
+
+        ``noise`` is N(0, 1) of each image's own stream; ``real`` are the images that the random
+        baseline selects.
+        """
+        data = self.data
+        if self.config.initialise == "real":
+            chosen = select_random(data.train.labels, data.num_classes, item.indices, self.seed)
+            pixels = data.train.pick(chosen[:, list(item.classes)].flatten())
+            return data.normalisation.apply(pixels)
+        return torch.stack(
+            [
+                torch.randn(data.image_shape, generator=stream(self.seed, "noise", label, index))
+                for index in item.indices
+                for label in item.classes
+            ]
+        )
+
+    def run(
+        self,
+        item: Item,
+        resume: Path,
+        save_every_seconds: float | None = None,
+        place: Place | None = None,
+    ) -> dict[str, Tensor]:
+        """Optimise one item, continuing from ``resume`` if it exists.
+
+        How it ran is left in :attr:`facts`.
+
+        Args:
+            item: what to optimise.
+            resume: file for unfinished work.
+            save_every_seconds: least time between two writes of it; None asks the environment.
+            place: of the item among others, for the progress bar.
+
+        Returns:
+            ``images`` uint8 ``(N, C, H, W)`` ordered by index, then class, and ``curve`` float32
+            ``(points, 1 + T)``: iteration, terms of the loss.
+
+        Raises:
+            TeddyError: a loss is not finite; names the item and the step, and where the last finite
+                images are.
+        """
+        place, normalisation = place or Place(), self.data.normalisation
+        save_every = save_interval() if save_every_seconds is None else save_every_seconds
+        images = self.initial_images(item).to(self.device).requires_grad_()
+        run = self.begin(item, images)
+        start, total = run.restore(resume) if resume.exists() else 0, len(run.losses)
+        finite, finite_at = images.detach().clone(), start
+        low, high = normalisation.bounds(self.device)
+        iterations = range(start, total)
+        steps = self.steps(item, run, iterations)
+        began = saved = time.monotonic()
+        with progress(total, place.title(item), "it", start) as bar:
+            for iteration, losses in zip(iterations, steps, strict=True):
+                run.losses[iteration] = losses
+                run.optimizer.step(self.lr(iteration))
+                if self.config.clip:
+                    with torch.no_grad():
+                        torch.clamp(images, low, high, out=images)
+                done = iteration + 1
+                if done % CHECK_EVERY == 0 or done == total:
+                    bad = first_non_finite(run.losses[finite_at:done])
+                    if bad is not None:
+                        self._refuse(item, finite_at + bad, run.losses, resume, finite, finite_at)
+                    finite.copy_(images.detach())
+                    finite_at = done
+                    place.show(bar, done, start, total, len(images), began)
+                    if time.monotonic() - saved >= save_every:
+                        run.save(resume, done)
+                        saved = time.monotonic()
+        speed = run.speed(total - start, time.monotonic() - began)
+        self.facts = {"precision": self.config.precision, **self.how(run), **speed}
+        pixels = normalisation.to_uint8(images.detach())
+        return {"images": pixels.cpu(), "curve": thin(self.combine(run.losses.cpu()))}
+
+    def _refuse(
+        self, item: Item, at: int, losses: Tensor, resume: Path, finite: Tensor, finite_at: int
+    ) -> NoReturn:
+        """Refuse a loss that is not finite; leave the images of the last look beside ``resume``."""
+        row = losses[at].cpu()
+        blame, value = self.blame(item, at, row), float(self.combine(row).sum())
+        path = resume.with_suffix(".last-finite.safetensors")
+        write_tensors(path, {"images": finite}, kind=_FINITE_KIND, record={"iterations": finite_at})
+        raise TeddyError(
+            f"synthesize: loss is {value} at iteration {at + 1} of {item.name}{blame}; the images "
+            f"after iteration {finite_at} are in {path}; try a smaller {self.rate}"
+        )
+
+
+def synthesise(maker: ImageMaker, ipc: int, work: WorkDir) -> tuple[Tensor, Tensor, list[Json]]:
+    """All items of a set, skipping those finished in ``work``; only the first process returns.
+
+    Returns:
+        uint8 images ``(ipc·K, C, H, W)`` and int64 labels, ordered by index, then class; and per
+        item its name, loss curve and whatever else the maker records.
+    """
+    items = maker.items(ipc)
+    paths = [work / f"item-{item.group:04d}-{item.chunk:04d}.safetensors" for item in items]
+
+    def load() -> None:
+        maker.load([item for item, path in zip(items, paths, strict=True) if not path.exists()])
+
+    def finish(index: int) -> None:
+        path, item = paths[index], items[index]
+        if path.exists():
+            return
+        resume = path.with_suffix(".resume")
+        done = sum(other.exists() for other in paths)
+        at_a_time = world_size() * workers_for(len(items), maker.device)
+        place = Place(done, len(items), math.ceil((len(items) - done) / at_a_time) - 1)
+        result = maker.run(item, resume, place=place)
+        kept = {name: maker.facts[name] for name in KEPT if name in maker.facts}
+        write_tensors(path, result, kind=_KIND, record=kept)
+        resume.unlink(missing_ok=True)
+        append_log("synthesize-items", {"work": work.path.name, "item": item.name, **maker.facts})
+
+    for_each(len(items), finish, maker.device, before=load)
+    leave_to_first()
+    results = [read_tensors(path, kind=_KIND) for path in paths]
+    images = join_items(items, [tensors["images"] for tensors, _ in results], ipc)
+    records = [
+        maker.record(item, tensors["curve"], kept)
+        for item, (tensors, kept) in zip(items, results, strict=True)
+    ]
+    labels = torch.arange(maker.data.num_classes).repeat(ipc)
+    return images, labels, records
+
+
+def curve_record(item: Item, curve: Tensor, columns: tuple[str, ...]) -> Json:
+    """Name and loss curve of an item; ``columns`` of the curve are the iteration and losses."""
+    points = [dict(zip(columns, _rounded(row), strict=True)) for row in curve.tolist()]
+    return {"item": item.name, "curve": points}
+
+
+def _rounded(row: list[float]) -> list[float | int]:
+    return [int(row[0]), *(float(f"{value:.5g}") for value in row[1:])]
+
+
+def thin(losses: Tensor) -> Tensor:
+    """At most ``_CURVE_POINTS`` evenly spaced iterations (1-based), the last one included."""
+    total = len(losses)
+    kept = torch.linspace(0, total - 1, min(total, _CURVE_POINTS)).round().to(torch.int64)
+    return torch.cat([(kept + 1)[:, None].float(), losses[kept]], dim=1)
+
+
+def first_non_finite(losses: Tensor) -> int | None:
+    """Row of the first loss that is not finite; the one host–device sync of so many steps."""
+    bad = torch.nonzero(~losses.isfinite().all(1))[:1, 0].tolist()
+    return bad[0] if bad else None
