@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -43,7 +43,7 @@ from teddy.pruning import prune_randomly
 from teddy.runtime import graphs_wanted
 from teddy.schema import from_json, read_yaml, to_json
 from teddy.seeding import stream
-from teddy.settings import NetworkConfig, SynthesizeConfig
+from teddy.settings import NetworkConfig, Precision, SynthesizeConfig
 from teddy.tables import Column, Table
 
 if TYPE_CHECKING:
@@ -116,7 +116,8 @@ class Spec:
     workload: Workload
     batch: int
     config: SynthesizeConfig
-    precisions: tuple[str, ...]
+    native: tuple[str, ...]
+    """Precisions that the device has instructions for; the engine runs in the others too."""
     teachers: tuple[int, ...]
     device: str
 
@@ -168,8 +169,9 @@ def _measure(args: argparse.Namespace) -> Result:
     remark = (
         "bfloat16 is run by the processor's own instructions"
         if native
-        else f"bfloat16 is left out: a matrix product takes {slowdown:.0f} times as long as in "
-        "float32, so it is emulated"
+        else f"bfloat16 has no instructions here: a matrix product takes {slowdown:.0f} times as "
+        "long as in float32. The engine computes its convolutions in float32 and rounds; reference "
+        "and floor are left out"
     )
     record = {
         "settings": shared_settings(args, device)
@@ -257,14 +259,14 @@ def programs_of(spec: Spec, ours: bool) -> dict[str, Program]:
     programs, ways = {}, {"engine": eager}
     if device.type == "cuda" and graphs_wanted():
         ways["engine, CUDA graphs"] = Graphs()
-    for precision in spec.precisions:
+    for precision in get_args(Precision):
         for k in spec.teachers:
-            settings = replace(spec.config, precision=precision)  # type: ignore[arg-type]
+            settings = replace(spec.config, precision=precision)
             for way, passes in ways.items():
                 engine = EngineLoop(networks[:k], images, labels, settings, passes)
                 program = Program(engine.step, k, replayed=passes is not eager)
                 programs[f"{way}, {precision}, k = {k}"] = program
-    return programs | _floors(networks[0], images, spec.precisions)
+    return programs | _floors(networks[0], images, spec.native)
 
 
 def _described(spec: Spec, ours: bool) -> dict[str, Program]:
