@@ -26,6 +26,7 @@ from teddy.distilled import DistilledSet, save_distilled
 from teddy.errors import TeddyError
 from teddy.experiment_settings import EXPERIMENTS
 from teddy.images import Normalisation
+from teddy.results import PaperResult, Score
 from teddy.settings import STAGES
 from teddy.stages import grids, overview, target
 from teddy.stages import report as page
@@ -237,7 +238,7 @@ def run(root: Path) -> Path:
 
 
 @functools.cache
-def printed() -> list[records.PaperResult]:
+def printed() -> list[PaperResult]:
     """The paper's numbers, read once because that takes a second."""
     return records.read_paper(REFERENCE / "paper.yaml")
 
@@ -528,7 +529,7 @@ def test_table_renders_as_markdown_csv_and_latex() -> None:
 # ----------------------------------------------------------------------------------------- targets
 
 
-def score(path: str, top1: float, **changes: Any) -> records.Score:
+def score(path: str, top1: float, **changes: Any) -> Score:
     """An invented score with soft labels, of dataset/method/ipc."""
     method, ipc = path.split("/")[1], int(path.split("ipc")[1].split("-")[0])
     fields: Settings = {
@@ -540,8 +541,8 @@ def score(path: str, top1: float, **changes: Any) -> records.Score:
         "stages": (2, 8), "draw": 3, "ensemble": "logits", "first_bn_weight": 10.0,
         "image_bytes": 6400, "label_bytes": 30000,
     }  # fmt: skip
-    optional = {name: None for name in records.Score.__dataclass_fields__ if name not in fields}
-    return records.Score(**{**optional, **fields, **changes})
+    optional = {name: None for name in Score.__dataclass_fields__ if name not in fields}
+    return Score(**{**optional, **fields, **changes})
 
 
 def target_params(root: Path, title: str = "") -> Params:
@@ -772,9 +773,9 @@ def test_sets_measured_on_different_splits_are_refused(
 def test_names_with_a_dot_are_refused(small: Path) -> None:
     params = Params(small / "params.yaml")
     scores = records.read_scores(params, small / "runs", list(params.sets))
-    fields = {name: getattr(scores[0], name) for name in records.Score.__dataclass_fields__}
+    fields = {name: getattr(scores[0], name) for name in Score.__dataclass_fields__}
     with pytest.raises(TeddyError, match=r"'v1\.5' has a dot"):
-        report.summarise([records.Score(**fields | {"name": "digits/v1.5"})], [], [])
+        report.summarise([Score(**fields | {"name": "digits/v1.5"})], [], [])
 
 
 def test_undeclared_records_are_ignored(small: Path) -> None:

@@ -27,7 +27,7 @@ from matplotlib.ticker import (
 from numpy.typing import NDArray
 
 from teddy.files import atomic_path
-from teddy.records import (
+from teddy.results import (
     Base,
     Cost,
     History,

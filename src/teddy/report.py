@@ -11,7 +11,7 @@ from typing import Any
 from teddy.config import Params
 from teddy.errors import TeddyError
 from teddy.files import Json
-from teddy.records import (
+from teddy.results import (
     Base,
     Cost,
     History,

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from teddy.config import Params
 from teddy.console import parse, run_command
 from teddy.files import check_writable, read_json, write_json
-from teddy.records import Cost, read_costs, read_titles
+from teddy.records import read_costs, read_titles
 from teddy.report import cost_table
+from teddy.results import Cost
 from teddy.tables import Column, Table, write_text
 from teddy.verdicts import of_costs, to_record
 

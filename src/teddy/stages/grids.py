@@ -6,7 +6,8 @@ from teddy import figures
 from teddy.config import Params
 from teddy.console import parse, run_command
 from teddy.files import check_writable
-from teddy.records import grouped, read_grids, read_titles
+from teddy.records import read_grids, read_titles
+from teddy.results import grouped
 
 
 def main(argv: Sequence[str] | None = None) -> None:

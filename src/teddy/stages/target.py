@@ -7,8 +7,9 @@ from teddy.config import Params
 from teddy.console import parser, run_command
 from teddy.errors import TeddyError
 from teddy.files import check_writable, write_json
-from teddy.records import Kept, PaperResult, Score, read_kept, read_paper, read_scores
+from teddy.records import read_kept, read_paper, read_scores
 from teddy.report import AXES, TITLES, kept_tables, long_table, target_tables
+from teddy.results import Kept, PaperResult, Score
 from teddy.tables import Table, write_text
 from teddy.verdicts import of_target, to_record
 
