@@ -21,6 +21,8 @@ from ruamel.yaml import YAML
 
 from teddy import check, figures, records, report, tables
 from teddy.artifacts import write_json
+from teddy.axis_tables import AXES
+from teddy.comparison_tables import kept_tables, result_tables
 from teddy.config import Params
 from teddy.distilled import DistilledSet, save_distilled
 from teddy.errors import TeddyError
@@ -30,6 +32,7 @@ from teddy.results import PaperResult, Score
 from teddy.settings import STAGES
 from teddy.stages import grids, overview, target
 from teddy.stages import report as page
+from teddy.summary import summarise
 
 ROOT = Path(__file__).parents[1]
 REFERENCE = ROOT / "metrics/reference"
@@ -467,7 +470,7 @@ def test_papers_numbers_on_downsized_images_are_marked(tmp_path: Path) -> None:
     write_tree(tmp_path, raw)
     params = Params(tmp_path / "params.yaml")
     scores = records.read_scores(params, tmp_path / "runs", list(params.sets))
-    table = report.result_tables(scores, printed(), params)[0]
+    table = result_tables(scores, printed(), params)[0]
     assert [row[3] for row in table.rows][:4] == [
         "4.1 ± 0.1*", "21.3 ± 0.6†", "32.7 ± 0.2†", "34.1 ± 0.1†",
     ]  # fmt: skip
@@ -623,7 +626,7 @@ def test_axes_have_a_row_per_value_and_mark_the_default(
     assert [row[0] for row in table.rows] == shown
     assert [row[1] for row in table.rows] == ["40.0 ± 1.5", "50.0 ± 1.5"]
     assert [row[2:] for row in table.rows] == [(0.5, 0.25) if name == "fig2c" else ()] * 2
-    axis = report.AXES[name]
+    axis = AXES[name]
     path = tmp_path / "figure.png"
     figures.along_axis(path, scores, axis.attribute, axis.title, records.read_titles(params))
     assert path.read_bytes().startswith(b"\x89PNG")
@@ -675,7 +678,7 @@ def test_kept_runs_stand_in_their_own_table_with_their_origin(tree: Path, tmp_pa
     }  # fmt: skip
     write_json(tmp_path / "digits.json", kept)
     (found,) = records.read_kept(tmp_path)
-    (table,) = report.kept_tables([found], Params(tree / "params.yaml"))
+    (table,) = kept_tables([found], Params(tree / "params.yaml"))
     assert cells(table) == [["Teddy (prior)", "convnet3", "59.0 ± 3.6", "79.0 ± 3.6"]]
     note = table.notes[0]
     for part in ("2026-01-02", "abc", "`dvc repro`", "A GPU", "4 cores of a processor"):
@@ -775,7 +778,7 @@ def test_names_with_a_dot_are_refused(small: Path) -> None:
     scores = records.read_scores(params, small / "runs", list(params.sets))
     fields = {name: getattr(scores[0], name) for name in Score.__dataclass_fields__}
     with pytest.raises(TeddyError, match=r"'v1\.5' has a dot"):
-        report.summarise([Score(**fields | {"name": "digits/v1.5"})], [], [])
+        summarise([Score(**fields | {"name": "digits/v1.5"})], [], [])
 
 
 def test_undeclared_records_are_ignored(small: Path) -> None:

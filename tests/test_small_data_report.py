@@ -13,8 +13,9 @@ from teddy.artifacts import write_json
 from teddy.config import Params
 from teddy.errors import TeddyError
 from teddy.records import read_streams, read_titles
-from teddy.report import long_table, stream_points, stream_tables, target_tables
+from teddy.report import long_table, target_tables
 from teddy.results import Score, StreamScore
+from teddy.stream_tables import stream_points, stream_tables
 from teddy.verdicts import of_streams, of_target
 
 ROOT = Path(__file__).parents[1]
