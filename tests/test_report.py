@@ -19,7 +19,7 @@ import torch
 from matplotlib.image import imread
 from ruamel.yaml import YAML
 
-from teddy import check, figures, records, report, tables
+from teddy import accuracy_figures, check, figures, records, report, tables, training_figures
 from teddy.artifacts import write_json
 from teddy.axis_tables import AXES
 from teddy.comparison_tables import kept_tables, result_tables
@@ -27,6 +27,7 @@ from teddy.config import Params
 from teddy.distilled import DistilledSet, save_distilled
 from teddy.errors import TeddyError
 from teddy.experiment_settings import EXPERIMENTS
+from teddy.image_grids import method_grid
 from teddy.images import Normalisation
 from teddy.results import PaperResult, Score
 from teddy.settings import STAGES
@@ -283,8 +284,11 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("TEDDY_LOGS", str(tmp_path / "logs"))
     monkeypatch.setattr(target, "_draw", lambda *_: None)
     monkeypatch.setattr(target, "read_paper", lambda _: printed())
-    for name in ("method_grid", "class_grid", "teachers", "synthesis"):
-        monkeypatch.setattr(figures, name, lambda *_: None)
+    for module, name in (
+        (grids, "method_grid"), (grids, "class_grid"), (training_figures, "teachers"),
+        (training_figures, "synthesis"),
+    ):  # fmt: skip
+        monkeypatch.setattr(module, name, lambda *_: None)
     write_tree(tmp_path, settings(1))
     return tmp_path
 
@@ -628,7 +632,9 @@ def test_axes_have_a_row_per_value_and_mark_the_default(
     assert [row[2:] for row in table.rows] == [(0.5, 0.25) if name == "fig2c" else ()] * 2
     axis = AXES[name]
     path = tmp_path / "figure.png"
-    figures.along_axis(path, scores, axis.attribute, axis.title, records.read_titles(params))
+    accuracy_figures.along_axis(
+        path, scores, axis.attribute, axis.title, records.read_titles(params)
+    )
     assert path.read_bytes().startswith(b"\x89PNG")
 
 
@@ -842,7 +848,7 @@ def test_grid_of_many_classes_shows_ten_in_colour(tmp_path: Path) -> None:
     shown = [0, 22, 44, 66, 88, 111, 133, 155, 177, 199]
     assert grid.class_names == tuple(names[label] for label in shown)
     assert grid.images.shape == (10, 10, 32, 32, 3)
-    figures.method_grid(tmp_path / "grid.png", [grid], records.read_titles(params))
+    method_grid(tmp_path / "grid.png", [grid], records.read_titles(params))
     picture = np.rint(imread(tmp_path / "grid.png")[:, :, :3] * 255).astype(int)
     red, green, blue = np.moveaxis(picture, 2, 0)
     found, pixels = np.unique(red[(green == 255 - red) & (blue == 9)], return_counts=True)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from teddy import figures
+from teddy import training_figures as figures
 from teddy.config import Params
 from teddy.console import parse, run_command
 from teddy.files import check_writable

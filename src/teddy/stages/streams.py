@@ -25,7 +25,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
 
     def stage() -> str:
-        from teddy import figures  # Matplotlib is slow to import; refusals need not wait for it
+        # Matplotlib is slow to import; refusals need not wait for it.
+        from teddy import accuracy_figures as figures
 
         params = Params(args.params)
         check_writable(args.table)

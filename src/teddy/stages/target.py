@@ -60,7 +60,8 @@ def tables_of(
 
 
 def _draw(path: Path, target: str, scores: Sequence[Score], params: Params) -> None:
-    from teddy import figures  # Matplotlib is slow to import, and most tables need none
+    # Matplotlib is slow to import, and most tables need none.
+    from teddy import accuracy_figures as figures
     from teddy.records import read_titles
 
     titles = read_titles(params)
