@@ -19,16 +19,21 @@ import torch
 from matplotlib.image import imread
 from ruamel.yaml import YAML
 
-from teddy import check, figures, records, report, tables
+from teddy import accuracy_figures, check, figures, records, report, tables, training_figures
 from teddy.artifacts import write_json
+from teddy.axis_tables import AXES
+from teddy.comparison_tables import kept_tables, result_tables
 from teddy.config import Params
 from teddy.distilled import DistilledSet, save_distilled
 from teddy.errors import TeddyError
 from teddy.experiment_settings import EXPERIMENTS
+from teddy.image_grids import method_grid
 from teddy.images import Normalisation
+from teddy.results import PaperResult, Score
 from teddy.settings import STAGES
 from teddy.stages import grids, overview, target
 from teddy.stages import report as page
+from teddy.summary import summarise
 
 ROOT = Path(__file__).parents[1]
 REFERENCE = ROOT / "metrics/reference"
@@ -237,7 +242,7 @@ def run(root: Path) -> Path:
 
 
 @functools.cache
-def printed() -> list[records.PaperResult]:
+def printed() -> list[PaperResult]:
     """The paper's numbers, read once because that takes a second."""
     return records.read_paper(REFERENCE / "paper.yaml")
 
@@ -279,8 +284,11 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("TEDDY_LOGS", str(tmp_path / "logs"))
     monkeypatch.setattr(target, "_draw", lambda *_: None)
     monkeypatch.setattr(target, "read_paper", lambda _: printed())
-    for name in ("method_grid", "class_grid", "teachers", "synthesis"):
-        monkeypatch.setattr(figures, name, lambda *_: None)
+    for module, name in (
+        (grids, "method_grid"), (grids, "class_grid"), (training_figures, "teachers"),
+        (training_figures, "synthesis"),
+    ):  # fmt: skip
+        monkeypatch.setattr(module, name, lambda *_: None)
     write_tree(tmp_path, settings(1))
     return tmp_path
 
@@ -466,7 +474,7 @@ def test_papers_numbers_on_downsized_images_are_marked(tmp_path: Path) -> None:
     write_tree(tmp_path, raw)
     params = Params(tmp_path / "params.yaml")
     scores = records.read_scores(params, tmp_path / "runs", list(params.sets))
-    table = report.result_tables(scores, printed(), params)[0]
+    table = result_tables(scores, printed(), params)[0]
     assert [row[3] for row in table.rows][:4] == [
         "4.1 ± 0.1*", "21.3 ± 0.6†", "32.7 ± 0.2†", "34.1 ± 0.1†",
     ]  # fmt: skip
@@ -528,7 +536,7 @@ def test_table_renders_as_markdown_csv_and_latex() -> None:
 # ----------------------------------------------------------------------------------------- targets
 
 
-def score(path: str, top1: float, **changes: Any) -> records.Score:
+def score(path: str, top1: float, **changes: Any) -> Score:
     """An invented score with soft labels, of dataset/method/ipc."""
     method, ipc = path.split("/")[1], int(path.split("ipc")[1].split("-")[0])
     fields: Settings = {
@@ -540,8 +548,8 @@ def score(path: str, top1: float, **changes: Any) -> records.Score:
         "stages": (2, 8), "draw": 3, "ensemble": "logits", "first_bn_weight": 10.0,
         "image_bytes": 6400, "label_bytes": 30000,
     }  # fmt: skip
-    optional = {name: None for name in records.Score.__dataclass_fields__ if name not in fields}
-    return records.Score(**{**optional, **fields, **changes})
+    optional = {name: None for name in Score.__dataclass_fields__ if name not in fields}
+    return Score(**{**optional, **fields, **changes})
 
 
 def target_params(root: Path, title: str = "") -> Params:
@@ -622,9 +630,11 @@ def test_axes_have_a_row_per_value_and_mark_the_default(
     assert [row[0] for row in table.rows] == shown
     assert [row[1] for row in table.rows] == ["40.0 ± 1.5", "50.0 ± 1.5"]
     assert [row[2:] for row in table.rows] == [(0.5, 0.25) if name == "fig2c" else ()] * 2
-    axis = report.AXES[name]
+    axis = AXES[name]
     path = tmp_path / "figure.png"
-    figures.along_axis(path, scores, axis.attribute, axis.title, records.read_titles(params))
+    accuracy_figures.along_axis(
+        path, scores, axis.attribute, axis.title, records.read_titles(params)
+    )
     assert path.read_bytes().startswith(b"\x89PNG")
 
 
@@ -674,7 +684,7 @@ def test_kept_runs_stand_in_their_own_table_with_their_origin(tree: Path, tmp_pa
     }  # fmt: skip
     write_json(tmp_path / "digits.json", kept)
     (found,) = records.read_kept(tmp_path)
-    (table,) = report.kept_tables([found], Params(tree / "params.yaml"))
+    (table,) = kept_tables([found], Params(tree / "params.yaml"))
     assert cells(table) == [["Teddy (prior)", "convnet3", "59.0 ± 3.6", "79.0 ± 3.6"]]
     note = table.notes[0]
     for part in ("2026-01-02", "abc", "`dvc repro`", "A GPU", "4 cores of a processor"):
@@ -772,9 +782,9 @@ def test_sets_measured_on_different_splits_are_refused(
 def test_names_with_a_dot_are_refused(small: Path) -> None:
     params = Params(small / "params.yaml")
     scores = records.read_scores(params, small / "runs", list(params.sets))
-    fields = {name: getattr(scores[0], name) for name in records.Score.__dataclass_fields__}
+    fields = {name: getattr(scores[0], name) for name in Score.__dataclass_fields__}
     with pytest.raises(TeddyError, match=r"'v1\.5' has a dot"):
-        report.summarise([records.Score(**fields | {"name": "digits/v1.5"})], [], [])
+        summarise([Score(**fields | {"name": "digits/v1.5"})], [], [])
 
 
 def test_undeclared_records_are_ignored(small: Path) -> None:
@@ -838,7 +848,7 @@ def test_grid_of_many_classes_shows_ten_in_colour(tmp_path: Path) -> None:
     shown = [0, 22, 44, 66, 88, 111, 133, 155, 177, 199]
     assert grid.class_names == tuple(names[label] for label in shown)
     assert grid.images.shape == (10, 10, 32, 32, 3)
-    figures.method_grid(tmp_path / "grid.png", [grid], records.read_titles(params))
+    method_grid(tmp_path / "grid.png", [grid], records.read_titles(params))
     picture = np.rint(imread(tmp_path / "grid.png")[:, :, :3] * 255).astype(int)
     red, green, blue = np.moveaxis(picture, 2, 0)
     found, pixels = np.unique(red[(green == 255 - red) & (blue == 9)], return_counts=True)

@@ -8,12 +8,14 @@ from typing import Any
 import pytest
 from matplotlib.image import imread
 
-from teddy import figures, records
+from teddy import accuracy_figures, records
 from teddy.artifacts import write_json
 from teddy.config import Params
 from teddy.errors import TeddyError
-from teddy.records import Score, StreamScore, read_streams, read_titles
-from teddy.report import long_table, stream_points, stream_tables, target_tables
+from teddy.records import read_streams, read_titles
+from teddy.report import long_table, target_tables
+from teddy.results import Score, StreamScore
+from teddy.stream_tables import stream_points, stream_tables
 from teddy.verdicts import of_streams, of_target
 
 ROOT = Path(__file__).parents[1]
@@ -164,9 +166,11 @@ def test_claim_of_fig3e_is_judged_after_the_last_step_and_per_kind_of_teachers()
 def test_figure_has_a_panel_per_kind_of_teachers(tmp_path: Path) -> None:
     titles = read_titles(PARAMS)
     one, two = tmp_path / "one.png", tmp_path / "two.png"
-    figures.streams(one, [stream_of("dm", 70)], titles)
-    figures.streams(two, [stream_of("dm", 70), stream_of("random", 60, strict=True)], titles)
+    accuracy_figures.streams(one, [stream_of("dm", 70)], titles)
+    accuracy_figures.streams(
+        two, [stream_of("dm", 70), stream_of("random", 60, strict=True)], titles
+    )
     assert imread(two).shape[1] > 1.2 * imread(one).shape[1]
     again = tmp_path / "again.png"
-    figures.streams(again, [stream_of("dm", 70)], titles)
+    accuracy_figures.streams(again, [stream_of("dm", 70)], titles)
     assert again.read_bytes() == one.read_bytes()

@@ -9,7 +9,7 @@ import pytest
 
 from teddy.config import Params
 from teddy.page import Section, from_markdown, outcomes, render
-from teddy.records import Cost, Score
+from teddy.results import Cost, Score
 from teddy.verdicts import (
     CLAIMS,
     Verdict,

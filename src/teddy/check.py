@@ -9,25 +9,15 @@ from pathlib import Path
 
 from teddy.config import Params
 from teddy.console import parser, run_command
+from teddy.cost_tables import cost_table
 from teddy.errors import TeddyError
-from teddy.experiments import (
-    cost_document,
-    cost_verdicts,
-    taylor_document,
-    taylor_verdicts,
-)
+from teddy.experiments import cost_document, cost_verdicts, taylor_document, taylor_verdicts
 from teddy.files import as_text, read_json
 from teddy.records import read_costs, read_kept, read_paper, read_pools, read_scores, read_streams
-from teddy.report import (
-    MAKERS,
-    TITLES,
-    cost_table,
-    long_table,
-    pool_table,
-    stream_points,
-    stream_tables,
-)
-from teddy.stages.target import markdown, tables_of
+from teddy.report import MAKERS, TITLES, long_table, markdown
+from teddy.stages.target import tables_of
+from teddy.stream_tables import stream_points, stream_tables
+from teddy.training_tables import pool_table
 from teddy.verdicts import of_costs, of_streams, of_target, to_record
 
 

@@ -1,11 +1,11 @@
-"""Figures 1 and 5 and those of the appendix; bytes are the same for the same numbers."""
+"""Figures 1 and 5; bytes are the same for the same numbers."""
 
 import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
-from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import MaxNLocator
 
 from teddy.experiments import (
     COST_NAMES,
@@ -16,7 +16,7 @@ from teddy.experiments import (
     peaks,
     series,
 )
-from teddy.figures import GREY, PANEL, WIDTH, _drawn
+from teddy.figures import GREY, PANEL, SERIES, WIDTH, drawn, log_ticks, slope_guide
 from teddy.files import Json
 
 _COLOURS = {
@@ -28,22 +28,6 @@ _MARKERS = {
     "exact": "o", "gradient_matching": "D", "statistics_matching": "^",
 }  # fmt: skip
 _DASHES: tuple[object, ...] = ("-", (0, (4, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))
-_SERIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
-
-
-def _guide(
-    axes: Axes, xs: Sequence[float], order: float, through: tuple[float, float], text: str
-) -> None:
-    """Grey line of a slope in a log-log panel."""
-    ys = [through[1] * (x / through[0]) ** order for x in xs]
-    axes.plot(xs, ys, color=GREY, linewidth=0.9, linestyle=(0, (4, 3)), label=text, zorder=1)
-
-
-def _ticks(axes: Axes, values: Sequence[float]) -> None:
-    axes.set_xscale("log")
-    axes.xaxis.set_major_locator(FixedLocator(list(values)))
-    axes.xaxis.set_major_formatter(FixedFormatter([f"{value:g}" for value in values]))
-    axes.xaxis.set_minor_locator(NullLocator())
 
 
 # ----------------------------------------------------------------------------------------- figure 1
@@ -51,7 +35,7 @@ def _ticks(axes: Axes, values: Sequence[float]) -> None:
 
 def cost(path: Path, record: Json) -> None:
     """Bytes kept and operations of an update against inner steps."""
-    with _drawn(path, WIDTH, PANEL + 0.75) as figure:
+    with drawn(path, WIDTH, PANEL + 0.75) as figure:
         figure.set_layout_engine("constrained", w_pad=0.06, h_pad=0.06)
         memory, work = figure.subplots(1, 2)
         _cost_panel(memory, record["rows"], lambda row: row["saved_bytes"] / MIB)
@@ -66,7 +50,7 @@ def cost(path: Path, record: Json) -> None:
 
 def clocked(path: Path, record: Json, title: str) -> None:
     """Seconds of an update against inner steps; not the same in two runs."""
-    with _drawn(path, WIDTH * 0.62, PANEL + 0.9) as figure:
+    with drawn(path, WIDTH * 0.62, PANEL + 0.9) as figure:
         figure.set_layout_engine("constrained", w_pad=0.06, h_pad=0.06)
         axes = figure.subplots()
         _cost_panel(axes, record["rows"], lambda row: row["seconds"])
@@ -91,7 +75,7 @@ def _cost_panel(axes: Axes, rows: Sequence[Json], value: Callable[[Json], float]
             linestyle=_DASHES[index % len(_DASHES)], markevery=[len(steps) - 1],
             label=f"{COST_NAMES['teddy']}, k = {row['draw']}",
         )  # fmt: skip
-    _ticks(axes, steps)
+    log_ticks(axes, steps)
     axes.set_yscale("log")
     axes.set_xlabel("inner steps T")
 
@@ -101,7 +85,7 @@ def _cost_panel(axes: Axes, rows: Sequence[Json], value: Callable[[Json], float]
 
 def taylor(path: Path, record: Json) -> None:
     """Losses, gaps and accuracies along outer iterations, peaks, and the order of the error."""
-    with _drawn(path, WIDTH, 2 * PANEL + 1.3) as figure:
+    with drawn(path, WIDTH, 2 * PANEL + 1.3) as figure:
         figure.set_layout_engine("constrained", w_pad=0.05, h_pad=0.07)
         (loss, gap, accuracy), (peak, law, gradient) = figure.subplots(2, 3)
         names = objectives(record)
@@ -172,15 +156,15 @@ def _law_panels(law: Axes, gradient: Axes, rows: Sequence[Json]) -> None:
         lrs = [row["lr"] for row in own]
         for axes, key in ((law, "loss_error"), (gradient, "gradient_error")):
             axes.plot(
-                lrs, [row[key] for row in own], color=_SERIES[index % len(_SERIES)],
+                lrs, [row[key] for row in own], color=SERIES[index % len(SERIES)],
                 marker="osD^"[index % 4], markersize=3.5, label=f"T = {steps}",
             )  # fmt: skip
     first = [row for row in rows if row["num_steps"] == lengths[0]]
     lrs = [row["lr"] for row in first]
-    _guide(law, lrs, 2, (lrs[-1], first[-1]["loss_error"] / 2), "slope 2")
-    _guide(gradient, lrs, 1, (lrs[-1], first[-1]["gradient_error"] / 2), "slope 1")
+    slope_guide(law, lrs, 2, (lrs[-1], first[-1]["loss_error"] / 2), "slope 2")
+    slope_guide(gradient, lrs, 1, (lrs[-1], first[-1]["gradient_error"] / 2), "slope 1")
     for axes in (law, gradient):
-        _ticks(axes, sorted(lrs)[::3])
+        log_ticks(axes, sorted(lrs)[::3])
         axes.set_yscale("log")
         axes.set_xlabel("inner learning rate η")
         axes.legend(loc="best", handlelength=1.6)
@@ -188,118 +172,3 @@ def _law_panels(law: Axes, gradient: Axes, rows: Sequence[Json]) -> None:
     law.set_ylabel("|Eq. 1 − Eq. 10|")
     gradient.set_title("law of the gradient error", loc="left")
     gradient.set_ylabel("relative, Eq. 11 against Eq. 1")
-
-
-# ------------------------------------------------------------------------------------ the appendix
-
-
-def theory_error(
-    path: Path,
-    step_sizes: Sequence[float],
-    loss_errors: Sequence[float],
-    gradient_errors: Sequence[float],
-    lengths: Sequence[int],
-    length_errors: Sequence[float],
-) -> None:
-    """Error of Proposition 1's expansion against eta and against T."""
-    with _drawn(path, WIDTH, PANEL + 0.5) as figure:
-        figure.set_layout_engine("constrained", w_pad=0.06, h_pad=0.06)
-        steps, growth = figure.subplots(1, 2)
-        steps.plot(step_sizes, loss_errors, "o-", color=_SERIES[0], label="loss")
-        steps.plot(step_sizes, gradient_errors, "s-", color=_SERIES[1],
-                   label="meta-gradient, relative")  # fmt: skip
-        _guide(steps, step_sizes, 2, (step_sizes[-1], loss_errors[-1] / 2), "slope 2")
-        _guide(steps, step_sizes, 1, (step_sizes[-1], gradient_errors[-1] / 2), "slope 1")
-        steps.lines[-1].set_linestyle((0, (1, 2)))
-        steps.set_title("Proposition 1: error against step size", loc="left")
-        steps.set_xlabel("inner learning rate η")
-        _ticks(steps, list(step_sizes)[::-1][::2])
-        growth.plot(lengths, length_errors, "o-", color=_SERIES[0], label="loss")
-        _guide(growth, lengths, 1, (lengths[-1], length_errors[-1] / 2), "slope 1")
-        growth.set_title("error against inner steps", loc="left")
-        growth.set_xlabel("inner steps T")
-        _ticks(growth, lengths)
-        for axes in (steps, growth):
-            axes.set_yscale("log")
-            axes.set_ylabel("error of the first-order form")
-            axes.legend(loc="best")
-
-
-def theory_bounds(
-    path: Path,
-    gaps: Sequence[float],
-    gap_bounds: Sequence[float],
-    rates: Sequence[float],
-    after: Sequence[float],
-    smooth: Sequence[float],
-    matched: Sequence[float],
-) -> None:
-    """Value against bound for Eq. 15, and both bounds of Eq. 22 against eta L."""
-    with _drawn(path, WIDTH, PANEL + 0.6) as figure:
-        figure.set_layout_engine("constrained", w_pad=0.06, h_pad=0.06)
-        cloud, curve = figure.subplots(1, 2)
-        top = 1.05 * max(gap_bounds)
-        cloud.fill_between([0, top], [0, top], top, color=GREY, alpha=0.12, linewidth=0)
-        cloud.plot([0, top], [0, top], color=GREY, linewidth=0.9, linestyle=(0, (4, 3)))
-        cloud.plot(gap_bounds, gaps, ".", color=_SERIES[0], markersize=4)
-        cloud.annotate("not allowed", (0.05 * top, 0.9 * top), color=GREY, fontsize=7.5)
-        cloud.set_xlim(0, top)
-        cloud.set_ylim(0, top)
-        cloud.set_title("Eq. 15: random cases", loc="left")
-        cloud.set_xlabel("upper bound")
-        cloud.set_ylabel("distance of the gradients")
-        curve.plot(rates, after, color="#000000", label="real loss after the step")
-        curve.plot(rates, smooth, color=_SERIES[0], linestyle=(0, (4, 3)), label="first bound")
-        curve.plot(rates, matched, color=_SERIES[1], label="second bound (Eq. 13)")
-        curve.axvline(1, color=GREY, linewidth=0.9, linestyle=(0, (1, 2)))
-        curve.set_title("Eq. 22: parabola; second bound up to ηL = 1", loc="left")
-        curve.set_xlabel("ηL")
-        curve.set_ylabel("loss")
-        curve.legend(loc="best")
-
-
-def theory_isotropic(
-    path: Path,
-    draws: Sequence[int],
-    means: Sequence[float],
-    errors: Sequence[float],
-    expected: float,
-) -> None:
-    """Monte-Carlo means with their standard errors against the exact expectation."""
-    with _drawn(path, WIDTH * 0.62, PANEL + 0.5) as figure:
-        figure.set_layout_engine("constrained", w_pad=0.06, h_pad=0.06)
-        axes = figure.subplots()
-        axes.axhline(expected, color=GREY, linewidth=0.9, linestyle=(0, (4, 3)),
-                     label="Cτ²‖ΔA‖² + ‖ΔM‖²")  # fmt: skip
-        axes.errorbar(draws, means, errors, fmt="o", color=_SERIES[0], capsize=3,
-                      label="mean ± standard error")  # fmt: skip
-        axes.set_xscale("log")
-        axes.margins(x=0.08)
-        axes.set_title("Proposition 2: isotropic identity", loc="left")
-        axes.set_xlabel("draws of W")
-        axes.set_ylabel("squared distance of the gradients")
-        axes.legend(loc="best")
-
-
-def theory_segment(
-    path: Path,
-    step_sizes: Sequence[float],
-    own: Sequence[float],
-    teacher: Sequence[float],
-    num_steps: int,
-) -> None:
-    """Distance of a k-step segment from one k-fold step, along either gradient."""
-    with _drawn(path, WIDTH * 0.62, PANEL + 0.5) as figure:
-        figure.set_layout_engine("constrained", w_pad=0.06, h_pad=0.06)
-        axes = figure.subplots()
-        axes.plot(step_sizes, teacher, "s-", color=_SERIES[1], label="along g$_T$, not matched")
-        axes.plot(step_sizes, own, "o-", color=_SERIES[0], label="along g$_S$")
-        _guide(axes, step_sizes, 1, (step_sizes[-1], teacher[-1] / 2), "slope 1")
-        axes.lines[-1].set_linestyle((0, (1, 2)))
-        _guide(axes, step_sizes, 2, (step_sizes[-1], own[-1] / 2), "slope 2")
-        _ticks(axes, list(step_sizes)[::-1])
-        axes.set_yscale("log")
-        axes.set_title(f"Eq. 20: {num_steps} steps against one step of {num_steps}η", loc="left")
-        axes.set_xlabel("inner learning rate η")
-        axes.set_ylabel("distance of the weights")
-        axes.legend(loc="best")

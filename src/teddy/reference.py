@@ -13,14 +13,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from teddy.artifacts import Json, read_json, write_json
+from teddy.comparison_tables import result_tables
 from teddy.config import Params
 from teddy.console import logs_folder
 from teddy.errors import TeddyError
 from teddy.hardware import describe
 from teddy.records import read_paper, read_pools, read_scores
-from teddy.report import pool_table, result_tables
 from teddy.runtime import run_stage
 from teddy.tables import write_text
+from teddy.training_tables import pool_table
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -12,7 +12,7 @@ from typing import Literal
 
 from teddy.config import Params
 from teddy.files import Json
-from teddy.records import Cost, Score, StreamScore, grouped
+from teddy.results import Cost, Score, StreamScore, grouped
 
 Outcome = Literal["reproduced", "not reproduced", "not run"]
 

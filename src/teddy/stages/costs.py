@@ -4,11 +4,11 @@ from collections.abc import Sequence
 
 from teddy.config import Params
 from teddy.console import parse, run_command
-from teddy.files import check_writable, read_json, write_json
-from teddy.records import Cost, read_costs, read_titles
-from teddy.report import cost_table
-from teddy.tables import Column, Table, write_text
-from teddy.verdicts import of_costs, to_record
+from teddy.cost_tables import cost_points, cost_table
+from teddy.files import check_writable, read_json
+from teddy.records import read_costs, read_titles
+from teddy.report import declared_rows, write_target
+from teddy.verdicts import of_costs
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -25,27 +25,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
 
     def stage() -> str:
-        from teddy import figures  # Matplotlib is slow to import; refusals need not wait for it
+        # Matplotlib is slow to import; refusals need not wait for it.
+        from teddy import training_figures as figures
 
         params = Params(args.params)
         check_writable(args.table)
-        costs = read_costs(params, args.costs, params.targets[args.name])
-        hardware = read_json(args.costs)["hardware"]
-        table = cost_table(costs, hardware, params)
-        write_text(args.table, f"# Figure 3d: cost\n\n{table.markdown()}")
-        write_text(args.rows, _rows(costs).csv())
-        write_json(args.verdicts, to_record(of_costs(costs, params)))
+        costs = read_costs(params, args.costs, declared_rows(params, args.name))
+        table = cost_table(costs, read_json(args.costs)["hardware"], params)
+        write_target(args, [table], cost_points(costs), of_costs(costs, params))
         figures.costs(args.figure, costs, read_titles(params))
         return f"{args.name}: {len(costs)} sets"
 
     run_command("costs", stage)
-
-
-def _rows(costs: Sequence[Cost]) -> Table:
-    keys = ("name", "dataset", "method", "ipc", "draw", "epochs", "pretraining_seconds",
-            "synthesis_seconds", "peak_mib")  # fmt: skip
-    rows = tuple(tuple(getattr(cost, key) for key in keys) for cost in costs)
-    return Table("costs", tuple(map(Column, keys)), rows)
 
 
 if __name__ == "__main__":

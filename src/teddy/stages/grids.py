@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 
-from teddy import figures
 from teddy.config import Params
 from teddy.console import parse, run_command
 from teddy.files import check_writable
-from teddy.records import grouped, read_grids, read_titles
+from teddy.image_grids import class_grid, method_grid
+from teddy.records import read_grids, read_titles
+from teddy.results import grouped
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -25,9 +26,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         check_writable(args.figures / "x.png")
         grids = read_grids(params, args.sets, params.targets[args.name])
         for dataset, own in grouped(grids, "dataset").items():
-            figures.method_grid(args.figures / f"{dataset}.png", own, titles)
+            method_grid(args.figures / f"{dataset}.png", own, titles)
             for grid in own:
-                figures.class_grid(args.figures / f"{dataset}_{grid.method}.png", grid, titles)
+                class_grid(args.figures / f"{dataset}_{grid.method}.png", grid, titles)
         return f"{args.name}: {len(grids)} sets"
 
     run_command("grids", stage)

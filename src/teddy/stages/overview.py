@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 
-from teddy import figures
+from teddy import training_figures as figures
 from teddy.config import Params
 from teddy.console import parse, run_command
 from teddy.files import check_writable
 from teddy.records import read_bases, read_histories, read_pools, read_titles
-from teddy.report import pool_table, synthesis_points, teacher_points
+from teddy.report import markdown
 from teddy.tables import write_text
+from teddy.training_tables import pool_table, synthesis_points, teacher_points
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -36,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         bases = read_bases(params, args.teachers, dict.fromkeys(pool.base for pool in own))
         histories = read_histories(params, args.syntheses, sets)
         table = pool_table(pools)
-        write_text(args.table, f"# Teachers\n\n{table.markdown()}")
+        write_text(args.table, markdown("pools", [table]))
         write_text(args.rows, table.csv())
         write_text(args.figures / "teachers.csv", teacher_points(bases).csv())
         write_text(args.figures / "synthesis.csv", synthesis_points(histories).csv())

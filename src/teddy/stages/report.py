@@ -8,7 +8,8 @@ from teddy.console import parse, run_command
 from teddy.files import check_writable, read_json, write_json
 from teddy.page import Section, render
 from teddy.records import read_bases, read_pools, read_scores
-from teddy.report import TITLES, summarise
+from teddy.report import TITLES
+from teddy.summary import summarise
 from teddy.tables import write_text
 from teddy.verdicts import from_record
 

@@ -4,12 +4,11 @@ from collections.abc import Sequence
 
 from teddy.config import Params
 from teddy.console import parse, run_command
-from teddy.errors import TeddyError
-from teddy.files import check_writable, write_json
+from teddy.files import check_writable
 from teddy.records import read_streams, read_titles
-from teddy.report import TITLES, stream_points, stream_tables
-from teddy.tables import write_text
-from teddy.verdicts import of_streams, to_record
+from teddy.report import declared_rows, write_target
+from teddy.stream_tables import stream_points, stream_tables
+from teddy.verdicts import of_streams
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -26,18 +25,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
 
     def stage() -> str:
-        from teddy import figures  # Matplotlib is slow to import; refusals need not wait for it
+        # Matplotlib is slow to import; refusals need not wait for it.
+        from teddy import accuracy_figures as figures
 
         params = Params(args.params)
         check_writable(args.table)
-        if not params.targets.get(args.name):
-            raise TeddyError(f"{params.path}: targets.{args.name}: no row is declared")
-        streams = read_streams(params, args.streams, params.targets[args.name])
+        streams = read_streams(params, args.streams, declared_rows(params, args.name))
         tables = stream_tables(streams, params)
-        heading = f"# {TITLES[args.name]}\n"
-        write_text(args.table, "\n".join([heading, *(table.markdown() for table in tables)]))
-        write_text(args.rows, stream_points(streams).csv())
-        write_json(args.verdicts, to_record(of_streams(streams, params)))
+        write_target(args, tables, stream_points(streams), of_streams(streams, params))
         figures.streams(args.figure, streams, read_titles(params))
         return f"{args.name}: {len(streams)} curves"
 

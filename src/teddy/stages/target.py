@@ -3,14 +3,16 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from teddy.axis_tables import AXES
+from teddy.comparison_tables import kept_tables
 from teddy.config import Params
 from teddy.console import parser, run_command
-from teddy.errors import TeddyError
-from teddy.files import check_writable, write_json
-from teddy.records import Kept, PaperResult, Score, read_kept, read_paper, read_scores
-from teddy.report import AXES, TITLES, kept_tables, long_table, target_tables
+from teddy.files import check_writable
+from teddy.records import read_kept, read_paper, read_scores
+from teddy.report import declared_rows, long_table, target_tables, write_target
+from teddy.results import Kept, PaperResult, Score
 from teddy.tables import Table, write_text
-from teddy.verdicts import of_target, to_record
+from teddy.verdicts import of_target
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -31,30 +33,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     def stage() -> str:
         params = Params(args.params)
         check_writable(args.table)
-        scores = read_scores(params, args.runs, names(params, args.name))
+        scores = read_scores(params, args.runs, declared_rows(params, args.name))
         paper = read_paper(args.reference / "paper.yaml")
         tables = tables_of(args.name, scores, paper, read_kept(args.reference), params)
-        write_text(args.table, markdown(args.name, tables))
-        write_text(args.rows, long_table(args.name, scores, paper, params).csv())
+        rows = long_table(args.name, scores, paper, params)
+        write_target(args, tables, rows, of_target(args.name, scores, params))
         if args.latex:
             write_text(args.latex, "\n".join(table.latex() for table in tables))
         if args.figure:
             _draw(args.figure, args.name, scores, params)
-        write_json(args.verdicts, to_record(of_target(args.name, scores, params)))
         return f"{args.name}: {len(params.targets[args.name])} rows"
 
     run_command("target", stage)
-
-
-def names(params: Params, target: str) -> tuple[str, ...]:
-    """Rows that a target shows.
-
-    Raises:
-        TeddyError: params.yaml lists none.
-    """
-    if not params.targets.get(target):
-        raise TeddyError(f"{params.path}: targets.{target}: no row is declared")
-    return params.targets[target]
 
 
 def tables_of(
@@ -69,13 +59,9 @@ def tables_of(
     return [*tables, *kept_tables(kept, params)] if target == "table1" else tables
 
 
-def markdown(target: str, tables: Sequence[Table]) -> str:
-    """The target's file: its heading, then its tables."""
-    return "\n".join([f"# {TITLES[target]}\n", *(table.markdown() for table in tables)])
-
-
 def _draw(path: Path, target: str, scores: Sequence[Score], params: Params) -> None:
-    from teddy import figures  # Matplotlib is slow to import, and most tables need none
+    # Matplotlib is slow to import, and most tables need none.
+    from teddy import accuracy_figures as figures
     from teddy.records import read_titles
 
     titles = read_titles(params)

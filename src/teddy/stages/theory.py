@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from teddy import experiment_figures as figures
+from teddy import theory_figures as figures
 from teddy.artifacts import check_writable
 from teddy.config import Params
 from teddy.console import parse
@@ -47,18 +47,18 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _draw(report: Report, config: TheoryConfig, folder: Path) -> None:
     law, both, draws, parts = report.law, report.bounds, report.isotropic, report.segments
-    figures.theory_error(
+    figures.error(
         folder / "error.png", law.step_sizes, law.loss_errors, law.gradient_errors, law.lengths,
         law.length_errors,
     )  # fmt: skip
-    figures.theory_bounds(
+    figures.bounds(
         folder / "bounds.png", both.gaps, both.gap_bounds, both.rates, both.after, both.smooth,
         both.matched,
     )  # fmt: skip
-    figures.theory_isotropic(
+    figures.isotropic(
         folder / "isotropic.png", draws.draws, draws.means, draws.errors, draws.expected
     )
-    figures.theory_segment(
+    figures.segment(
         folder / "segment.png", parts.step_sizes, parts.own, parts.teacher, config.segment_steps
     )
 
