@@ -22,7 +22,7 @@ from ruamel.yaml import YAML
 from teddy import accuracy_figures, check, figures, records, report, tables, training_figures
 from teddy.artifacts import write_json
 from teddy.axis_tables import AXES
-from teddy.comparison_tables import kept_tables, result_tables
+from teddy.comparison_tables import result_tables
 from teddy.config import Params
 from teddy.distilled import DistilledSet, save_distilled
 from teddy.errors import TeddyError
@@ -675,21 +675,28 @@ def test_precisions_are_compared_over_syntheses(tmp_path: Path) -> None:
     ]
 
 
-def test_kept_runs_stand_in_their_own_table_with_their_origin(tree: Path, tmp_path: Path) -> None:
+def test_kept_runs_stand_behind_their_target_with_their_origin(tree: Path, tmp_path: Path) -> None:
     run_ = json.loads((tree / "runs/digits/prior/ipc1.json").read_text())
     kept = {
-        "dataset": "digits", "date": "2026-01-02", "commit": "abc", "command": "dvc repro",
+        "dataset": "digits", "target": "table1", "date": "2026-01-02", "commit": "abc",
+        "command": "dvc repro",
         "hardware": {"gpus": ["A GPU"], "cores": 4, "cpu": "a processor"},
-        "sets": {"digits/prior/ipc1": run_},
+        "scores": {"digits/prior/ipc1": run_ | {"repeat": 0}},
     }  # fmt: skip
-    write_json(tmp_path / "digits.json", kept)
-    (found,) = records.read_kept(tmp_path)
-    (table,) = kept_tables([found], Params(tree / "params.yaml"))
-    assert cells(table) == [["Teddy (prior)", "convnet3", "59.0 ± 3.6", "79.0 ± 3.6"]]
-    note = table.notes[0]
+    write_json(tmp_path / "digits-table1.json", kept)
+    found = records.read_kept(tmp_path)
+    params, own = Params(tree / "params.yaml"), [score("digits/sre2l/ipc1", 40.0)]
+    *_, table = report.tables_with_kept("table1", own, printed(), found, params)
+    assert table.title == "Kept run: Top-1 accuracy (%) on scikit-learn digits, convnet3 students"
+    assert cells(table) == [["Teddy (prior)", "59.0 ± 3.6", "79.0 ± 3.6"]]
     for part in ("2026-01-02", "abc", "`dvc repro`", "A GPU", "4 cores of a processor"):
-        assert part in note
-    write_json(tmp_path / "digits.json", {"dataset": "digits"})
+        assert part in table.notes[0]
+    other = report.tables_with_kept("fig3a", own, printed(), found, params)
+    assert not any("Kept run" in one.title for one in other)
+    write_json(tmp_path / "digits-table1.json", kept | {"dataset": "unheard"})
+    with pytest.raises(TeddyError, match="lacks 'unheard', of which metrics/reference keeps"):
+        report.tables_with_kept("table1", own, printed(), records.read_kept(tmp_path), params)
+    write_json(tmp_path / "digits-table1.json", {"dataset": "digits"})
     with pytest.raises(TeddyError, match="expected the record of"):
         records.read_kept(tmp_path)
 
@@ -700,13 +707,17 @@ def test_check_finds_an_edited_table(
     metrics = tmp_path / "metrics"
     for name in ("tables", "verdicts"):
         shutil.copytree(out / name, metrics / name)
-    for name in ("runs", "pools"):
+    for name in ("runs", "pools", "teachers"):
         shutil.copytree(tree / name, metrics / name)
+    shutil.copy(out / "summary.json", metrics)
     shutil.copytree(REFERENCE, metrics / "reference")
     arguments = [f"--metrics={metrics}", f"--params={tree / 'params.yaml'}"]
     check.main(arguments)
     assert "files agree with the records" in capsys.readouterr().err
-    for file in ("tables/table1.md", "tables/table1.csv", "verdicts/table1.json"):
+    for file in (
+        "tables/table1.md", "tables/table1.csv", "tables/table1.tex", "verdicts/table1.json",
+        "summary.json",
+    ):  # fmt: skip
         before = (metrics / file).read_text()
         (metrics / file).write_text(before.replace("9.1", "9.2"))
         with pytest.raises(SystemExit):

@@ -9,16 +9,25 @@ from pathlib import Path
 
 from teddy.config import Params
 from teddy.console import parser, run_command
-from teddy.cost_tables import cost_table
+from teddy.cost_tables import cost_points, cost_table
 from teddy.errors import TeddyError
 from teddy.experiments import cost_document, cost_verdicts, taylor_document, taylor_verdicts
 from teddy.files import as_text, read_json
-from teddy.records import read_costs, read_kept, read_paper, read_pools, read_scores, read_streams
-from teddy.report import MAKERS, TITLES, long_table, markdown
-from teddy.stages.target import tables_of
+from teddy.records import (
+    read_bases,
+    read_costs,
+    read_kept,
+    read_paper,
+    read_pools,
+    read_scores,
+    read_streams,
+)
+from teddy.report import MAKERS, PAPER_TABLES, latex, long_table, markdown, tables_with_kept
 from teddy.stream_tables import stream_points, stream_tables
+from teddy.summary import summarise
+from teddy.tables import Table
 from teddy.training_tables import pool_table
-from teddy.verdicts import of_costs, of_streams, of_target, to_record
+from teddy.verdicts import Verdict, of_costs, of_streams, of_target, to_record
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -42,38 +51,54 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def expected(params: Params, metrics: Path) -> Iterator[tuple[Path, str]]:
-    """Every file that is made of records, and what stands in it."""
-    tables, verdicts = metrics / "tables", metrics / "verdicts"
+    """Every file that is made of records, and what stands in it; figures and ``theory.md``, which
+    is computed anew, are not.
+    """
+    tables = metrics / "tables"
     paper, kept = read_paper(metrics / "reference/paper.yaml"), read_kept(metrics / "reference")
     for target in params.targets:
         if target in MAKERS:
             scores = read_scores(params, metrics / "runs", params.targets[target])
-            made = tables_of(target, scores, paper, kept, params)
-            yield tables / f"{target}.md", markdown(target, made)
-            yield tables / f"{target}.csv", long_table(target, scores, paper, params).csv()
-            yield verdicts / f"{target}.json", as_text(to_record(of_target(target, scores, params)))
+            made = tables_with_kept(target, scores, paper, kept, params)
+            rows = long_table(target, scores, paper, params)
+            yield from _files(metrics, target, made, rows, of_target(target, scores, params))
+            if target in PAPER_TABLES:
+                yield tables / f"{target}.tex", latex(made)
     if "fig3d" in params.targets:
         costs = read_costs(params, metrics / "costs.json", params.targets["fig3d"])
         table = cost_table(costs, read_json(metrics / "costs.json")["hardware"], params)
-        yield tables / "fig3d.md", f"# Figure 3d: cost\n\n{table.markdown()}"
-        yield verdicts / "fig3d.json", as_text(to_record(of_costs(costs, params)))
+        verdicts = of_costs(costs, params)
+        yield from _files(metrics, "fig3d", [table], cost_points(costs), verdicts)
+    if "fig3e" in params.targets:
+        streams = read_streams(params, metrics / "streams", params.targets["fig3e"])
+        made, rows = stream_tables(streams, params), stream_points(streams)
+        yield from _files(metrics, "fig3e", made, rows, of_streams(streams, params))
     for name, document, verdicts_of in (
         ("fig1", cost_document, cost_verdicts), ("fig5", taylor_document, taylor_verdicts),
     ):  # fmt: skip
         if name in params.experiments:
             record = read_json(metrics / f"{name}.json")
             yield tables / f"{name}.md", document(record)
-            yield verdicts / f"{name}.json", as_text(to_record(verdicts_of(record)))
-    if "fig3e" in params.targets:
-        streams = read_streams(params, metrics / "streams", params.targets["fig3e"])
-        made = stream_tables(streams, params)
-        heading = f"# {TITLES['fig3e']}\n"
-        yield tables / "fig3e.md", "\n".join([heading, *(table.markdown() for table in made)])
-        yield tables / "fig3e.csv", stream_points(streams).csv()
-        yield verdicts / "fig3e.json", as_text(to_record(of_streams(streams, params)))
-    pools = pool_table(read_pools(params, metrics / "pools"))
+            yield _verdicts(metrics, name, verdicts_of(record))
+    facts = read_pools(params, metrics / "pools")
+    pools = pool_table(facts)
     yield tables / "pools.md", f"# Teachers\n\n{pools.markdown()}"
     yield tables / "pools.csv", pools.csv()
+    every = read_scores(params, metrics / "runs", [leaf.name for leaf in params.leaves()])
+    bases = read_bases(params, metrics / "teachers")
+    yield metrics / "summary.json", as_text(summarise(every, bases, facts))
+
+
+def _files(
+    metrics: Path, target: str, made: Sequence[Table], rows: Table, verdicts: Sequence[Verdict]
+) -> Iterator[tuple[Path, str]]:
+    yield metrics / "tables" / f"{target}.md", markdown(target, made)
+    yield metrics / "tables" / f"{target}.csv", rows.csv()
+    yield _verdicts(metrics, target, verdicts)
+
+
+def _verdicts(metrics: Path, target: str, verdicts: Sequence[Verdict]) -> tuple[Path, str]:
+    return metrics / "verdicts" / f"{target}.json", as_text(to_record(verdicts))
 
 
 if __name__ == "__main__":

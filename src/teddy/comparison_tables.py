@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 
 from teddy.config import Params
 from teddy.paper import marked, paper_result, paper_table
-from teddy.results import Kept, PaperResult, Score, grouped
+from teddy.results import PaperResult, Score, grouped
 from teddy.score_tables import (
     by_method,
     ipcs_and_labels,
@@ -145,30 +145,3 @@ def size_table(scores: Sequence[Score], params: Params) -> Table:
         "every epoch, which are stored, or computed while training if relabel.store is false."
     )
     return Table("Bytes of a distilled set", columns, tuple(rows), (note,))
-
-
-def kept_tables(kept: Sequence[Kept], params: Params) -> list[Table]:
-    """Runs kept in ``metrics/reference``, each with its hardware, date, commit and command."""
-    tables = []
-    for run in kept:
-        columns = [Column("method", text=True), Column("student", text=True)]
-        cells = sorted({(score.ipc, score.labels) for score in run.scores})
-        columns += [Column(labels, f"IPC {ipc}") for ipc, labels in cells]
-        rows = []
-        for (method, arch), own in grouped(run.scores, "method", "arch").items():
-            found = {(score.ipc, score.labels): score for score in own}
-            title = params.methods[method].title if method in params.methods else method
-            rows.append((title, arch, *(top1_cell(found.get(cell)) for cell in cells)))
-        hardware = run.hardware
-        machine = ", ".join(
-            [*hardware.get("gpus", ()), f"{hardware.get('cores')} cores of {hardware.get('cpu')}"]
-        )
-        note = (
-            f"Measured on {run.date} at commit {run.commit} with `{run.command}` on {machine}; "
-            "mean ± sample standard deviation over students. Not made by this checkout's last run."
-        )
-        name = params.datasets[run.dataset].title if run.dataset in params.datasets else run.dataset
-        tables.append(
-            Table(f"Kept runs: top-1 accuracy (%) on {name}", tuple(columns), tuple(rows), (note,))
-        )
-    return tables

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 from teddy.verdicts import CLAIMS, Outcome, Verdict
 
@@ -24,7 +25,8 @@ th, td { padding: .2rem .7rem; border-bottom: 1px solid #ddd; text-align: right;
 th { border-bottom: 2px solid #888; } .text { text-align: left; }
 img { max-width: 100%; } p.note { color: #555; font-size: 13px; max-width: 52rem; }
 .reproduced { color: #00664d; font-weight: 600; } .not-reproduced { color: #a84300;
-  font-weight: 600; } .not-run { color: #777; font-weight: 600; }
+  font-weight: 600; } .not-run, .no-evidence { color: #777;
+  font-weight: 600; }
 code { background: #f2f2f2; padding: 0 .2em; } nav a { margin-right: 1em; }
 """
 
@@ -83,7 +85,7 @@ def outcomes(section: Section) -> list[Verdict]:
 
 def _summary(sections: Iterable[Section]) -> str:
     """How many verdicts of each kind every target has."""
-    kinds: tuple[Outcome, ...] = ("reproduced", "not reproduced", "not run")
+    kinds = get_args(Outcome)
     rows = []
     for section in sections:
         found = [verdict.outcome for verdict in outcomes(section)]

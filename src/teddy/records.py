@@ -24,7 +24,6 @@ from teddy.results import (
     History,
     ImageGrid,
     Kept,
-    KeptScore,
     LossCurve,
     Member,
     PaperResult,
@@ -94,6 +93,7 @@ def _score(record: Json, labels: str, runs: Sequence[Json], repeat: int) -> Scor
         **{key: record[key] for key in same},
         name=record["score"],
         labels=labels,
+        num_classes=record.get("num_classes"),
         n=len(runs),
         top1_mean=statistics.fmean(top1),
         top1_std=spread(top1),
@@ -310,20 +310,12 @@ def read_kept(folder: Path) -> list[Kept]:
         record = read_json(path)
         try:
             scores = tuple(
-                KeptScore(
-                    name=name,
-                    method=own["method"],
-                    ipc=own["ipc"],
-                    arch=own["arch"],
-                    labels=labels,
-                    n=len(runs),
-                    top1_mean=statistics.fmean(run["top1_last"] for run in runs),
-                    top1_std=spread([run["top1_last"] for run in runs]),
-                )
-                for name, own in record["sets"].items()
+                _score(own, labels, runs, own["repeat"])
+                for own in record["scores"].values()
                 for labels, runs in own["labels"].items()
             )
-            facts = {key: record[key] for key in ("dataset", "date", "commit", "command")}
+            keys = ("dataset", "target", "date", "commit", "command")
+            facts = {key: record[key] for key in keys}
             kept.append(Kept(**facts, hardware=record["hardware"], scores=scores))
         except (KeyError, TypeError, AttributeError) as error:
             raise TeddyError(

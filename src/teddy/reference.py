@@ -1,8 +1,9 @@
 """Keep a dataset's results as reference metrics, with the hardware, date and commit.
 
-``python -m teddy.reference cifar10-cpu`` writes what the last ``dvc repro`` measured for a dataset
-to ``metrics/reference/<dataset>.json``, and a table beside it. Results which need a GPU, a download
-or an hour stay in the repository this way, while the default profile stays small.
+``python -m teddy.reference cifar10-cpu`` writes what the last ``dvc repro`` measured on a dataset
+for Table 1 to ``metrics/reference/<dataset>-table1.json``, and tables beside it; ``--target`` names
+another table or figure. Results which need a GPU, a download or an hour stay in the repository this
+way, while the default profile stays small.
 """
 
 import argparse
@@ -13,12 +14,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from teddy.artifacts import Json, read_json, write_json
-from teddy.comparison_tables import result_tables
 from teddy.config import Params
 from teddy.console import logs_folder
 from teddy.errors import TeddyError
 from teddy.hardware import describe
-from teddy.records import read_paper, read_pools, read_scores
+from teddy.records import read_kept, read_paper, read_pools, read_scores
+from teddy.report import TITLES, declared_rows, kept_table
 from teddy.runtime import run_stage
 from teddy.tables import write_text
 from teddy.training_tables import pool_table
@@ -30,6 +31,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("dataset", help="key of datasets in params.yaml")
+    parser.add_argument(
+        "--target", default="table1", help="table or figure whose rows to keep (default: table1)"
+    )
     parser.add_argument("--params", type=Path, default=Path("params.yaml"))
     parser.add_argument("--metrics", type=Path, default=Path("metrics"))
     args = parser.parse_args(argv)
@@ -37,36 +41,38 @@ def main(argv: Sequence[str] | None = None) -> None:
     def stage() -> str:
         params = Params(args.params)
         params.row("datasets", args.dataset)
-        names = [name for name, row in params.sets.items() if row.dataset == args.dataset]
+        declared = declared_rows(params, args.target)
+        names = [name for name in declared if params.leaf(name).dataset == args.dataset]
         if not names:
             raise TeddyError(
-                f"{args.params}: no set of {args.dataset} is declared; add its profile first: "
-                f"python -m teddy.profile {args.dataset}"
+                f"{args.params}: targets.{args.target} has no row of {args.dataset}; add its "
+                f"profile first: python -m teddy.profile {args.dataset}"
             )
-        folder = args.metrics / "reference"
-        record = _record(params, args.dataset, names, args.metrics)
-        write_json(folder / f"{args.dataset}.json", record)
-        write_text(
-            folder / f"{args.dataset}.md", _tables(params, args.dataset, args.metrics, record)
-        )
-        return f"{args.dataset}: {len(names)} sets kept in {folder}"
+        folder, name = args.metrics / "reference", f"{args.dataset}-{args.target}"
+        write_json(folder / f"{name}.json", _record(params, args, names))
+        write_text(folder / f"{name}.md", _tables(params, args, name))
+        return f"{name}: {len(names)} scores kept in {folder}"
 
     run_stage("reference", stage)
 
 
-def _record(params: Params, dataset: str, names: list[str], metrics: Path) -> Json:
-    seconds = _seconds(dataset, logs_folder())
+def _record(params: Params, args: argparse.Namespace, names: Sequence[str]) -> Json:
+    read_scores(params, args.metrics / "runs", names)  # refuses records of other rows
+    seconds = _seconds(params, names, logs_folder())
+    scores = {}
+    for name in names:
+        record = _without_curves(read_json(args.metrics / "runs" / f"{name}.json"))
+        scores[name] = record | {"repeat": params.sets[params.leaf(name).set].repeat}
     return {
-        "dataset": dataset,
+        "dataset": args.dataset,
+        "target": args.target,
         "date": time.strftime("%Y-%m-%d"),
         "commit": _commit(),
-        "command": f"python -m teddy.profile {dataset} && dvc repro",
+        "command": f"python -m teddy.profile {args.dataset} && dvc repro {args.target}",
         "hardware": describe(),
         "seconds": seconds,
         "minutes": round(sum(seconds.values()) / 60, 1),
-        "sets": {
-            name: _without_curves(read_json(metrics / "runs" / f"{name}.json")) for name in names
-        },
+        "scores": scores,
     }
 
 
@@ -78,14 +84,19 @@ def _without_curves(record: Json) -> Json:
     return record | {"labels": labels}
 
 
-def _seconds(dataset: str, logs: Path) -> dict[str, float]:
-    """Seconds of the last run of every stage instance of a dataset, from the timing logs."""
+def _seconds(params: Params, names: Sequence[str], logs: Path) -> dict[str, float]:
+    """Seconds of the last run of every stage that these scores need, from the timing logs."""
+    leaves = [params.leaf(name) for name in names]
+    pools = {leaf.pool for leaf in leaves} | {params.sets[leaf.set].pool for leaf in leaves}
+    needed = {leaf.name for leaf in leaves} | {leaf.set for leaf in leaves} | pools
+    needed |= {leaf.data for leaf in leaves} | {params.pools[pool].base for pool in pools}
+    stages = {"prepare", "train_teacher", "build_pool", "synthesize", "relabel", "evaluate"}
     seconds: dict[str, float] = {}
     for file in sorted(logs.glob("*.jsonl")):
-        for line in file.read_text(encoding="utf-8").splitlines():
+        for line in file.read_text(encoding="utf-8").splitlines() if file.stem in stages else ():
             entry = json.loads(line)
             name = entry["summary"].split(":")[0]
-            if name.split("/")[0] == dataset and file.stem not in ("reference", "tune", "profile"):
+            if name in needed:
                 seconds[f"{file.stem} {name}"] = entry["seconds"]
     return seconds
 
@@ -97,23 +108,16 @@ def _commit() -> str:
     return found.stdout.strip() or "unknown"
 
 
-def _tables(params: Params, dataset: str, metrics: Path, record: Json) -> str:
-    names = [leaf.name for leaf in params.leaves() if leaf.dataset == dataset]
-    names = [name for name in params.targets["table1"] if name in names]
-    scores = read_scores(params, metrics / "runs", names)
-    pools = [p for p in read_pools(params, metrics / "pools") if p.dataset == dataset]
-    paper = read_paper(metrics / "reference" / "paper.yaml")
-    hardware = record["hardware"]
-    machine = ", ".join([*hardware["gpus"], f"{hardware['cores']} cores of {hardware['cpu']}"])
-    made = (
-        f"Measured on {record['date']} at commit {record['commit']} with `{record['command']}` on "
-        f"{machine}, PyTorch {hardware['packages']['torch']}: {record['minutes']} minutes of "
-        "computing.\n"
-    )
-    tables = [*result_tables(scores, paper, params), pool_table(pools)]
-    return "\n".join(
-        [f"# {params.datasets[dataset].title}\n", made, *(t.markdown() for t in tables)]
-    )
+def _tables(params: Params, args: argparse.Namespace, name: str) -> str:
+    folder = args.metrics / "reference"
+    run = next(r for r in read_kept(folder) if (r.dataset, r.target) == (args.dataset, args.target))
+    shown = {score.pool for score in run.scores}
+    pools = [pool for pool in read_pools(params, args.metrics / "pools") if pool.name in shown]
+    minutes = read_json(folder / f"{name}.json")["minutes"]
+    title = f"# {params.datasets[args.dataset].title}: {TITLES[args.target]}\n"
+    cost = f"{minutes} minutes of computing, stages after one another.\n"
+    tables = [kept_table(run, read_paper(folder / "paper.yaml"), params), pool_table(pools)]
+    return "\n".join([title, cost, *(table.markdown() for table in tables)])
 
 
 if __name__ == "__main__":

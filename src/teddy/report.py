@@ -5,6 +5,7 @@ Their names are stages of ``dvc.yaml`` too. Nothing is computed but joins.
 
 from argparse import Namespace
 from collections.abc import Sequence
+from dataclasses import replace
 
 from teddy.ablation_tables import ablations, precision
 from teddy.architecture_tables import cross_architecture, larger_network
@@ -15,7 +16,7 @@ from teddy.errors import TeddyError
 from teddy.files import write_json
 from teddy.imbalance_tables import imbalanced, kept_share
 from teddy.paper import paper_result
-from teddy.results import PaperResult, Score
+from teddy.results import Kept, PaperResult, Score
 from teddy.score_tables import Maker
 from teddy.small_data_tables import small_data
 from teddy.tables import Column, Table, write_text
@@ -73,6 +74,42 @@ def target_tables(
     return MAKERS[target](scores, paper, params)
 
 
+def tables_with_kept(
+    target: str,
+    scores: Sequence[Score],
+    paper: Sequence[PaperResult],
+    kept: Sequence[Kept],
+    params: Params,
+) -> list[Table]:
+    """Tables of a target, then the first one of every run that is kept of it."""
+    own = [run for run in kept if run.target == target]
+    return [
+        *target_tables(target, scores, paper, params),
+        *(kept_table(run, paper, params) for run in own),
+    ]
+
+
+def kept_table(run: Kept, paper: Sequence[PaperResult], params: Params) -> Table:
+    """First table of a target from a kept run, with its hardware, date, commit and command."""
+    unknown = {run.dataset} - params.datasets.keys()
+    unknown |= {score.method for score in run.scores} - params.methods.keys()
+    for name in sorted(unknown):
+        raise TeddyError(f"{params.path} lacks {name!r}, of which metrics/reference keeps a run")
+    table = target_tables(run.target, run.scores, paper, params)[0]
+    hardware = run.hardware
+    machine = ", ".join([*hardware["gpus"], f"{hardware['cores']} cores of {hardware['cpu']}"])
+    origin = (
+        f"Measured on {run.date} at commit {run.commit} with `{run.command}` on {machine}; not "
+        "made by this checkout's last run."
+    )
+    return replace(table, title=f"Kept run: {table.title}", notes=(origin, *table.notes))
+
+
+def latex(tables: Sequence[Table]) -> str:
+    """The target's LaTeX file."""
+    return "\n".join(table.latex() for table in tables)
+
+
 def declared_rows(params: Params, target: str) -> tuple[str, ...]:
     """Rows that a target shows.
 
@@ -105,9 +142,10 @@ def write_target(
     write_json(args.verdicts, to_record(verdicts))
 
 
-_PAPER_TABLES = {
+PAPER_TABLES = {
     "table1": "1", "table2": "2", "table3": "3", "table4-resnet50": "4L", "table5": "5",
 }  # fmt: skip
+"""The paper's own tables, by their number there."""
 
 
 def long_table(
@@ -124,9 +162,9 @@ def long_table(
     rows = []
     for score in scores:
         found = None
-        if score.labels == ("hard" if target == "table5" else "soft") and target in _PAPER_TABLES:
+        if score.labels == ("hard" if target == "table5" else "soft") and target in PAPER_TABLES:
             found = paper_result(
-                params, _PAPER_TABLES[target], score.dataset, score.method, score.ipc, paper,
+                params, PAPER_TABLES[target], score.dataset, score.method, score.ipc, paper,
                 arch="" if target in ("table1", "table5") else score.arch,
                 init=score.init or "" if target == "table5" else "",
                 keep=kept_share(params, score.data) if target == "table3" else "",

@@ -32,6 +32,8 @@ class Score:
     split: str
     """Split of real images that accuracy was measured on."""
     images_held_out: int
+    num_classes: int | None
+    """None in kept runs from before it was recorded."""
     epochs: int
     n: int
     """Students, one per seed."""
@@ -237,29 +239,17 @@ class StreamScore:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class KeptScore:
-    """A score of a run that is kept in ``metrics/reference``; percent."""
-
-    name: str
-    method: str
-    ipc: int
-    arch: str
-    labels: str
-    n: int
-    top1_mean: float
-    top1_std: float
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Kept:
-    """A run that is kept, and what it was made with."""
+    """A run that is kept in ``metrics/reference``, and what it was made with."""
 
     dataset: str
+    target: str
+    """Table or figure whose rows of the dataset these are."""
     date: str
     commit: str
     command: str
     hardware: Json
-    scores: tuple[KeptScore, ...]
+    scores: tuple[Score, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from typing import Any
 
 from teddy.config import Params
 from teddy.errors import TeddyError
-from teddy.results import KeptScore, PaperResult, Score, grouped
+from teddy.results import PaperResult, Score, grouped
 from teddy.tables import Table, percent
 
 Maker = Callable[[Sequence[Score], Sequence[PaperResult], Params], list[Table]]
@@ -40,7 +40,7 @@ def ipcs_and_labels(scores: Sequence[Score]) -> tuple[list[int], list[str]]:
     return sorted({score.ipc for score in scores}), sorted({score.labels for score in scores})
 
 
-def top1_cell(score: Score | KeptScore | None) -> str | None:
+def top1_cell(score: Score | None) -> str | None:
     """Last-epoch accuracy, with its spread if there are several students."""
     if score is None:
         return None

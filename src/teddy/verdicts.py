@@ -2,7 +2,8 @@
 
 A comparison is *reproduced* if the difference of two means points the claimed way and is larger
 than the pooled standard deviation of the students, ``sqrt((s₁² + s₂²) / 2)``; otherwise it is *not
-reproduced*. A claim whose target has no row is *not run*.
+reproduced*. Students that are as accurate as guessing, on both sides, are *no evidence*: they have
+not learnt from either set. A claim whose target has no row is *not run*.
 """
 
 import math
@@ -14,7 +15,10 @@ from teddy.config import Params
 from teddy.files import Json
 from teddy.results import Cost, Score, StreamScore, grouped
 
-Outcome = Literal["reproduced", "not reproduced", "not run"]
+Outcome = Literal["reproduced", "not reproduced", "no evidence", "not run"]
+
+_LEARNT = 1.5
+"""Times the accuracy of guessing that students must reach for a comparison to count."""
 
 CLAIMS: dict[str, tuple[str, ...]] = {
     "table1": (
@@ -80,6 +84,15 @@ def compare(claim: str, data: str, better: Score, worse: Score, metric: str = "t
         worse: the other one.
         metric: ``top1`` or ``f1``.
     """
+    guessing = 100 / better.num_classes if better.num_classes else 0.0
+    if max(better.top1_mean, worse.top1_mean) < _LEARNT * guessing:
+        return Verdict(
+            claim=claim,
+            data=data,
+            outcome="no evidence",
+            evidence=f"{better.top1_mean:.1f} against {worse.top1_mean:.1f}, where guessing gives "
+            f"{guessing:.1f}: these students have not learnt",
+        )
     means = [getattr(score, f"{metric}_mean") for score in (better, worse)]
     spreads = [getattr(score, f"{metric}_std") for score in (better, worse)]
     return judge(claim, data, means[0], means[1], spreads[0], spreads[1])

@@ -98,6 +98,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "arch": config.network.arch,
             "split": args.split,
             "images_held_out": len(held_out),
+            "num_classes": dataset.num_classes,
             "epochs": relabel.epochs,
             "members": leaf.members or len(pool),
             "teachers": [_teacher(entry) for entry in pool.entries],

@@ -4,14 +4,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from teddy.axis_tables import AXES
-from teddy.comparison_tables import kept_tables
 from teddy.config import Params
 from teddy.console import parser, run_command
 from teddy.files import check_writable
 from teddy.records import read_kept, read_paper, read_scores
-from teddy.report import declared_rows, long_table, target_tables, write_target
-from teddy.results import Kept, PaperResult, Score
-from teddy.tables import Table, write_text
+from teddy.report import declared_rows, latex, long_table, tables_with_kept, write_target
+from teddy.results import Score
+from teddy.tables import write_text
 from teddy.verdicts import of_target
 
 
@@ -35,28 +34,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         check_writable(args.table)
         scores = read_scores(params, args.runs, declared_rows(params, args.name))
         paper = read_paper(args.reference / "paper.yaml")
-        tables = tables_of(args.name, scores, paper, read_kept(args.reference), params)
+        tables = tables_with_kept(args.name, scores, paper, read_kept(args.reference), params)
         rows = long_table(args.name, scores, paper, params)
         write_target(args, tables, rows, of_target(args.name, scores, params))
         if args.latex:
-            write_text(args.latex, "\n".join(table.latex() for table in tables))
+            write_text(args.latex, latex(tables))
         if args.figure:
             _draw(args.figure, args.name, scores, params)
         return f"{args.name}: {len(params.targets[args.name])} rows"
 
     run_command("target", stage)
-
-
-def tables_of(
-    target: str,
-    scores: Sequence[Score],
-    paper: Sequence[PaperResult],
-    kept: Sequence[Kept],
-    params: Params,
-) -> list[Table]:
-    """Tables of a target; Table 1 ends with the runs that are kept."""
-    tables = target_tables(target, scores, paper, params)
-    return [*tables, *kept_tables(kept, params)] if target == "table1" else tables
 
 
 def _draw(path: Path, target: str, scores: Sequence[Score], params: Params) -> None:
