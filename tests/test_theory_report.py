@@ -10,12 +10,13 @@ import pytest
 import torch
 from ruamel.yaml import YAML
 
-from teddy import theory, theory_report
+from teddy import theory, theory_objective
 from teddy.config import Params
 from teddy.errors import TeddyError
 from teddy.experiment_settings import TheoryConfig
 from teddy.stages import theory as stage
-from teddy.theory_report import Check, check_all, count, markdown, refuse_failures
+from teddy.theory_checks import Check
+from teddy.theory_report import check_all, count, markdown, refuse_failures
 
 ROOT = Path(__file__).parents[1]
 
@@ -92,8 +93,8 @@ def test_a_broken_objective_fails_the_report(
     name: str, settings: TheoryConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The objectives of the pipeline itself, not only of :mod:`teddy.theory`."""
-    true = getattr(theory_report, name)
-    monkeypatch.setattr(theory_report, name, lambda *a: true(*a) + 0.5)
+    true = getattr(theory_objective, name)
+    monkeypatch.setattr(theory_objective, name, lambda *a: true(*a) + 0.5)
     with pytest.raises(TeddyError, match="checks failed"):
         refuse_failures(check_all(settings, 0))
 

@@ -2,14 +2,39 @@
 
 import math
 import statistics
-from collections.abc import Sequence
+from argparse import Namespace
+from collections.abc import Callable, Sequence
 from itertools import pairwise
+from pathlib import Path
 
-from teddy.files import Json
-from teddy.tables import Column, Table
-from teddy.verdicts import CLAIMS, Verdict
+from teddy.files import Json, write_json
+from teddy.tables import Column, Table, write_text
+from teddy.verdicts import CLAIMS, Verdict, to_record
 
 MIB = 2**20
+
+
+def write_experiment(
+    args: Namespace,
+    record: Json,
+    document: Callable[[Json], str],
+    verdicts: Callable[[Json], list[Verdict]],
+    draw: Callable[[Path, Json], None],
+) -> None:
+    """Write a record, and the table, verdicts and figure that follow from it alone.
+
+    Args:
+        args: paths of the four: ``record``, ``table``, ``verdicts`` and ``figure``.
+        record: what was measured.
+        document: makes the table's file.
+        verdicts: makes those on the claims.
+        draw: writes the figure.
+    """
+    write_json(args.record, record)
+    write_text(args.table, document(record))
+    write_json(args.verdicts, to_record(verdicts(record)))
+    draw(args.figure, record)
+
 
 # ----------------------------------------------------------------------------------------- figure 1
 

@@ -7,12 +7,10 @@ from teddy.artifacts import check_writable, write_json
 from teddy.config import Params
 from teddy.console import parse
 from teddy.data import read_dataset
-from teddy.experiments import cost_document, cost_verdicts
+from teddy.experiments import cost_document, cost_verdicts, write_experiment
 from teddy.hardware import describe
 from teddy.runtime import pick_device, run_stage, use_threads
-from teddy.tables import write_text
 from teddy.unrolled_cost import clock, count, methods
-from teddy.verdicts import to_record
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -49,10 +47,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "hardware": describe(),
             "rows": [clock(update, config.repeats, device) for update in updates],
         }
-        write_json(args.record, record)
-        write_text(args.table, cost_document(record))
-        write_json(args.verdicts, to_record(cost_verdicts(record)))
-        figures.cost(args.figure, record)
+        write_experiment(args, record, cost_document, cost_verdicts, figures.cost)
         write_json(args.seconds, timed)
         figures.clocked(args.clock, timed, title)
         return f"{len(updates)} kinds of update"

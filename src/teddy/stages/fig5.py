@@ -9,15 +9,13 @@ from teddy.console import parse
 from teddy.data import read_dataset
 from teddy.distributed import leave_to_first
 from teddy.experiment_settings import Fig5Config
-from teddy.experiments import taylor_document, taylor_verdicts
+from teddy.experiments import taylor_document, taylor_verdicts, write_experiment
 from teddy.files import Json
 from teddy.runtime import for_each, pick_device, run_stage
 from teddy.schema import to_json
 from teddy.seeding import derive
 from teddy.stages.command import manifest_digest
-from teddy.tables import write_text
 from teddy.taylor import Comparison, measure_law, optimise
-from teddy.verdicts import to_record
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -63,10 +61,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "runs": [read_json(work / f"{index}.json") for index in range(len(runs))],
             "law": read_json(work / f"{len(runs)}.json")["law"],
         }
-        write_json(args.record, record)
-        write_text(args.table, taylor_document(record))
-        write_json(args.verdicts, to_record(taylor_verdicts(record)))
-        figures.taylor(args.figure, record)
+        write_experiment(args, record, taylor_document, taylor_verdicts, figures.taylor)
         work.discard()
         return f"{len(config.objectives)} objectives, {len(config.seeds)} seeds"
 

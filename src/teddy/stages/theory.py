@@ -46,21 +46,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _draw(report: Report, config: TheoryConfig, folder: Path) -> None:
-    law, both, draws, parts = report.law, report.bounds, report.isotropic, report.segments
-    figures.error(
-        folder / "error.png", law.step_sizes, law.loss_errors, law.gradient_errors, law.lengths,
-        law.length_errors,
-    )  # fmt: skip
-    figures.bounds(
-        folder / "bounds.png", both.gaps, both.gap_bounds, both.rates, both.after, both.smooth,
-        both.matched,
-    )  # fmt: skip
-    figures.isotropic(
-        folder / "isotropic.png", draws.draws, draws.means, draws.errors, draws.expected
-    )
-    figures.segment(
-        folder / "segment.png", parts.step_sizes, parts.own, parts.teacher, config.segment_steps
-    )
+    figures.error(folder / "error.png", report.law)
+    figures.bounds(folder / "bounds.png", report.bounds)
+    figures.isotropic(folder / "isotropic.png", report.isotropic)
+    figures.segment(folder / "segment.png", report.segments, config.segment_steps)
 
 
 if __name__ == "__main__":
