@@ -12,8 +12,8 @@ from hypothesis import settings
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from teddy.artifacts import digest
 from teddy.data import ImageDataset
+from teddy.files import digest
 from teddy.images import Images, Normalisation
 from teddy.networks import build, save_network
 from teddy.pool import Pool

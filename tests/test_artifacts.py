@@ -14,18 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from teddy.artifacts import (
-    WorkDir,
-    atomic_path,
-    check_writable,
-    digest,
-    read_json,
-    read_record,
-    read_tensors,
-    write_json,
-    write_tensors,
-)
+from teddy.artifacts import WorkDir, read_record, read_tensors, write_tensors
 from teddy.errors import TeddyError
+from teddy.files import atomic_path, check_writable, digest, read_json, write_json
 
 KIND = "teddy.test.v1"
 json_values = st.recursive(

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from teddy.artifacts import read_json
 from teddy.bench import evaluation as bench
 from teddy.bench.__main__ import main
 from teddy.bench.evaluation import WORKLOADS, Task, per_batch, per_image
+from teddy.files import read_json
 
 CPU = torch.device("cpu")
 

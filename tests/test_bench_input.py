@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from teddy.artifacts import read_json
 from teddy.bench import input as bench
 from teddy.bench.__main__ import main
 from teddy.bench.command import take_turns
+from teddy.files import read_json
 from teddy.hardware import describe
 
 

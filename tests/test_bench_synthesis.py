@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch import nn
 
-from teddy.artifacts import read_json
 from teddy.bench import floor
 from teddy.bench import synthesis as bench
 from teddy.bench.__main__ import main
 from teddy.bench.memory import peak_bytes, saved_bytes
 from teddy.bench.peers import FeatureHook, Mode, RecoverLoop, recover_loss
 from teddy.bench.synthesis import EngineLoop, Workload, frozen_network
+from teddy.files import read_json
 from teddy.frozen import Teacher
 from teddy.gradient import eq7_gradient
 from teddy.networks import batchnorms

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from raw_fixtures import DIGITS, prepare_config, write_classes
 from torch import Tensor
 
-from teddy.artifacts import read_json, write_json
 from teddy.data import ImageDataset, read_dataset, read_manifest, select_random
 from teddy.errors import TeddyError
+from teddy.files import read_json, write_json
 from teddy.images import Images, Normalisation
 from teddy.preparation import prepare, stratified_split, write_dataset
 from teddy.streaming import ImageFiles

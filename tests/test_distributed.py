@@ -21,9 +21,10 @@ from ruamel.yaml import YAML
 from test_pipeline import commands, outputs, tiny_params
 
 from teddy import distributed
-from teddy.artifacts import WorkDir, read_json, write_json
+from teddy.artifacts import WorkDir
 from teddy.distributed import Team, team
 from teddy.errors import TeddyError
+from teddy.files import read_json, write_json
 from teddy.images import Images, Normalisation
 from teddy.networks import build
 from teddy.runtime import cores, for_each, pick_device, run_stage

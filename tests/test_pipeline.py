@@ -22,7 +22,6 @@ from ruamel.yaml import YAML
 
 import teddy
 from teddy import config
-from teddy.artifacts import digest, read_json
 from teddy.continual import class_steps, seen_classes
 from teddy.dependencies import (
     imported,
@@ -33,6 +32,7 @@ from teddy.dependencies import (
     with_inputs,
     write_code,
 )
+from teddy.files import digest, read_json
 from teddy.networks import classifier, load_network
 from teddy.readme import with_results
 from teddy.stages import (
@@ -207,7 +207,7 @@ def test_stages_that_only_read_records_import_no_pytorch(stage: str) -> None:
 
 
 def test_every_stage_has_an_entrypoint_and_the_other_way_round() -> None:
-    files = {file.stem for file in (SOURCE / "stages").glob("*.py")} - {"__init__", "command"}
+    files = {file.stem for file in (SOURCE / "stages").glob("*.py")} - {"__init__"}
     assert files == set(map(module, DVC)) == set(MAINS)
 
 
@@ -846,7 +846,7 @@ def test_larger_images_label_the_same_with_any_number_of_workers(
     """Forked workers must neither hang nor differ once a parent has used several threads."""
     script = (
         "import sys, torch; from pathlib import Path; from teddy import labels; "
-        "from teddy.artifacts import WorkDir, digest; from teddy.settings import *; "
+        "from teddy.artifacts import WorkDir; from teddy.files import digest; from teddy.settings import *; "
         "from teddy.images import Images, Normalisation; from teddy.networks import build; "
         "torch.set_num_threads(2); torch.randn(512, 512) @ torch.randn(512, 512); "
         "net = NetworkConfig(arch='convnet3', width=64, norm='batch'); "

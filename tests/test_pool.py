@@ -11,8 +11,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from teddy.artifacts import write_json
 from teddy.errors import TeddyError
+from teddy.files import write_json
 from teddy.pool import Pool, draw_teachers, open_pool
 from teddy.settings import PriorConfig
 

@@ -28,10 +28,10 @@ from raw_fixtures import (
 from ruamel.yaml import YAML
 from torch import Tensor
 
-from teddy.artifacts import digest
 from teddy.data import SPLITS, ImageDataset, read_dataset, read_manifest
 from teddy.decoding import fit, fit_arrays
 from teddy.errors import TeddyError
+from teddy.files import digest
 from teddy.images import Images
 from teddy.preparation import measure, prepare, unbalanced, write_dataset
 from teddy.stages import prepare as stage

@@ -20,13 +20,13 @@ from matplotlib.image import imread
 from ruamel.yaml import YAML
 
 from teddy import accuracy_figures, check, figures, records, report, tables, training_figures
-from teddy.artifacts import write_json
 from teddy.axis_tables import AXES
 from teddy.comparison_tables import result_tables
 from teddy.config import Params
 from teddy.distilled import DistilledSet, save_distilled
 from teddy.errors import TeddyError
 from teddy.experiment_settings import EXPERIMENTS
+from teddy.files import write_json
 from teddy.image_grids import method_grid
 from teddy.images import Normalisation
 from teddy.results import PaperResult, Score

@@ -9,9 +9,9 @@ import pytest
 from matplotlib.image import imread
 
 from teddy import accuracy_figures, records
-from teddy.artifacts import write_json
 from teddy.config import Params
 from teddy.errors import TeddyError
+from teddy.files import write_json
 from teddy.records import read_streams, read_titles
 from teddy.report import long_table, target_tables
 from teddy.results import Score, StreamScore

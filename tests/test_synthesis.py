@@ -20,12 +20,13 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
-from teddy.artifacts import WorkDir, digest, read_tensors
+from teddy.artifacts import WorkDir, read_tensors
 from teddy.augmentation import Views, draw_views
 from teddy.class_statistics import class_moments
 from teddy.data import ImageDataset
 from teddy.dsa import DsaViews
 from teddy.errors import TeddyError
+from teddy.files import digest
 from teddy.frozen import Teacher
 from teddy.gradient import eq7_gradient
 from teddy.images import Images

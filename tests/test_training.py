@@ -15,9 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from teddy.artifacts import Json
 from teddy.data import ImageDataset
 from teddy.errors import TeddyError
+from teddy.files import Json
 from teddy.images import Images, Normalisation
 from teddy.networks import build
 from teddy.optimizers import Adam, Group, Optimizer, Sgd, restore

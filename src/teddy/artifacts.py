@@ -24,12 +24,7 @@ from torch import Tensor
 
 from teddy import distributed
 from teddy.errors import TeddyError
-from teddy.files import Json as Json
-from teddy.files import atomic_path as atomic_path
-from teddy.files import check_writable as check_writable
-from teddy.files import digest as digest
-from teddy.files import read_json as read_json
-from teddy.files import write_json as write_json
+from teddy.files import Json, atomic_path
 from teddy.runtime import pick_device
 
 

@@ -54,12 +54,23 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
 
 
 def parse(
-    doc: str | None, argv: Sequence[str] | None, name: str, **paths: str
+    doc: str | None, argv: Sequence[str] | None, name: str, *, split: bool = False, **paths: str
 ) -> argparse.Namespace:
-    """Command line of a stage: what it names ("" for nothing), then required path options."""
+    """Parse a stage's command line.
+
+    Args:
+        doc: the stage's module docstring, shown as help.
+        argv: arguments, or None for those of the process.
+        name: what the positional argument names, "" for none.
+        split: whether there is an option for the split that accuracy is measured on.
+        paths: required path options and their help.
+    """
     made = parser(doc)
     if name:
         made.add_argument("name", help=name)
     for option, text in paths.items():
         made.add_argument(f"--{option}", type=Path, required=True, help=text)
+    if split:
+        text = "real images that accuracy is measured on (default: %(default)s)"
+        made.add_argument("--split", choices=("val", "test"), default="test", help=text)
     return made.parse_args(argv)

@@ -25,9 +25,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from teddy.artifacts import Json, digest
 from teddy.data import ImageDataset, LabelledImages
 from teddy.errors import TeddyError
+from teddy.files import Json, digest
 from teddy.images import Images
 from teddy.items import join_items
 from teddy.labels import Batch, SoftLabels, TrainingViews

@@ -13,8 +13,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from teddy.artifacts import Json, digest, read_json, read_tensors
+from teddy.artifacts import read_tensors
 from teddy.errors import TeddyError
+from teddy.files import Json, digest, read_json
 from teddy.images import Images, Normalisation
 from teddy.seeding import permutation
 from teddy.streaming import ImageFiles

@@ -67,7 +67,7 @@ def write_code(folder: Path) -> list[Path]:
     """
     written = []
     for file in sorted((_ROOT / "src" / "teddy" / "stages").glob("*.py")):
-        if file.stem not in ("__init__", "command"):
+        if file.stem != "__init__":
             modules = sorted(imported(f"teddy.stages.{file.stem}"))
             sums = {m: hashlib.sha256((_ROOT / m).read_bytes()).hexdigest() for m in modules}
             written.append(folder / f"{file.stem}.json")

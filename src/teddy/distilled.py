@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from teddy.artifacts import Json, read_tensors, write_tensors
+from teddy.artifacts import read_tensors, write_tensors
 from teddy.errors import TeddyError
+from teddy.files import Json
 from teddy.images import Images, Normalisation
 
 _KIND = "teddy.distilled.v1"

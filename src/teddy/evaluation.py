@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import kl_div
 
-from teddy.artifacts import Json
 from teddy.data import LabelledImages
+from teddy.files import Json
 from teddy.images import Normalisation
 from teddy.labels import Batch, SoftLabels, TrainingViews
 from teddy.networks import build

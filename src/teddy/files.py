@@ -93,3 +93,8 @@ def digest(path: Path) -> str:
         with file.open("rb") as opened:
             sha.update(hashlib.file_digest(opened, "sha256").digest())
     return sha.hexdigest()
+
+
+def manifest_digest(folder: Path) -> str:
+    """Checksum that stands for a whole folder, since its manifest has those of its files."""
+    return digest(folder / "manifest.json")

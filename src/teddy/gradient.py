@@ -6,6 +6,7 @@ Dimensions: ``N`` images, ``C H W`` image shape, ``K`` classes, ``M`` drawn teac
 import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -201,6 +202,15 @@ def choose_mode(view: Tensor, teachers: Sequence[Teacher], config: SynthesizeCon
         if needed > limit:
             return "two_pass"
     return "joint"
+
+
+def settled(
+    config: SynthesizeConfig, view: Tensor, teachers: Sequence[Teacher]
+) -> SynthesizeConfig:
+    """The settings with the gradient's mode chosen, which costs a forward pass per teacher."""
+    if config.gradient != "auto":
+        return config
+    return replace(config, gradient=choose_mode(view, teachers, config))
 
 
 def kept_bytes(teacher: Teacher, view: Tensor, config: SynthesizeConfig) -> int:

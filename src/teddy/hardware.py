@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from teddy.artifacts import Json
+from teddy.files import Json
 
 _PACKAGES = ("torch", "torchvision", "torch-pruning", "numpy", "pillow")
 

@@ -14,10 +14,11 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from teddy.artifacts import Json, WorkDir, read_tensors, write_tensors
+from teddy.artifacts import WorkDir, read_tensors, write_tensors
 from teddy.augmentation import Views, draw_cutmix, draw_views
 from teddy.dsa import DsaViews, draw_dsa
 from teddy.errors import TeddyError
+from teddy.files import Json
 from teddy.images import Images, Normalisation
 from teddy.objectives import ensemble_logits
 from teddy.runtime import for_each, progress

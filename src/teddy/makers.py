@@ -16,10 +16,11 @@ from typing import ClassVar, Literal, NoReturn
 import torch
 from torch import Tensor
 
-from teddy.artifacts import Json, WorkDir, read_tensors, write_tensors
+from teddy.artifacts import WorkDir, read_tensors, write_tensors
 from teddy.data import ImageDataset, select_random
 from teddy.distributed import leave_to_first, world_size
 from teddy.errors import TeddyError
+from teddy.files import Json
 from teddy.items import Item, Place, join_items
 from teddy.optimizers import Optimizer, restore
 from teddy.runtime import append_log, for_each, peak_mib, progress, save_interval, workers_for

@@ -13,8 +13,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from teddy.artifacts import Json, read_record, read_tensors, write_tensors
+from teddy.artifacts import read_record, read_tensors, write_tensors
 from teddy.errors import TeddyError
+from teddy.files import Json
 from teddy.schema import from_json, to_json
 from teddy.seeding import derive
 from teddy.settings import NetworkConfig

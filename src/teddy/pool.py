@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from teddy.artifacts import Json, digest, read_json
 from teddy.errors import TeddyError
+from teddy.files import Json, digest, read_json
 from teddy.networks import load_network
 from teddy.seeding import permutation
 

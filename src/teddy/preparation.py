@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from teddy.artifacts import Json, digest, write_json, write_tensors
+from teddy.artifacts import write_tensors
 from teddy.data import (
     ARRAYS,
     ARRAYS_KIND,
@@ -21,6 +21,7 @@ from teddy.data import (
 )
 from teddy.decoding import Found, decode, fit_arrays, inspect, mode_of
 from teddy.errors import TeddyError
+from teddy.files import Json, digest, write_json
 from teddy.images import Images, Normalisation
 from teddy.runtime import log
 from teddy.seeding import derive, permutation, uniforms

@@ -9,8 +9,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from teddy.artifacts import atomic_path
 from teddy.errors import TeddyError
+from teddy.files import atomic_path
 
 _BLOCK = re.compile(r"(<!-- results of ([^\s,]+)[^>]*-->\n).*?(<!-- /results -->)", re.DOTALL)
 

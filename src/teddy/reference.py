@@ -13,10 +13,10 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from teddy.artifacts import Json, read_json, write_json
 from teddy.config import Params
 from teddy.console import logs_folder
 from teddy.errors import TeddyError
+from teddy.files import Json, read_json, write_json
 from teddy.hardware import describe
 from teddy.records import read_kept, read_paper, read_pools, read_scores
 from teddy.report import TITLES, declared_rows, kept_table

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from teddy.acceleration import Graphs, choose_passes
-from teddy.artifacts import Json
 from teddy.augmentation import Views, draw_views
 from teddy.class_statistics import class_moments
 from teddy.data import ImageDataset
 from teddy.dsa import DsaViews, draw_dsa, draw_shared_dsa
 from teddy.errors import TeddyError
+from teddy.files import Json
 from teddy.frozen import Teacher
 from teddy.gradient import (
     Mode,

@@ -11,10 +11,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from teddy.artifacts import Json
 from teddy.data import ImageDataset, select_random
 from teddy.errors import TeddyError
 from teddy.experiment_settings import Fig5Config, TaylorObjective
+from teddy.files import Json
 from teddy.images import Images
 from teddy.optimizers import Adam, Group
 from teddy.runtime import progress

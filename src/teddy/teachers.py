@@ -11,10 +11,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from teddy.artifacts import Json, WorkDir, digest, read_json
+from teddy.artifacts import WorkDir
 from teddy.data import ImageDataset, LabelledImages
 from teddy.distributed import ALONE, Team, barrier, leave_to_first, share
 from teddy.errors import TeddyError
+from teddy.files import Json, digest, read_json
 from teddy.images import Normalisation
 from teddy.networks import (
     batchnorms,

@@ -14,10 +14,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from teddy.artifacts import Json, read_tensors, write_tensors
+from teddy.artifacts import read_tensors, write_tensors
 from teddy.data import LabelledImages
 from teddy.distributed import ALONE, Team
 from teddy.errors import TeddyError
+from teddy.files import Json
 from teddy.images import Normalisation
 from teddy.optimizers import Adam, Group, Optimizer, Sgd, restore
 from teddy.runtime import autocast, progress, save_interval

@@ -19,10 +19,11 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from teddy.artifacts import read_json, source_digest
+from teddy.artifacts import source_digest
 from teddy.config import Params
 from teddy.errors import TeddyError
 from teddy.evaluation import mean_and_std
+from teddy.files import read_json
 from teddy.runtime import log, run_stage
 from teddy.schema import to_json
 from teddy.settings import STAGES

@@ -17,11 +17,11 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from teddy.artifacts import Json
 from teddy.data import ImageDataset, select_random
 from teddy.experiment_settings import Fig1Config
+from teddy.files import Json
 from teddy.frozen import Teacher
-from teddy.gradient import eq7_gradient
+from teddy.gradient import eq7_gradient, settled
 from teddy.networks import build
 from teddy.seeding import derive, stream
 from teddy.settings import SynthesizeConfig
@@ -155,7 +155,9 @@ def methods(
             found.append(Method(name, steps, None, update))
     for draw in config.draws:
         teachers = [_teacher(config, synthesis, data, seed, m, device) for m in range(draw)]
-        update = _bound(_teddy_update, synthetic, teachers, synthesis, config.batch_size)
+        # The first batch is as large as any.
+        once = settled(synthesis, synthetic[0][: config.batch_size], teachers)
+        update = _bound(_teddy_update, synthetic, teachers, once, config.batch_size)
         found.append(Method("teddy", None, draw, update))
     return found
 

@@ -11,9 +11,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from teddy.artifacts import write_json
 from teddy.bench import evaluation, input, scaling, synthesis
 from teddy.bench.command import environment, load, positive, write_figure
+from teddy.files import write_json
 from teddy.runtime import run_stage
 from teddy.tables import write_text
 

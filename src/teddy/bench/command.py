@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch
 
-from teddy.artifacts import Json, atomic_path
 from teddy.distributed import die_with
+from teddy.files import Json, atomic_path
 from teddy.hardware import describe, processor
 from teddy.runtime import cores, keep_freed_memory, log, pick_device
 from teddy.tables import Table

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import kl_div
 
-from teddy.artifacts import Json
 from teddy.bench.command import (
     SEED,
     Benchmark,
@@ -31,6 +30,7 @@ from teddy.bench.command import (
     take_turns,
 )
 from teddy.evaluation import train_student
+from teddy.files import Json
 from teddy.images import Images, Normalisation
 from teddy.labels import OnlineLabels, TrainingViews
 from teddy.networks import build

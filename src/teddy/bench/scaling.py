@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from teddy.artifacts import Json, WorkDir, digest
+from teddy.artifacts import WorkDir
 from teddy.bench.command import SEED, Benchmark, Result, median, positive
 from teddy.data import ImageDataset
 from teddy.errors import TeddyError
+from teddy.files import Json, digest
 from teddy.images import Images, Normalisation
 from teddy.makers import synthesise
 from teddy.networks import batchnorms, build, save_network

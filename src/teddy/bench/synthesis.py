@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from teddy.acceleration import Graphs
-from teddy.artifacts import Json
 from teddy.augmentation import Views, draw_views
 from teddy.bench import floor
 from teddy.bench.command import (
@@ -33,8 +32,9 @@ from teddy.bench.command import (
 )
 from teddy.bench.memory import peak_bytes, saved_bytes
 from teddy.bench.peers import Mode, RecoverLoop
+from teddy.files import Json
 from teddy.frozen import Teacher
-from teddy.gradient import MakePasses, choose_mode, eager, eq7_gradient
+from teddy.gradient import MakePasses, eager, eq7_gradient, settled
 from teddy.images import Normalisation
 from teddy.networks import batchnorms, build
 from teddy.objectives import cosine_lr
@@ -354,15 +354,13 @@ class EngineLoop:
         config: SynthesizeConfig,
         passes: MakePasses = eager,
     ) -> None:
-        self.labels, self.config, self.passes = labels, config, passes
+        self.labels, self.passes = labels, passes
         self.teachers = [
             Teacher(_as_teacher(network, images.device), config.variance) for network in networks
         ]
         self.targets = [teacher.running for teacher in self.teachers]
-        if config.gradient == "auto":  # once, as the synthesiser does
-            view = images.to(memory_format=torch.channels_last)
-            mode = choose_mode(view, self.teachers, config)
-            self.config = replace(config, gradient=mode)
+        view = images.to(memory_format=torch.channels_last)
+        self.config = settled(config, view, self.teachers)
         self.images = images.clone().requires_grad_()
         group = Group([self.images], config.weight_decay)
         self.optimizer = Adam([group], config.betas, config.eps, decoupled=False)

@@ -3,15 +3,16 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from teddy.artifacts import Json, WorkDir, check_writable, digest, read_json, write_json
+from teddy.artifacts import WorkDir
 from teddy.config import Params
+from teddy.console import parse
 from teddy.data import ImageDataset, read_dataset
 from teddy.distributed import leave_to_first
+from teddy.files import Json, check_writable, digest, manifest_digest, read_json, write_json
 from teddy.pool import MANIFEST
 from teddy.runtime import pick_device, run_stage, use_threads
 from teddy.schema import to_json
 from teddy.seeding import derive
-from teddy.stages.command import manifest_digest, parse
 from teddy.teachers import RECORD, build_converged, build_post, build_prior
 
 

@@ -6,17 +6,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from teddy.artifacts import (
-    Json,
-    WorkDir,
-    check_writable,
-    digest,
-    read_json,
-    read_tensors,
-    write_json,
-    write_tensors,
-)
+from teddy.artifacts import WorkDir, read_tensors, write_tensors
 from teddy.config import Params
+from teddy.console import parse
 from teddy.continual import (
     UnionLabels,
     UnionViews,
@@ -33,6 +25,7 @@ from teddy.data import ImageDataset, read_dataset
 from teddy.distilled import DistilledSet, load
 from teddy.distributed import leave_to_first
 from teddy.evaluation import train_student
+from teddy.files import Json, check_writable, digest, read_json, write_json
 from teddy.images import Images
 from teddy.labels import KeptLabels, OnlineLabels, SoftLabels, TrainingViews
 from teddy.pool import MANIFEST, Pool, open_pool
@@ -41,7 +34,6 @@ from teddy.runtime import for_each, pick_device, run_stage
 from teddy.schema import from_json, to_json
 from teddy.seeding import derive
 from teddy.settings import ViewConfig
-from teddy.stages.command import parse
 from teddy.teachers import RECORD
 
 _KIND = "teddy.step-images.v1"

@@ -7,13 +7,15 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from teddy.artifacts import Json, WorkDir, check_writable, digest, read_json, write_json
+from teddy.artifacts import WorkDir
 from teddy.config import Params
+from teddy.console import parse
 from teddy.data import read_dataset
 from teddy.distilled import load
 from teddy.distributed import leave_to_first
 from teddy.errors import TeddyError
 from teddy.evaluation import train_student
+from teddy.files import Json, check_writable, digest, manifest_digest, read_json, write_json
 from teddy.labels import (
     MANIFEST,
     KeptLabels,
@@ -28,7 +30,6 @@ from teddy.rows import Leaf
 from teddy.runtime import for_each, pick_device, run_stage
 from teddy.schema import to_json
 from teddy.seeding import derive
-from teddy.stages.command import manifest_digest, parse
 
 _KEEP_BYTES = 256 * 2**20  # of labels that are computed while training: kept in memory up to this
 

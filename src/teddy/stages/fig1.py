@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 
 from teddy import experiment_figures as figures
-from teddy.artifacts import check_writable, write_json
 from teddy.config import Params
 from teddy.console import parse
 from teddy.data import read_dataset
 from teddy.experiments import cost_document, cost_verdicts, write_experiment
+from teddy.files import check_writable, write_json
 from teddy.hardware import describe
 from teddy.runtime import pick_device, run_stage, use_threads
 from teddy.unrolled_cost import clock, count, methods

@@ -3,18 +3,17 @@
 from collections.abc import Sequence
 
 from teddy import experiment_figures as figures
-from teddy.artifacts import WorkDir, check_writable, read_json, write_json
+from teddy.artifacts import WorkDir
 from teddy.config import Params
 from teddy.console import parse
 from teddy.data import read_dataset
 from teddy.distributed import leave_to_first
 from teddy.experiment_settings import Fig5Config
 from teddy.experiments import taylor_document, taylor_verdicts, write_experiment
-from teddy.files import Json
+from teddy.files import Json, check_writable, manifest_digest, read_json, write_json
 from teddy.runtime import for_each, pick_device, run_stage
 from teddy.schema import to_json
 from teddy.seeding import derive
-from teddy.stages.command import manifest_digest
 from teddy.taylor import Comparison, measure_law, optimise
 
 

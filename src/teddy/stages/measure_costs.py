@@ -16,10 +16,11 @@ from typing import Any
 
 import torch
 
-from teddy.artifacts import Json, WorkDir, check_writable, read_json, write_json
+from teddy.artifacts import WorkDir
 from teddy.config import Params
 from teddy.console import parse
 from teddy.data import read_dataset
+from teddy.files import Json, check_writable, read_json, write_json
 from teddy.hardware import describe
 from teddy.items import cut_items
 from teddy.pool import MANIFEST, open_pool

@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 
-from teddy.artifacts import check_writable
 from teddy.config import Params
+from teddy.console import parse
 from teddy.data import SPLITS, ImageDataset
 from teddy.errors import TeddyError
+from teddy.files import check_writable
 from teddy.preparation import prepare, write_dataset
 from teddy.runtime import run_stage
-from teddy.stages.command import parse
 
 
 def main(argv: Sequence[str] | None = None) -> None:

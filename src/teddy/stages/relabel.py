@@ -2,15 +2,16 @@
 
 from collections.abc import Sequence
 
-from teddy.artifacts import Json, WorkDir, check_writable, digest, write_json
+from teddy.artifacts import WorkDir
 from teddy.config import Params
+from teddy.console import parse
 from teddy.distilled import load
 from teddy.distributed import leave_to_first
+from teddy.files import Json, check_writable, digest, manifest_digest, write_json
 from teddy.labels import MANIFEST, OnlineLabels, TrainingViews, store_labels
 from teddy.pool import open_pool
 from teddy.runtime import pick_device, run_stage
 from teddy.schema import to_json
-from teddy.stages.command import manifest_digest, parse
 
 
 def main(argv: Sequence[str] | None = None) -> None:

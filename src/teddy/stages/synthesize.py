@@ -7,20 +7,21 @@ import torch
 from torch import Tensor
 
 import teddy
-from teddy.artifacts import Json, WorkDir, check_writable, read_json, write_json
+from teddy.artifacts import WorkDir
 from teddy.config import Params
+from teddy.console import parse
 from teddy.data import ImageDataset, read_dataset, select_random
 from teddy.distilled import DistilledSet, save_distilled
 from teddy.distributed import leave_to_first
 from teddy.distribution_matching import SETTINGS as DM_SETTINGS
 from teddy.distribution_matching import DistributionMatcher
+from teddy.files import Json, check_writable, manifest_digest, read_json, write_json
 from teddy.makers import ImageMaker, synthesise
 from teddy.pool import MANIFEST, open_pool
 from teddy.runtime import pick_device, run_stage
 from teddy.schema import from_json, to_json
 from teddy.seeding import derive
 from teddy.settings import SynthesizeConfig, ViewConfig
-from teddy.stages.command import manifest_digest, parse
 from teddy.synthesis import Synthesiser
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 
 from teddy import theory_figures as figures
-from teddy.artifacts import check_writable
 from teddy.config import Params
 from teddy.console import parse
 from teddy.experiment_settings import TheoryConfig
+from teddy.files import check_writable
 from teddy.runtime import run_stage
 from teddy.tables import write_text
 from teddy.theory_report import Report, check_all, count, markdown, overview, refuse_failures

@@ -2,15 +2,16 @@
 
 from collections.abc import Sequence
 
-from teddy.artifacts import Json, WorkDir, check_writable, read_json, write_json
+from teddy.artifacts import WorkDir
 from teddy.config import Params
+from teddy.console import parse
 from teddy.continual import class_steps, only_classes, step_folder
 from teddy.data import read_dataset
 from teddy.distributed import leave_to_first
+from teddy.files import Json, check_writable, manifest_digest, read_json, write_json
 from teddy.runtime import for_each, pick_device, run_stage
 from teddy.schema import to_json
 from teddy.seeding import derive
-from teddy.stages.command import manifest_digest, parse
 from teddy.teachers import RECORD, checkpoint_name, train_base
 
 

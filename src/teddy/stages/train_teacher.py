@@ -3,14 +3,15 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from teddy.artifacts import WorkDir, check_writable, digest, write_json
+from teddy.artifacts import WorkDir
 from teddy.config import Params
+from teddy.console import parse
 from teddy.data import read_dataset
 from teddy.distributed import leave_to_first, team, world_size
+from teddy.files import check_writable, digest, manifest_digest, write_json
 from teddy.runtime import pick_device, run_stage, use_threads
 from teddy.schema import to_json
 from teddy.seeding import derive
-from teddy.stages.command import manifest_digest, parse
 from teddy.teachers import RECORD, checkpoint_name, take_base, train_base
 
 
