@@ -846,7 +846,8 @@ def test_larger_images_label_the_same_with_any_number_of_workers(
     """Forked workers must neither hang nor differ once a parent has used several threads."""
     script = (
         "import sys, torch; from pathlib import Path; from teddy import labels; "
-        "from teddy.artifacts import WorkDir; from teddy.files import digest; from teddy.settings import *; "
+        "from teddy.artifacts import WorkDir; from teddy.files import digest; "
+        "from teddy.settings import *; "
         "from teddy.images import Images, Normalisation; from teddy.networks import build; "
         "torch.set_num_threads(2); torch.randn(512, 512) @ torch.randn(512, 512); "
         "net = NetworkConfig(arch='convnet3', width=64, norm='batch'); "
