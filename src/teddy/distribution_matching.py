@@ -21,11 +21,10 @@ from teddy.items import Item
 from teddy.makers import ImageMaker, ItemRun
 from teddy.networks import ConvNet, build
 from teddy.optimizers import Group, Sgd
-from teddy.runtime import autocast
 from teddy.seeding import derive, permutation
 from teddy.settings import SynthesizeConfig
 
-SETTINGS = ("initialise", "classes_per_batch", "dsa", "clip", "dm", "precision")
+SETTINGS = ("initialise", "classes_per_batch", "dsa", "clip", "dm")
 """Settings of the synthesize stage that the images depend on."""
 
 
@@ -139,7 +138,6 @@ class DistributionMatcher(ImageMaker):
     ) -> Tensor:
         """Mean embedding ``(K, D)`` of a batch per class, all in one forward pass."""
         inputs = torch.cat([view(batch) for view, batch in zip(views, batches, strict=True)])
-        with autocast(self.device, self.config.precision):
-            embedded = network(inputs)
-        parts = embedded.flatten(1).float().split([len(batch) for batch in batches])
+        embedded = network(inputs)  # in float32, as DM's authors; settings' precision is Eq. 7's
+        parts = embedded.flatten(1).split([len(batch) for batch in batches])
         return torch.stack([part.mean(dim=0) for part in parts])

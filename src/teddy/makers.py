@@ -213,7 +213,7 @@ class ImageMaker(ABC):
                         run.save(resume, done)
                         saved = time.monotonic()
         speed = run.speed(total - start, time.monotonic() - began)
-        self.facts = {"precision": self.config.precision, **self.how(run), **speed}
+        self.facts = {**self.how(run), **speed}
         pixels = normalisation.to_uint8(images.detach())
         return {"images": pixels.cpu(), "curve": thin(self.combine(run.losses.cpu()))}
 

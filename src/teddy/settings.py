@@ -390,8 +390,7 @@ class SynthesizeConfig:
     ``auto``: the latter where it fits the machine's memory. They differ by rounding."""
     dm: DmConfig
     """Distribution matching, for methods whose images it makes instead of Eq. 7. Of the other
-    settings it uses ``initialise``, ``classes_per_batch``, ``dsa`` (always), ``clip`` and
-    ``precision``."""
+    settings it uses ``initialise``, ``classes_per_batch``, ``dsa`` (always) and ``clip``."""
     precision: Precision
     """Autocast dtype of the teachers; statistics and losses stay in float32."""
 

@@ -126,9 +126,14 @@ class Synthesiser(ImageMaker):
         return ", by teacher " + ", ".join(self.pool.entries[m]["file"] for m in bad or drawn)
 
     def how(self, run: ItemRun) -> Json:
-        """Mode of the gradient, teachers of an iteration, whether they were replayed."""
+        """Precision, mode of the gradient, teachers of an iteration, whether they were replayed."""
         graphs = isinstance(self._passes, Graphs) and self._passes.on
-        return {"gradient": run.mode, "teachers": self.config.draw, "cuda_graphs": graphs}
+        return {
+            "precision": self.config.precision,
+            "gradient": run.mode,
+            "teachers": self.config.draw,
+            "cuda_graphs": graphs,
+        }
 
     def record(self, item: Item, curve: Tensor, facts: Json) -> Json:
         """What is kept of an item besides its images."""
