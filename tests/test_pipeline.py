@@ -24,6 +24,7 @@ import teddy
 from teddy import config
 from teddy.continual import class_steps, seen_classes
 from teddy.dependencies import (
+    identities,
     imported,
     target_inputs,
     target_of,
@@ -35,6 +36,8 @@ from teddy.dependencies import (
 from teddy.files import digest, read_json
 from teddy.networks import classifier, load_network
 from teddy.readme import with_results
+from teddy.records import read_kept
+from teddy.results import Kept
 from teddy.stages import (
     build_pool,
     continual,
@@ -108,8 +111,9 @@ def shows(stage: str) -> str:
 
 @pytest.mark.parametrize("stage", DVC)
 def test_stage_depends_on_the_code_that_it_runs(stage: str) -> None:
-    code = [dep for dep in body(stage)["deps"] if dep.startswith(("code/", "src/"))]
-    assert code == [f"code/{module(stage)}.json"]
+    code = {dep for dep in body(stage)["deps"] if dep.startswith(("code/", "src/"))}
+    rows = {"code/rows.json"} if stage in ("overview", "report") else set()
+    assert code == {f"code/{module(stage)}.json"} | rows
 
 
 def test_code_is_looked_at_in_every_run() -> None:
@@ -140,9 +144,10 @@ def test_target_depends_on_exactly_the_files_of_its_rows(stage: str) -> None:
 @pytest.mark.parametrize("stage", [s for s in DVC if shows(s) or s in ("overview", "report")])
 def test_stage_of_tables_depends_on_the_titles_of_its_rows_alone(stage: str) -> None:
     params = config.Params(ROOT / "params.yaml")
+    kept = read_kept(ROOT / "metrics/reference")
     declared = set(body(stage)["params"])
-    assert declared == target_params(body(stage), params), "run: python -m teddy.dependencies"
-    assert "datasets.digits.title" in declared
+    assert declared == target_params(body(stage), params, kept), "run: python -m teddy.dependencies"
+    assert ("datasets.digits.title" in declared) == (stage != "measure_costs")
     assert not declared & {"datasets", "bases", "pools", "sets", "scores", "streams"}
 
 
@@ -152,13 +157,41 @@ def test_a_row_of_a_target_reaches_the_lists(tmp_path: Path) -> None:
     raw = YAML().load(ROOT / "params.yaml")
     raw["targets"]["fig3a"].append("digits/prior/ipc1")
     YAML().dump(raw, tmp_path / "params.yaml")
-    after = with_inputs(text, config.Params(tmp_path / "params.yaml"))
+    kept = read_kept(ROOT / "metrics/reference")
+    after = with_inputs(text, config.Params(tmp_path / "params.yaml"), kept)
     added = set(after.splitlines()) - set(text.splitlines())
     lines = after.splitlines()
     assert len(lines) == len(text.splitlines()) + 1
     place = lines.index("  fig3a:")
     assert "      - metrics/runs/digits/prior/ipc1.json" in lines[place : place + 20]
     assert not added, "the file is one that Table 1 lists too"
+
+
+def test_tables_depend_on_the_titles_of_runs_that_are_kept(tmp_path: Path) -> None:
+    """Whose rows need not be there."""
+    params = config.Params(ROOT / "params.yaml")
+    kept = Kept(
+        dataset="mnist", target="table1", date="", commit="", command="", hardware={}, scores=()
+    )
+    stages = YAML(typ="safe").load(with_inputs((ROOT / "dvc.yaml").read_text(), params, [kept]))
+    titles = {"datasets.mnist.title", "datasets.mnist.paper"}
+    assert titles <= set(stages["stages"]["table1"]["params"])
+    assert not titles & set(stages["stages"]["table2"]["params"])
+
+
+def test_a_row_that_goes_changes_what_shows_all_rows(tmp_path: Path) -> None:
+    raw = YAML().load(ROOT / "params.yaml")
+    before = identities(config.Params(ROOT / "params.yaml"))
+    raw["targets"]["ablations"].remove("digits/random/ipc10-converged")
+    del raw["scores"]["digits/random/ipc10-converged"]
+    YAML().dump(raw, tmp_path / "params.yaml")
+    after = identities(config.Params(tmp_path / "params.yaml"))
+    assert before["scores"].keys() - after["scores"].keys() == {"digits/random/ipc10-converged"}
+    assert before["sets"] == after["sets"]
+    made = YAML().load(ROOT / "params.yaml")
+    made["sets"]["digits/random/ipc1"]["pool"] = "digits/prior-size15"
+    YAML().dump(made, tmp_path / "params.yaml")
+    assert identities(config.Params(tmp_path / "params.yaml"))["sets"] != before["sets"]
 
 
 def test_every_target_of_params_is_a_stage() -> None:

@@ -587,7 +587,7 @@ def test_table2_has_a_column_per_network_and_the_papers_numbers(tmp_path: Path) 
 def test_table3_has_both_metrics_beside_the_papers(tmp_path: Path) -> None:
     params = target_params(tmp_path, "Tiny-ImageNet")
     scores = [
-        score(f"digits/{method}/ipc20", top1, data="digits-keep60")
+        score(f"digits/{method}/ipc20", top1, data="digits-keep60", keep=(0.6, 1.0))
         for method, top1 in (("sre2l", 20.0), ("teddy-prior", 30.0))
     ]
     (table,) = report.target_tables("table3", scores, printed(), params)
@@ -681,7 +681,7 @@ def test_kept_runs_stand_behind_their_target_with_their_origin(tree: Path, tmp_p
         "dataset": "digits", "target": "table1", "date": "2026-01-02", "commit": "abc",
         "command": "dvc repro",
         "hardware": {"gpus": ["A GPU"], "cores": 4, "cpu": "a processor"},
-        "scores": {"digits/prior/ipc1": run_ | {"repeat": 0}},
+        "scores": {"digits/prior/ipc1": run_ | {"repeat": 0, "keep": [1, 1]}},
     }  # fmt: skip
     write_json(tmp_path / "digits-table1.json", kept)
     found = records.read_kept(tmp_path)

@@ -1,12 +1,15 @@
 """The order in which stages run side by side; DVC itself is not started."""
 
+import json
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from teddy.errors import TeddyError
 from teddy.repro import Plan, ancestors, instances, stale
-from teddy.target_costs import costs
+from teddy.target_costs import _whole_run, costs
 
 PARENTS = {
     "prepare@a": set[str](),
@@ -59,8 +62,19 @@ def test_costs_of_a_target_are_those_of_all_it_needs() -> None:
     assert found["table2"] == {
         "stages": 5, "seconds": 17.2, "stages_beyond_table1": 2, "seconds_beyond_table1": 4.2,
     }  # fmt: skip
-    with pytest.raises(TeddyError, match="no time is known of the stage set@a/2"):
-        costs(PARENTS, {name: 1 for name in PARENTS if name != "set@a/2"})
+
+
+def test_costs_are_of_the_last_run_that_made_everything(tmp_path: Path) -> None:
+    path = tmp_path / "repro-runs.jsonl"
+    every = dict.fromkeys(PARENTS, 1.0)
+    runs = [{"seconds": 1, "stages": every}, {"seconds": 2, "stages": every},
+            {"seconds": 3, "stages": {"table1": 1.0}}]  # fmt: skip
+    path.write_text("".join(json.dumps(run) + "\n" for run in runs))
+    assert _whole_run(path, set(PARENTS))["seconds"] == 2
+    with pytest.raises(TeddyError, match="no run made all 7 stages"):
+        _whole_run(path, {*PARENTS, "table3"})
+    with pytest.raises(TeddyError, match="no run made all"):
+        _whole_run(tmp_path / "none", set(PARENTS))
 
 
 def test_circles_are_refused() -> None:

@@ -10,6 +10,7 @@ import math
 import time
 import weakref
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
+from teddy import makers
 from teddy.artifacts import WorkDir, read_tensors
 from teddy.augmentation import Views, draw_views
 from teddy.class_statistics import class_moments
@@ -877,6 +879,29 @@ def test_broken_teacher_is_refused_at_the_first_iteration(
     item = cut_items(1, 3, config)[0]
     with pytest.raises(TeddyError, match="loss is nan at iteration 1 of indices 0-1, classes 0-1"):
         bad.run(item, tmp_path / "resume")
+
+
+@pytest.mark.parametrize("at", [1, -1])
+def test_gradient_that_is_not_finite_after_a_finite_loss_is_refused(
+    synthesiser: Synthesiser, tmp_path: Path, at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also at the last iteration, which no loss follows; the file has finite images."""
+    monkeypatch.setattr(makers, "CHECK_EVERY", 2)
+    steps = synthesiser.steps
+
+    def broken(item: Item, run: ItemRun, iterations: range) -> Iterator[Tensor]:
+        for iteration, losses in zip(iterations, steps(item, run, iterations), strict=True):
+            if iteration == iterations[at]:
+                assert run.images.grad is not None
+                run.images.grad.fill_(math.nan)
+            yield losses
+
+    monkeypatch.setattr(synthesiser, "steps", broken)
+    item = cut_items(1, 3, synthesiser.config)[0]
+    with pytest.raises(TeddyError, match=r"images are not finite by iteration \d+ of indices 0-1"):
+        synthesiser.run(item, tmp_path / "a.resume")
+    tensors, _ = read_tensors(tmp_path / "a.last-finite.safetensors", kind="teddy.item-images.v1")
+    assert tensors["images"].isfinite().all()
 
 
 def test_more_teachers_than_the_pool_has_are_refused(

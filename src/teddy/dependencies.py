@@ -25,8 +25,11 @@ from ruamel.yaml import YAML
 
 from teddy.config import Params
 from teddy.console import parser, run_command
-from teddy.files import atomic_path, write_json
+from teddy.files import Json, atomic_path, write_json
+from teddy.records import read_kept
+from teddy.results import Kept
 from teddy.rows import Leaf
+from teddy.schema import to_json
 
 _ROOT = Path(__file__).parents[2]
 _OPTION = re.compile(r"--\w+\s+(\S+)")
@@ -43,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     def command() -> str:
         if args.code:
+            write_json(args.code / "rows.json", identities(Params(args.params)))
             return f"{len(write_code(args.code))} stages, checksums in {args.code}"
         changed = update(args.dvc, Params(args.params))
         return f"{args.dvc}: {'brought up to date' if changed else 'nothing to change'}"
@@ -53,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def update(dvc: Path, params: Params) -> bool:
     """Rewrite the lists of a ``dvc.yaml``; whether anything changed."""
     before = dvc.read_text(encoding="utf-8")
-    after = with_inputs(before, params)
+    after = with_inputs(before, params, read_kept(dvc.parent / "metrics/reference"))
     if after == before:
         return False
     with atomic_path(dvc) as temporary:
@@ -75,22 +79,41 @@ def write_code(folder: Path) -> list[Path]:
     return written
 
 
+def identities(params: Params) -> Json:
+    """What rows there are and what each is of, without settings: for stages that show all of them.
+
+    Their own records tell the rest; but not that a row has gone.
+    """
+    sections = ("prepared", "bases", "pools", "sets", "scores", "step_teachers", "streams")
+    return {
+        section: {name: to_json(row) for name, row in getattr(params, section).items()}
+        for section in sections
+    }
+
+
 def _stages(text: str) -> list[str]:
     """The text cut before every stage; what stands before the first one is a part too."""
     return re.split(r"(?m)^(?=  [\w-]+:$)", text)
 
 
-def with_inputs(text: str, params: Params) -> str:
+def with_inputs(text: str, params: Params, kept: Sequence[Kept] = ()) -> str:
     """``dvc.yaml`` with every target's stages depending on what they read of the rows it shows.
 
     A stage is a target's if its command names one. Folders on its command line stand for the files
     in them that belong to the target's rows.
+
+    Args:
+        text: the file.
+        params: rows of the targets.
+        kept: runs that stand behind them, whose datasets need not have rows.
     """
     stages = YAML(typ="safe").load(StringIO(text))["stages"]
-    return "".join(_stage_with_inputs(part, stages, params) for part in _stages(text))
+    return "".join(_stage_with_inputs(part, stages, params, kept) for part in _stages(text))
 
 
-def _stage_with_inputs(part: str, stages: Mapping[str, Any], params: Params) -> str:
+def _stage_with_inputs(
+    part: str, stages: Mapping[str, Any], params: Params, kept: Sequence[Kept]
+) -> str:
     match = re.match(r"  ([\w-]+):$", part.split("\n", 1)[0])
     stage = stages[match[1]] if match else {}
     if "cmd" not in stage:
@@ -99,7 +122,7 @@ def _stage_with_inputs(part: str, stages: Mapping[str, Any], params: Params) -> 
         code = [dep for dep in stage["deps"] if dep.startswith("code/")]
         part = _with_list(part, "deps", [*target_inputs(stage, params), *code])
     if target_of(stage) or "methods" in stage.get("params", ()):
-        part = _with_list(part, "params", target_params(stage, params))
+        part = _with_list(part, "params", target_params(stage, params, kept))
     return part
 
 
@@ -116,10 +139,10 @@ def target_of(stage: Mapping[str, Any]) -> str:
     return found[1] if found else ""
 
 
-_OF_ROWS = ("datasets.", "bases.", "pools.", "sets.", "streams.")
+_OF_ROWS = ("datasets.", "prepared.", "bases.", "pools.", "sets.", "streams.")
 
 
-def target_params(stage: Mapping[str, Any], params: Params) -> set[str]:
+def target_params(stage: Mapping[str, Any], params: Params, kept: Sequence[Kept] = ()) -> set[str]:
     """Params that a stage depends on which shows rows: titles, and rows that it takes apart.
 
     DVC keeps a copy of every param in ``dvc.lock``, so that whole sections are slow.
@@ -127,6 +150,7 @@ def target_params(stage: Mapping[str, Any], params: Params) -> set[str]:
     Args:
         stage: its entry in ``dvc.yaml``; of its own list, what is not of a row stays.
         params: the rows.
+        kept: runs that stand behind the targets.
     """
     target = target_of(stage)
     found = {entry for entry in stage["params"] if not entry.startswith(_OF_ROWS)}
@@ -134,17 +158,20 @@ def target_params(stage: Mapping[str, Any], params: Params) -> set[str]:
     streams = [name for name in names if name in params.streams]
     leaves = [params.leaf(name) for name in names if name not in streams]
     datasets = {leaf.dataset for leaf in leaves} | {params.streams[n].dataset for n in streams}
-    if not target:
-        datasets = {row.dataset for row in params.prepared.values()}
-    found |= {f"datasets.{name}.{key}" for name in datasets for key in ("title", "paper")}
-    found |= {f"streams.{name}" for name in streams}
     if "teddy.stages.measure_costs" in stage["cmd"]:
         stages = ("train_teacher", "pool", "synthesize")
         found |= {*stages, *(f"datasets.{name}.{stage}" for name in datasets for stage in stages)}
         pools = {params.sets[leaf.set].pool for leaf in leaves}
         found |= {f"sets.{leaf.set}" for leaf in leaves} | {f"pools.{pool}" for pool in pools}
         found |= {f"bases.{params.pools[pool].base}" for pool in pools}
-    return found
+        return found
+    if not target:
+        datasets = {row.dataset for row in params.prepared.values()}
+    if "teddy.stages.target" in stage["cmd"]:
+        found |= {f"prepared.{leaf.data}" for leaf in leaves}
+        datasets |= {run.dataset for run in kept if run.target == target}
+    found |= {f"datasets.{name}.{key}" for name in datasets for key in ("title", "paper")}
+    return found | {f"streams.{name}" for name in streams}
 
 
 def target_inputs(stage: Mapping[str, Any], params: Params) -> set[str]:

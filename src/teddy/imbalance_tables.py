@@ -17,7 +17,7 @@ def imbalanced(
     soft = [score for score in scores if score.labels == "soft"]
     for (dataset, ipc), own in grouped(soft, "dataset", "ipc").items():
         datas = list(grouped(own, "data"))
-        keeps = {data: kept_share(params, data) for data in datas}
+        keeps = {score.data: kept_share(score) for score in own}
         columns = [Column("method", text=True), Column("", text=True)]
         for data in datas:
             columns += [Column("top-1", keeps[data]), Column("macro-F1", keeps[data])]
@@ -51,7 +51,7 @@ def imbalanced(
     return tables
 
 
-def kept_share(params: Params, data: str) -> str:
+def kept_share(score: Score) -> str:
     """Bounds of the share of images that classes keep, as the paper's Table 3 writes them."""
-    low, high = params.prepare(data).keep
+    low, high = score.keep
     return f"{low:.0%}-{high:.0%}"

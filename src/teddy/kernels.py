@@ -209,8 +209,7 @@ def emulates_bfloat16(device_type: str) -> bool:
 
     PyTorch then computes them 10 to 600 times slower than in float32.
     """
-    supported: bool = torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return device_type == "cpu" and not supported
+    return device_type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def _computable(x: Tensor) -> Tensor:

@@ -206,6 +206,8 @@ class ImageMaker(ABC):
                     bad = first_non_finite(run.losses[finite_at:done])
                     if bad is not None:
                         self._refuse(item, finite_at + bad, run.losses, resume, finite, finite_at)
+                    if not images.detach().isfinite().all():  # of a finite loss's gradient
+                        self._refuse(item, done - 1, run.losses, resume, finite, finite_at)
                     finite.copy_(images.detach())
                     finite_at = done
                     place.show(bar, done, start, total, len(images), began)
@@ -220,13 +222,20 @@ class ImageMaker(ABC):
     def _refuse(
         self, item: Item, at: int, losses: Tensor, resume: Path, finite: Tensor, finite_at: int
     ) -> NoReturn:
-        """Refuse a loss that is not finite; leave the images of the last look beside ``resume``."""
+        """Refuse a loss that is not finite, or images after a finite one; leave the images of the
+        last look beside ``resume``.
+        """
         row = losses[at].cpu()
         blame, value = self.blame(item, at, row), float(self.combine(row).sum())
+        what = (
+            f"loss is {value} at"
+            if blame or not math.isfinite(value)
+            else ("images are not finite by")
+        )
         path = resume.with_suffix(".last-finite.safetensors")
         write_tensors(path, {"images": finite}, kind=_FINITE_KIND, record={"iterations": finite_at})
         raise TeddyError(
-            f"synthesize: loss is {value} at iteration {at + 1} of {item.name}{blame}; the images "
+            f"synthesize: {what} iteration {at + 1} of {item.name}{blame}; the images "
             f"after iteration {finite_at} are in {path}; try a smaller {self.rate}"
         )
 

@@ -8,7 +8,7 @@ import contextlib
 import json
 import math
 import statistics
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +34,7 @@ from teddy.results import (
     grouped,
     spread,
 )
+from teddy.rows import Leaf
 from teddy.schema import read_yaml
 
 CLASSES_SHOWN, IMAGES_SHOWN = 10, 10
@@ -68,8 +69,8 @@ def read_scores(params: Params, runs: Path, names: Sequence[str]) -> list[Score]
         declared = {"score": name} | {key: getattr(leaf, key) for key in keys}
         stage = "score" if name in params.scores else "evaluate"
         with _opened(runs / f"{name}.json", stage, name, declared) as record:
-            repeat = params.sets[leaf.set].repeat
-            scores += [_score(record, kind, record["labels"][kind], repeat) for kind in leaf.labels]
+            facts = declared_facts(params, leaf)
+            scores += [_score(record | facts, kind) for kind in leaf.labels]
     for dataset, own in grouped(scores, "dataset").items():
         splits = {score.split: score.name for score in own}
         if len(splits) > 1:
@@ -81,7 +82,16 @@ def read_scores(params: Params, runs: Path, names: Sequence[str]) -> list[Score]
     return scores
 
 
-def _score(record: Json, labels: str, runs: Sequence[Json], repeat: int) -> Score:
+def declared_facts(params: Params, leaf: Leaf) -> Json:
+    """What a score is of that its record does not say."""
+    return {
+        "repeat": params.sets[leaf.set].repeat,
+        "keep": list(params.prepare(leaf.data).keep),
+    }
+
+
+def _score(record: Json, labels: str) -> Score:
+    runs = record["labels"][labels]
     same = (
         "set", "dataset", "data", "method", "ipc", "arch", "pool", "split", "images_held_out",
         "epochs", "members",
@@ -108,7 +118,8 @@ def _score(record: Json, labels: str, runs: Sequence[Json], repeat: int) -> Scor
         ensemble=synthesis.get("ensemble"),
         first_bn_weight=synthesis.get("first_bn_weight"),
         precision=synthesis.get("precision"),
-        repeat=repeat,
+        repeat=record["repeat"],
+        keep=tuple(record["keep"]),
         init=synthesis.get("initialise"),
         image_bytes=record["bytes"]["images"],
         label_bytes=record["bytes"]["labels"] if labels == "soft" else 0,
@@ -176,10 +187,14 @@ def read_bases(params: Params, teachers: Path, names: Iterable[str] | None = Non
     return bases
 
 
-def read_pools(params: Params, folder: Path) -> list[PoolFacts]:
-    """Every declared pool."""
+def read_pools(
+    params: Params, folder: Path, names: Container[str] | None = None
+) -> list[PoolFacts]:
+    """Every declared pool, or those named."""
     pools = []
     for name, row in params.pools.items():
+        if names is not None and name not in names:
+            continue
         path = folder / f"{name}.json"
         declared = {"pool": name, "base": row.base, "kind": row.kind}
         with _opened(path, "build_pool", name, declared) as record:
@@ -291,8 +306,8 @@ def read_costs(params: Params, path: Path, names: Sequence[str]) -> list[Cost]:
     record = read_json(path)
     costs = []
     keys = ("draw", "epochs", "pretraining_seconds", "synthesis_seconds", "peak_mib")
-    for name in names:
-        row = params.sets[params.leaf(name).set]
+    for name in [params.leaf(name).set for name in names]:
+        row = params.sets[name]
         if name not in record["sets"]:
             raise TeddyError(f"{path}: lacks {name!r}; run the measure_costs stage again")
         own = {key: record["sets"][name][key] for key in keys}
@@ -304,24 +319,29 @@ def read_kept(folder: Path) -> list[Kept]:
     """Runs that need other hardware and are kept as files beside the paper's numbers.
 
     These files are input, like the paper's, and not declared by rows: all that are there count.
+
+    Raises:
+        TeddyError: a file is of another kind.
     """
     kept = []
     for path in sorted(folder.glob("*.json")):
-        record = read_json(path)
         try:
-            scores = tuple(
-                _score(own, labels, runs, own["repeat"])
-                for own in record["scores"].values()
-                for labels, runs in own["labels"].items()
-            )
-            keys = ("dataset", "target", "date", "commit", "command")
-            facts = {key: record[key] for key in keys}
-            kept.append(Kept(**facts, hardware=record["hardware"], scores=scores))
-        except (KeyError, TypeError, AttributeError) as error:
+            kept.append(kept_run(read_json(path)))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise TeddyError(
                 f"{path}: expected the record of `python -m teddy.reference`: {error}"
             ) from error
     return kept
+
+
+def kept_run(record: Json) -> Kept:
+    """The run that a record of :mod:`teddy.reference` keeps."""
+    scores = tuple(
+        _score(own, labels) for own in record["scores"].values() for labels in own["labels"]
+    )
+    keys = ("dataset", "target", "date", "commit", "command")
+    hardware = {key: record["hardware"][key] for key in ("gpus", "cores", "cpu")}
+    return Kept(**{key: record[key] for key in keys}, hardware=hardware, scores=scores)
 
 
 @contextlib.contextmanager

@@ -15,11 +15,12 @@ from pathlib import Path
 
 from teddy.config import Params
 from teddy.console import logs_folder
+from teddy.dependencies import update
 from teddy.errors import TeddyError
 from teddy.files import Json, read_json, write_json
 from teddy.hardware import describe
-from teddy.records import read_kept, read_paper, read_pools, read_scores
-from teddy.report import TITLES, declared_rows, kept_table
+from teddy.records import declared_facts, kept_run, read_paper, read_pools, read_scores
+from teddy.report import MAKERS, TITLES, declared_rows, kept_table
 from teddy.runtime import run_stage
 from teddy.tables import write_text
 from teddy.training_tables import pool_table
@@ -36,11 +37,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--params", type=Path, default=Path("params.yaml"))
     parser.add_argument("--metrics", type=Path, default=Path("metrics"))
+    parser.add_argument("--dvc", type=Path, default=Path("dvc.yaml"))
     args = parser.parse_args(argv)
 
     def stage() -> str:
         params = Params(args.params)
         params.row("datasets", args.dataset)
+        if args.target not in MAKERS:
+            raise TeddyError(f"--target {args.target}: expected one of {', '.join(MAKERS)}")
         declared = declared_rows(params, args.target)
         names = [name for name in declared if params.leaf(name).dataset == args.dataset]
         if not names:
@@ -49,8 +53,11 @@ def main(argv: Sequence[str] | None = None) -> None:
                 f"profile first: python -m teddy.profile {args.dataset}"
             )
         folder, name = args.metrics / "reference", f"{args.dataset}-{args.target}"
-        write_json(folder / f"{name}.json", _record(params, args, names))
-        write_text(folder / f"{name}.md", _tables(params, args, name))
+        record = _record(params, args, names)
+        tables = _tables(params, args, record)
+        write_json(folder / f"{name}.json", record)
+        write_text(folder / f"{name}.md", tables)
+        update(args.dvc, params)  # whose tables depend on the dataset's title now
         return f"{name}: {len(names)} scores kept in {folder}"
 
     run_stage("reference", stage)
@@ -58,11 +65,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _record(params: Params, args: argparse.Namespace, names: Sequence[str]) -> Json:
     read_scores(params, args.metrics / "runs", names)  # refuses records of other rows
-    seconds = _seconds(params, names, logs_folder())
+    seconds, known = _seconds(params, names, logs_folder())
     scores = {}
     for name in names:
         record = _without_curves(read_json(args.metrics / "runs" / f"{name}.json"))
-        scores[name] = record | {"repeat": params.sets[params.leaf(name).set].repeat}
+        scores[name] = record | declared_facts(params, params.leaf(name))
     return {
         "dataset": args.dataset,
         "target": args.target,
@@ -71,7 +78,7 @@ def _record(params: Params, args: argparse.Namespace, names: Sequence[str]) -> J
         "command": f"python -m teddy.profile {args.dataset} && dvc repro {args.target}",
         "hardware": describe(),
         "seconds": seconds,
-        "minutes": round(sum(seconds.values()) / 60, 1),
+        "minutes": round(sum(seconds.values()) / 60, 1) if known else None,
         "scores": scores,
     }
 
@@ -84,21 +91,29 @@ def _without_curves(record: Json) -> Json:
     return record | {"labels": labels}
 
 
-def _seconds(params: Params, names: Sequence[str], logs: Path) -> dict[str, float]:
-    """Seconds of the last run of every stage that these scores need, from the timing logs."""
+def _seconds(params: Params, names: Sequence[str], logs: Path) -> tuple[dict[str, float], bool]:
+    """Seconds of the last run of every stage that these scores need, and whether all are known."""
     leaves = [params.leaf(name) for name in names]
-    pools = {leaf.pool for leaf in leaves} | {params.sets[leaf.set].pool for leaf in leaves}
-    needed = {leaf.name for leaf in leaves} | {leaf.set for leaf in leaves} | pools
-    needed |= {leaf.data for leaf in leaves} | {params.pools[pool].base for pool in pools}
-    stages = {"prepare", "train_teacher", "build_pool", "synthesize", "relabel", "evaluate"}
+    sets = {leaf.set for leaf in leaves}
+    pools = {leaf.pool for leaf in leaves} | {params.sets[name].pool for name in sets}
+    bases = {base for pool in pools for base in (params.pools[pool].base, params.pools[pool].curve)}
+    needed = {
+        "prepare": {leaf.data for leaf in leaves},
+        "train_teacher": bases,
+        "build_pool": pools,
+        "synthesize": sets,
+        "relabel": sets,
+        "evaluate": {leaf.name for leaf in leaves},
+    }
     seconds: dict[str, float] = {}
-    for file in sorted(logs.glob("*.jsonl")):
-        for line in file.read_text(encoding="utf-8").splitlines() if file.stem in stages else ():
+    for stage, rows in needed.items():
+        file = logs / f"{stage}.jsonl"
+        for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else ():
             entry = json.loads(line)
             name = entry["summary"].split(":")[0]
-            if name in needed:
-                seconds[f"{file.stem} {name}"] = entry["seconds"]
-    return seconds
+            if name in rows:
+                seconds[f"{stage} {name}"] = entry["seconds"]
+    return seconds, len(seconds) == sum(map(len, needed.values()))
 
 
 def _commit() -> str:
@@ -108,15 +123,15 @@ def _commit() -> str:
     return found.stdout.strip() or "unknown"
 
 
-def _tables(params: Params, args: argparse.Namespace, name: str) -> str:
-    folder = args.metrics / "reference"
-    run = next(r for r in read_kept(folder) if (r.dataset, r.target) == (args.dataset, args.target))
+def _tables(params: Params, args: argparse.Namespace, record: Json) -> str:
+    run = kept_run(record)
     shown = {score.pool for score in run.scores}
-    pools = [pool for pool in read_pools(params, args.metrics / "pools") if pool.name in shown]
-    minutes = read_json(folder / f"{name}.json")["minutes"]
+    pools = read_pools(params, args.metrics / "pools", shown)
+    minutes = "An unknown number of" if record["minutes"] is None else record["minutes"]
     title = f"# {params.datasets[args.dataset].title}: {TITLES[args.target]}\n"
     cost = f"{minutes} minutes of computing, stages after one another.\n"
-    tables = [kept_table(run, read_paper(folder / "paper.yaml"), params), pool_table(pools)]
+    paper = read_paper(args.metrics / "reference" / "paper.yaml")
+    tables = [kept_table(run, paper, params), pool_table(pools)]
     return "\n".join([title, cost, *(table.markdown() for table in tables)])
 
 

@@ -167,7 +167,7 @@ def long_table(
                 params, PAPER_TABLES[target], score.dataset, score.method, score.ipc, paper,
                 arch="" if target in ("table1", "table5") else score.arch,
                 init=score.init or "" if target == "table5" else "",
-                keep=kept_share(params, score.data) if target == "table3" else "",
+                keep=kept_share(score) if target == "table3" else "",
             )  # fmt: skip
         ours = [getattr(score, key) for key in (*keys, *numbers)]
         theirs = (found.mean, found.std, found.arch) if found else (None, None, None)

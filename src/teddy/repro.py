@@ -8,12 +8,14 @@ that most others wait for come first. What each takes goes to ``logs/``, which
 """
 
 import argparse
+import contextlib
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from typing import Any
 
 from teddy.console import append_line, run_command
 from teddy.errors import TeddyError
@@ -39,25 +41,39 @@ def main(argv: Sequence[str] | None = None) -> None:
         if "code" in wanted:  # whose output says whether code has changed
             _reproduce("code", os.environ)
         todo = stale(parents, _changed()) & wanted - {"code"}
-        cores = len(os.sched_getaffinity(0))
+        cores = int(os.environ.get("TEDDY_WORKERS") or len(os.sched_getaffinity(0)))
         environment = os.environ | {"TEDDY_WORKERS": str(max(1, cores // args.jobs))}
-        plan = Plan(parents, todo)
         start = time.monotonic()
-        with ThreadPoolExecutor(args.jobs) as pool:
-            running: dict[Future[float], str] = {}
-            while not plan.done or running:
-                for name in plan.take(args.jobs - len(running)):
-                    running[pool.submit(_reproduce, name, environment)] = name
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    name = running.pop(future)
-                    append_line(
-                        "repro-stages", {"stage": name, "seconds": round(future.result(), 1)}
-                    )
-                    plan.finish(name)
-                    _say(name, len(plan.finished), len(todo), time.monotonic() - start)
-        return f"{len(todo)} of {len(wanted)} stages made, the others were up to date"
+        seconds = _run(Plan(parents, todo), len(todo), args.jobs, environment)
+        append_line(
+            "repro-runs",
+            {
+                "seconds": round(time.monotonic() - start, 1),
+                "jobs": args.jobs,
+                "stages": {name: round(value, 1) for name, value in seconds.items()},
+            },
+        )
+        return f"{len(seconds)} of {len(wanted - {'code'})} stages made, the others up to date"
 
     run_command("repro", command)
+
+
+def _run(plan: "Plan", count: int, jobs: int, environment: Mapping[str, str]) -> dict[str, float]:
+    """Carry out a plan; seconds of the stages that DVC did run."""
+    seconds: dict[str, float] = {}
+    start = time.monotonic()
+    with ThreadPoolExecutor(jobs) as pool:
+        running: dict[Future[float | None], str] = {}
+        while not plan.done or running:
+            for name in plan.take(jobs - len(running)):
+                running[pool.submit(_reproduce, name, environment)] = name
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                name, taken = running.pop(future), future.result()
+                if taken is not None:
+                    seconds[name] = taken
+                plan.finish(name)
+                _say(name, len(plan.finished), count, time.monotonic() - start)
+    return seconds
 
 
 class Plan:
@@ -110,13 +126,20 @@ def _heights(waits: Graph) -> dict[str, int]:
     return heights
 
 
-def _reproduce(name: str, environment: Mapping[str, str]) -> float:
-    """Bring one stage up to date; seconds it took."""
-    start = time.monotonic()
+def _reproduce(name: str, environment: Mapping[str, str]) -> float | None:
+    """Bring one stage up to date; seconds it took, None if DVC had its results already."""
+    start, ran = time.monotonic(), False
     command = ["dvc", "--wait-for-lock", "repro", "--single-item", name]
-    if subprocess.run(command, env=dict(environment), check=False).returncode:
+    with subprocess.Popen(
+        command, env=dict(environment), stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            ran = ran or line.startswith("Running stage")
+            print(line, end="", flush=True)
+    if process.returncode:
         raise TeddyError(f"the stage {name} failed; its message stands above")
-    return time.monotonic() - start
+    return time.monotonic() - start if ran else None
 
 
 def _say(name: str, done: int, count: int, seconds: float) -> None:
@@ -130,22 +153,31 @@ def _say(name: str, done: int, count: int, seconds: float) -> None:
 
 def graph() -> Graph:
     """Stages that every stage depends on, by name."""
-    from dvc.repo import Repo  # type: ignore[import-untyped]  # slow, and tests need it not
-
-    with Repo() as repo:
-        graph = repo.index.graph
+    with _repository() as repo:
+        stages = repo.index.graph
         return {
-            stage.addressing: {parent.addressing for parent in graph.successors(stage)}
-            for stage in graph
+            stage.addressing: {parent.addressing for parent in stages.successors(stage)}
+            for stage in stages
         }
 
 
 def _changed() -> set[str]:
     """Stages that DVC would run again for their own sake."""
-    from dvc.repo import Repo
-
-    with Repo() as repo:
+    with _repository() as repo:
         return set(repo.status())
+
+
+@contextlib.contextmanager
+def _repository() -> Iterator[Any]:
+    """DVC's view of the checkout; its errors in one line."""
+    from dvc.exceptions import DvcException  # type: ignore[import-untyped]  # slow to import
+    from dvc.repo import Repo  # type: ignore[import-untyped]
+
+    try:
+        with Repo() as repo:
+            yield repo
+    except DvcException as error:
+        raise TeddyError(f"dvc: {error}") from error
 
 
 def stale(parents: Graph, changed: Iterable[str]) -> set[str]:

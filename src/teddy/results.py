@@ -23,6 +23,8 @@ class Score:
     dataset: str
     data: str
     """Prepared images, which differ from the dataset's where classes are thinned out."""
+    keep: tuple[float, float]
+    """Bounds of the share of its training images that each class keeps."""
     method: str
     ipc: int
     arch: str

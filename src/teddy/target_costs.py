@@ -7,7 +7,7 @@ all that it needs, and beyond what Table 1 has made already.
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 
 from teddy.console import logs_folder, run_command
@@ -29,18 +29,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = options.parse_args(argv)
 
     def command() -> str:
-        parents, runs = graph(), _last(logs_folder() / "repro.jsonl", "stage")
-        if "repro" not in runs:
-            raise TeddyError(f"{logs_folder()}: no timings; run python -m teddy.repro first")
-        seconds = {
-            name: entry["seconds"]
-            for name, entry in _last(logs_folder() / "repro-stages.jsonl", "stage").items()
-        }
+        parents = graph()
+        run = _whole_run(logs_folder() / "repro-runs.jsonl", parents.keys() - {"code"})
         record = {
             "hardware": describe(),
-            "stages": len(parents) - 1,
-            "wall_minutes": round(runs["repro"]["seconds"] / 60, 1),
-            "targets": costs(parents, seconds),
+            "stages": len(run["stages"]),
+            "jobs": run["jobs"],
+            "wall_minutes": round(run["seconds"] / 60, 1),
+            "targets": costs(parents, run["stages"]),
         }
         write_json(args.out / "targets.json", record)
         write_text(args.out / "targets.md", f"# What targets cost\n\n{table(record).markdown()}")
@@ -49,12 +45,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     run_command("target_costs", command)
 
 
-def _last(path: Path, key: str) -> dict[str, Json]:
-    """The last line of a log for each value of a key."""
-    if not path.is_file():
-        return {}
-    entries = map(json.loads, path.read_text(encoding="utf-8").splitlines())
-    return {entry[key]: entry for entry in entries}
+def _whole_run(path: Path, stages: Set[str]) -> Json:
+    """The last run that made every stage.
+
+    Raises:
+        TeddyError: there was none.
+    """
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    for run in reversed([json.loads(line) for line in lines]):
+        if run["stages"].keys() == stages:
+            return run  # type: ignore[no-any-return]
+    raise TeddyError(
+        f"{path}: no run made all {len(stages)} stages; run python -m teddy.repro in a fresh clone"
+    )
 
 
 def costs(parents: Graph, seconds: Mapping[str, float]) -> dict[str, Json]:
@@ -63,9 +66,6 @@ def costs(parents: Graph, seconds: Mapping[str, float]) -> dict[str, Json]:
     Args:
         parents: the graph; targets are the stages without rows.
         seconds: what each stage took.
-
-    Raises:
-        TeddyError: a stage has no time.
     """
     found: dict[str, Json] = {}
     before = ancestors(parents, {_FIRST}) if _FIRST in parents else set()
@@ -73,8 +73,6 @@ def costs(parents: Graph, seconds: Mapping[str, float]) -> dict[str, Json]:
         if "@" in target or target == "code":
             continue
         needs = ancestors(parents, {target}) - {"code"}
-        for name in sorted(needs - seconds.keys()):
-            raise TeddyError(f"no time is known of the stage {name}; make it by teddy.repro")
         beyond = needs - before if target != _FIRST else needs
         found[target] = {
             "stages": len(needs),
@@ -104,10 +102,11 @@ def table(record: Json) -> Table:
     hardware = record["hardware"]
     note = (
         f"Minutes of one stage at a time while another ran beside it, DVC's bookkeeping included. "
-        f"All {record['stages']} stages, two at a time: {record['wall_minutes']:.0f} minutes on "
+        f"All {record['stages']} stages, {record['jobs']} at a time: "
+        f"{record['wall_minutes']:.0f} minutes on "
         f"{hardware['cores']} cores of {hardware['cpu']}."
     )
-    return Table("Minutes of every target on digits", columns, rows, (note,))
+    return Table("Minutes of every target", columns, rows, (note,))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 A comparison is *reproduced* if the difference of two means points the claimed way and is larger
 than the pooled standard deviation of the students, ``sqrt((s₁² + s₂²) / 2)``; otherwise it is *not
-reproduced*. Students that are as accurate as guessing, on both sides, are *no evidence*: they have
+reproduced*. Students that cannot be told from guessing, on both sides, are *no evidence*: they have
 not learnt from either set. A claim whose target has no row is *not run*.
 """
 
@@ -17,8 +17,8 @@ from teddy.results import Cost, Score, StreamScore, grouped
 
 Outcome = Literal["reproduced", "not reproduced", "no evidence", "not run"]
 
-_LEARNT = 1.5
-"""Times the accuracy of guessing that students must reach for a comparison to count."""
+_STANDARD_ERRORS = 3
+"""Of guesses on the held-out images: how far above guessing one student must be to have learnt."""
 
 CLAIMS: dict[str, tuple[str, ...]] = {
     "table1": (
@@ -84,18 +84,27 @@ def compare(claim: str, data: str, better: Score, worse: Score, metric: str = "t
         worse: the other one.
         metric: ``top1`` or ``f1``.
     """
-    guessing = 100 / better.num_classes if better.num_classes else 0.0
-    if max(better.top1_mean, worse.top1_mean) < _LEARNT * guessing:
+    guessing, learnt = _guessing(better)
+    if max(better.top1_mean, worse.top1_mean) < learnt:
         return Verdict(
             claim=claim,
             data=data,
             outcome="no evidence",
             evidence=f"{better.top1_mean:.1f} against {worse.top1_mean:.1f}, where guessing gives "
-            f"{guessing:.1f}: these students have not learnt",
+            f"{guessing:.1f} and {_STANDARD_ERRORS} standard errors more are {learnt:.1f}",
         )
     means = [getattr(score, f"{metric}_mean") for score in (better, worse)]
     spreads = [getattr(score, f"{metric}_std") for score in (better, worse)]
     return judge(claim, data, means[0], means[1], spreads[0], spreads[1])
+
+
+def _guessing(score: Score) -> tuple[float, float]:
+    """Accuracy of guessing, and the least of a student that has learnt; percent."""
+    if score.num_classes is None:
+        return 0.0, 0.0
+    share = 1 / score.num_classes
+    error = math.sqrt(share * (1 - share) / score.images_held_out)
+    return 100 * share, 100 * (share + _STANDARD_ERRORS * error)
 
 
 def judge(
