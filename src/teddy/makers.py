@@ -226,12 +226,9 @@ class ImageMaker(ABC):
         last look beside ``resume``.
         """
         row = losses[at].cpu()
-        blame, value = self.blame(item, at, row), float(self.combine(row).sum())
-        what = (
-            f"loss is {value} at"
-            if blame or not math.isfinite(value)
-            else ("images are not finite by")
-        )
+        value, what, blame = float(self.combine(row).sum()), "images are not finite by", ""
+        if not math.isfinite(value):
+            what, blame = f"loss is {value} at", self.blame(item, at, row)
         path = resume.with_suffix(".last-finite.safetensors")
         write_tensors(path, {"images": finite}, kind=_FINITE_KIND, record={"iterations": finite_at})
         raise TeddyError(
