@@ -24,20 +24,16 @@ import teddy
 from teddy import config
 from teddy.continual import class_steps, seen_classes
 from teddy.dependencies import (
-    identities,
     imported,
     target_inputs,
     target_of,
-    target_params,
     update,
     with_inputs,
-    write_code,
+    write_inputs,
 )
 from teddy.files import digest, read_json
 from teddy.networks import classifier, load_network
 from teddy.readme import with_results
-from teddy.records import read_kept
-from teddy.results import Kept
 from teddy.stages import (
     build_pool,
     continual,
@@ -62,7 +58,7 @@ from teddy.stages import (
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "teddy"
 DVC: dict[str, Any] = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
-CODE = DVC.pop("code")  # the stage that all others depend on
+INPUTS = DVC.pop("inputs")  # the stage that all others depend on
 MAINS = {
     "prepare": prepare.main,
     "train_teacher": train_teacher.main,
@@ -110,45 +106,47 @@ def shows(stage: str) -> str:
 
 
 @pytest.mark.parametrize("stage", DVC)
-def test_stage_depends_on_the_code_that_it_runs(stage: str) -> None:
-    code = {dep for dep in body(stage)["deps"] if dep.startswith(("code/", "src/"))}
-    rows = {"code/rows.json"} if stage in ("overview", "report") else set()
-    assert code == {f"code/{module(stage)}.json"} | rows
+def test_stage_depends_on_its_file_of_code_and_settings(stage: str) -> None:
+    own = [dep for dep in body(stage)["deps"] if dep.startswith(("inputs/", "src/"))]
+    assert own == [f"inputs/{stage}{'/${key}' if 'foreach' in DVC[stage] else ''}.json"]
+    assert "params" not in body(stage), "which DVC would copy into dvc.lock"
 
 
-def test_code_is_looked_at_in_every_run() -> None:
-    assert CODE["always_changed"]
-    assert CODE["cmd"] == "python -m teddy.dependencies --code code"
+def test_inputs_are_looked_at_in_every_run() -> None:
+    assert INPUTS["always_changed"]
+    assert INPUTS["cmd"] == "python -m teddy.dependencies --inputs inputs"
+
+
+def test_there_is_a_file_for_every_stage_and_row_also_of_all_profiles(tmp_path: Path) -> None:
+    raw = YAML().load(ROOT / "params.yaml")
+    for profile in (ROOT / "profiles").glob("*.yaml"):
+        for section, rows in YAML(typ="safe").load(profile).items():
+            raw[section] = raw[section] | rows
+    YAML().dump(raw, tmp_path / "params.yaml")
+    params = config.Params(tmp_path / "params.yaml")
+    written = write_inputs(tmp_path / "inputs", ROOT / "dvc.yaml", params)
+    expected = set()
+    for stage in DVC:
+        (path,) = [dep for dep in body(stage)["deps"] if dep.startswith("inputs/")]
+        for fields in instances(raw, stage):
+            expected.add(path.replace("${key}", fields.get("${key}", "")))
+    assert {path.relative_to(tmp_path).as_posix() for path in written} == expected
 
 
 def test_code_of_a_stage_is_every_module_that_it_imports(tmp_path: Path) -> None:
-    assert {path.stem for path in write_code(tmp_path)} == {module(stage) for stage in DVC}
-    for stage in DVC:
-        sums = read_json(tmp_path / f"{module(stage)}.json")
-        assert set(sums) == imported(f"teddy.stages.{module(stage)}")
+    write_inputs(tmp_path, ROOT / "dvc.yaml", config.Params(ROOT / "params.yaml"))
     source = "src/teddy/objectives.py"
-    assert source in read_json(tmp_path / "synthesize.json")
-    assert source not in read_json(tmp_path / "target.json")
-    digest_ = hashlib.sha256((ROOT / source).read_bytes()).hexdigest()
-    assert read_json(tmp_path / "synthesize.json")[source] == digest_
+    of_synthesis = read_json(tmp_path / "synthesize/digits/prior/ipc1.json")["code"]
+    assert set(of_synthesis) == imported("teddy.stages.synthesize")
+    assert of_synthesis[source] == hashlib.sha256((ROOT / source).read_bytes()).hexdigest()
+    assert source not in read_json(tmp_path / "table1.json")["code"]
 
 
 @pytest.mark.parametrize("stage", [stage for stage in DVC if shows(stage)])
 def test_target_depends_on_exactly_the_files_of_its_rows(stage: str) -> None:
-    declared = {dep for dep in body(stage)["deps"] if not dep.startswith("code/")}
+    declared = {dep for dep in body(stage)["deps"] if not dep.startswith("inputs/")}
     params = config.Params(ROOT / "params.yaml")
     assert declared == target_inputs(body(stage), params), "run: python -m teddy.dependencies"
-    assert f"targets.{shows(stage)}" in body(stage)["params"]
-
-
-@pytest.mark.parametrize("stage", [s for s in DVC if shows(s) or s in ("overview", "report")])
-def test_stage_of_tables_depends_on_the_titles_of_its_rows_alone(stage: str) -> None:
-    params = config.Params(ROOT / "params.yaml")
-    kept = read_kept(ROOT / "metrics/reference")
-    declared = set(body(stage)["params"])
-    assert declared == target_params(body(stage), params, kept), "run: python -m teddy.dependencies"
-    assert ("datasets.digits.title" in declared) == (stage != "measure_costs")
-    assert not declared & {"datasets", "bases", "pools", "sets", "scores", "streams"}
 
 
 def test_a_row_of_a_target_reaches_the_lists(tmp_path: Path) -> None:
@@ -157,41 +155,13 @@ def test_a_row_of_a_target_reaches_the_lists(tmp_path: Path) -> None:
     raw = YAML().load(ROOT / "params.yaml")
     raw["targets"]["fig3a"].append("digits/prior/ipc1")
     YAML().dump(raw, tmp_path / "params.yaml")
-    kept = read_kept(ROOT / "metrics/reference")
-    after = with_inputs(text, config.Params(tmp_path / "params.yaml"), kept)
+    after = with_inputs(text, config.Params(tmp_path / "params.yaml"))
     added = set(after.splitlines()) - set(text.splitlines())
     lines = after.splitlines()
     assert len(lines) == len(text.splitlines()) + 1
     place = lines.index("  fig3a:")
     assert "      - metrics/runs/digits/prior/ipc1.json" in lines[place : place + 20]
     assert not added, "the file is one that Table 1 lists too"
-
-
-def test_tables_depend_on_the_titles_of_runs_that_are_kept(tmp_path: Path) -> None:
-    """Whose rows need not be there."""
-    params = config.Params(ROOT / "params.yaml")
-    kept = Kept(
-        dataset="mnist", target="table1", date="", commit="", command="", hardware={}, scores=()
-    )
-    stages = YAML(typ="safe").load(with_inputs((ROOT / "dvc.yaml").read_text(), params, [kept]))
-    titles = {"datasets.mnist.title", "datasets.mnist.paper"}
-    assert titles <= set(stages["stages"]["table1"]["params"])
-    assert not titles & set(stages["stages"]["table2"]["params"])
-
-
-def test_a_row_that_goes_changes_what_shows_all_rows(tmp_path: Path) -> None:
-    raw = YAML().load(ROOT / "params.yaml")
-    before = identities(config.Params(ROOT / "params.yaml"))
-    raw["targets"]["ablations"].remove("digits/random/ipc10-converged")
-    del raw["scores"]["digits/random/ipc10-converged"]
-    YAML().dump(raw, tmp_path / "params.yaml")
-    after = identities(config.Params(tmp_path / "params.yaml"))
-    assert before["scores"].keys() - after["scores"].keys() == {"digits/random/ipc10-converged"}
-    assert before["sets"] == after["sets"]
-    made = YAML().load(ROOT / "params.yaml")
-    made["sets"]["digits/random/ipc1"]["pool"] = "digits/prior-size15"
-    YAML().dump(made, tmp_path / "params.yaml")
-    assert identities(config.Params(tmp_path / "params.yaml"))["sets"] != before["sets"]
 
 
 def test_every_target_of_params_is_a_stage() -> None:
@@ -202,7 +172,7 @@ def test_every_target_of_params_is_a_stage() -> None:
 @pytest.mark.parametrize("stage", [stage for stage in DVC if not shows(stage)])
 def test_stage_command_uses_exactly_the_declared_paths(stage: str) -> None:
     entry = body(stage)
-    inputs = [dep for dep in entry["deps"] if not dep.startswith("code/")]
+    inputs = [dep for dep in entry["deps"] if not dep.startswith("inputs/")]
     used = re.findall(r"--(?!params)[a-z]+\s+(\S+)", entry["cmd"])
     assert sorted(used) == sorted(inputs + outs(stage))
 
@@ -245,32 +215,13 @@ def test_every_stage_has_an_entrypoint_and_the_other_way_round() -> None:
 
 
 @pytest.mark.parametrize(
-    ("stage", "section"),
-    [("prepare",) * 2, ("train_teacher",) * 2, ("build_pool", "pool"), ("synthesize",) * 2,
-     ("relabel",) * 2, ("evaluate",) * 2, ("score", "evaluate"),
-     ("train_step_teachers", "train_teacher"), ("continual", "relabel"),
-     ("continual", "evaluate"), ("continual", "synthesize"), ("continual", "pool")],
-)  # fmt: skip
-def test_stage_depends_on_all_layers_of_its_settings(stage: str, section: str) -> None:
-    params = body(stage)["params"]
-    assert {"seed", section, f"datasets.${{item.dataset}}.{section}"} <= set(params)
-
-
-@pytest.mark.parametrize("stage", ["evaluate", "score"])
-def test_students_depend_on_relabel_settings_by_the_labels(stage: str) -> None:
-    """Whose manifest holds them (:func:`teddy.labels`), also where no labels are stored."""
-    assert any(dep.startswith("data/labels/") for dep in body(stage)["deps"])
-
-
-@pytest.mark.parametrize(
     ("stage", "rows"),
     [("prepare", "prepared"), ("train_teacher", "bases"), ("build_pool", "pools"),
      ("synthesize", "sets"), ("relabel", "sets"), ("evaluate", "sets"), ("score", "scores"),
      ("train_step_teachers", "step_teachers"), ("continual", "streams")],
 )  # fmt: skip
-def test_stage_runs_for_every_row_and_depends_on_it(stage: str, rows: str) -> None:
+def test_stage_runs_for_every_row(stage: str, rows: str) -> None:
     assert DVC[stage]["foreach"] == f"${{{rows}}}"
-    assert f"{rows}.${{key}}" in body(stage)["params"]
 
 
 def test_params_are_written_as_dvc_writes_them(tmp_path: Path) -> None:
@@ -281,22 +232,6 @@ def test_params_are_written_as_dvc_writes_them(tmp_path: Path) -> None:
     assert not re.search(r"^[^#]*[:-] +[\[{](?![]}])", text, re.MULTILINE), (
         "flow style is rewritten"
     )
-
-
-def test_params_of_stages_exist_for_every_row() -> None:
-    raw = YAML(typ="safe").load(ROOT / "params.yaml")
-    for profile in (ROOT / "profiles").glob("*.yaml"):
-        for section, rows in YAML(typ="safe").load(profile).items():
-            raw[section] = raw[section] | rows
-    for stage in DVC:
-        for fields in instances(raw, stage):
-            for param in body(stage)["params"]:
-                for pattern, value in fields.items():
-                    param = param.replace(pattern, value)
-                found = raw
-                for part in param.split("."):
-                    assert part in found, f"{stage}: {param}"
-                    found = found[part]
 
 
 # ----------------------------------------------------------------------------- a tiny pipeline run
@@ -952,7 +887,7 @@ def test_dvc_repro_runs_once_and_reruns_only_what_changed(tmp_path: Path) -> Non
     rows = YAML(typ="safe").load(folder / "params.yaml")
     assert first.count("Running stage") == 1 + sum(len(list(instances(rows, s))) for s in DVC)
     start = time.monotonic()
-    assert re.findall(r"Running stage '(\w+)", run("dvc", "repro")) == ["code"]
+    assert re.findall(r"Running stage '(\w+)", run("dvc", "repro")) == ["inputs"]
     assert time.monotonic() - start < 30
     summary = json.loads(run("dvc", "metrics", "show", "--json"))
     assert "metrics/summary.json" in json.dumps(summary)
@@ -964,7 +899,7 @@ def test_dvc_repro_runs_once_and_reruns_only_what_changed(tmp_path: Path) -> Non
     assert config.Params(folder / "params.yaml").evaluate("digits/prior/ipc3").temperature == 10
     with (folder / "src/teddy/evaluation.py").open("a") as file:
         file.write("# changed\n")
-    run("dvc", "repro", "-s", "code")
+    run("dvc", "repro", "-s", "inputs")
     stale = set(re.findall(r"^(\w+)", run("dvc", "status"), re.MULTILINE))
     assert {"evaluate", "score"} <= stale
     assert not {"synthesize", "relabel", "train_teacher"} & stale

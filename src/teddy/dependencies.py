@@ -1,15 +1,16 @@
-"""What stages depend on that DVC cannot find out by itself: their code and their rows.
+"""What stages depend on that DVC cannot find out by itself: code, settings and rows.
 
 DVC does not follow imports: a stage that lists only its script stays "up to date" when a module it
-imports changes. Its stage ``code`` runs ``python -m teddy.dependencies --code code``, which writes
-the checksums of all modules that each stage imports into ``code/<stage>.json``, and every stage
-depends on that one file. Listing the modules themselves would put thirty more entries per stage
-into ``dvc.lock``, all of which DVC reads and writes again at the end of every stage.
+imports changes. And it copies every param of every stage into ``dvc.lock``, all of which it reads
+and writes again after each stage: 8 s at 38,000 lines, one stage at a time. So the first stage,
+``inputs``, runs ``python -m teddy.dependencies --inputs inputs`` every time, which writes
+``inputs/<stage>/<row>.json``: checksums of the modules that the stage imports, and the settings
+that it reads, resolved. Every other stage depends on its own file. (Run it by hand to have ``dvc
+status`` tell what a change of ``params.yaml`` or of the code makes stale.)
 
 Nor can DVC make a list of files from ``params.yaml``: a table or figure must list the record of
-every row that it shows, and the titles of its datasets rather than all that is said of datasets.
-``python -m teddy.dependencies`` rewrites these lists after a row of ``targets`` has changed; tests
-hold them.
+every row that it shows. ``python -m teddy.dependencies`` rewrites these lists after a row of
+``targets`` has changed; tests hold them.
 """
 
 import ast
@@ -29,7 +30,7 @@ from teddy.files import Json, atomic_path, write_json
 from teddy.records import read_kept
 from teddy.results import Kept
 from teddy.rows import Leaf
-from teddy.schema import to_json
+from teddy.stage_settings import settings_of
 
 _ROOT = Path(__file__).parents[2]
 _OPTION = re.compile(r"--\w+\s+(\S+)")
@@ -40,15 +41,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parser(__doc__)
     options.add_argument("--dvc", type=Path, default=Path("dvc.yaml"))
     options.add_argument(
-        "--code", type=Path, metavar="FOLDER", help="write the stages' checksums there instead"
+        "--inputs", type=Path, metavar="FOLDER", help="write what the stages depend on there"
     )
     args = options.parse_args(argv)
 
     def command() -> str:
-        if args.code:
-            write_json(args.code / "rows.json", identities(Params(args.params)))
-            return f"{len(write_code(args.code))} stages, checksums in {args.code}"
-        changed = update(args.dvc, Params(args.params))
+        params = Params(args.params)
+        if args.inputs:
+            kept = read_kept(args.dvc.parent / "metrics/reference")
+            return (
+                f"{len(write_inputs(args.inputs, args.dvc, params, kept))} files in {args.inputs}"
+            )
+        changed = update(args.dvc, params)
         return f"{args.dvc}: {'brought up to date' if changed else 'nothing to change'}"
 
     run_command("dependencies", command)
@@ -57,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def update(dvc: Path, params: Params) -> bool:
     """Rewrite the lists of a ``dvc.yaml``; whether anything changed."""
     before = dvc.read_text(encoding="utf-8")
-    after = with_inputs(before, params, read_kept(dvc.parent / "metrics/reference"))
+    after = with_inputs(before, params)
     if after == before:
         return False
     with atomic_path(dvc) as temporary:
@@ -65,30 +69,36 @@ def update(dvc: Path, params: Params) -> bool:
     return True
 
 
-def write_code(folder: Path) -> list[Path]:
-    """Write ``<stage>.json`` for every module of :mod:`teddy.stages`: the SHA-256 of each module
-    that it imports, itself included.
+def write_inputs(folder: Path, dvc: Path, params: Params, kept: Sequence[Kept] = ()) -> list[Path]:
+    """Write a file for every stage of a ``dvc.yaml``, or for every row of a stage that has rows.
+
+    Args:
+        folder: to write to.
+        dvc: the pipeline.
+        params: what its stages read.
+        kept: runs that its tables show too.
     """
     written = []
-    for file in sorted((_ROOT / "src" / "teddy" / "stages").glob("*.py")):
-        if file.stem != "__init__":
-            modules = sorted(imported(f"teddy.stages.{file.stem}"))
-            sums = {m: hashlib.sha256((_ROOT / m).read_bytes()).hexdigest() for m in modules}
-            written.append(folder / f"{file.stem}.json")
-            write_json(written[-1], sums)
+    for stage, entry in YAML(typ="safe").load(dvc)["stages"].items():
+        body = entry.get("do", entry)
+        module = module_of(body)
+        if not module:
+            continue  # the stage that writes them
+        code = _checksums(module)
+        rows = getattr(params, entry["foreach"][2:-1]) if "foreach" in entry else None
+        names = {"": target_of(body)} if rows is None else {f"/{row}": row for row in rows}
+        for place, name in names.items():
+            written.append(folder / f"{stage}{place}.json")
+            settings = settings_of(module, name, params, kept)
+            write_json(written[-1], {"code": code, "settings": settings})
     return written
 
 
-def identities(params: Params) -> Json:
-    """What rows there are and what each is of, without settings: for stages that show all of them.
-
-    Their own records tell the rest; but not that a row has gone.
-    """
-    sections = ("prepared", "bases", "pools", "sets", "scores", "step_teachers", "streams")
-    return {
-        section: {name: to_json(row) for name, row in getattr(params, section).items()}
-        for section in sections
-    }
+@functools.cache
+def _checksums(module: str) -> Json:
+    """SHA-256 of every module that a stage imports, itself included."""
+    files = sorted(imported(f"teddy.stages.{module}"))
+    return {file: hashlib.sha256((_ROOT / file).read_bytes()).hexdigest() for file in files}
 
 
 def _stages(text: str) -> list[str]:
@@ -96,34 +106,23 @@ def _stages(text: str) -> list[str]:
     return re.split(r"(?m)^(?=  [\w-]+:$)", text)
 
 
-def with_inputs(text: str, params: Params, kept: Sequence[Kept] = ()) -> str:
-    """``dvc.yaml`` with every target's stages depending on what they read of the rows it shows.
+def with_inputs(text: str, params: Params) -> str:
+    """``dvc.yaml`` with every target's stages depending on the files of the rows it shows.
 
     A stage is a target's if its command names one. Folders on its command line stand for the files
     in them that belong to the target's rows.
-
-    Args:
-        text: the file.
-        params: rows of the targets.
-        kept: runs that stand behind them, whose datasets need not have rows.
     """
     stages = YAML(typ="safe").load(StringIO(text))["stages"]
-    return "".join(_stage_with_inputs(part, stages, params, kept) for part in _stages(text))
+    return "".join(_stage_with_inputs(part, stages, params) for part in _stages(text))
 
 
-def _stage_with_inputs(
-    part: str, stages: Mapping[str, Any], params: Params, kept: Sequence[Kept]
-) -> str:
+def _stage_with_inputs(part: str, stages: Mapping[str, Any], params: Params) -> str:
     match = re.match(r"  ([\w-]+):$", part.split("\n", 1)[0])
     stage = stages[match[1]] if match else {}
-    if "cmd" not in stage:
+    if not target_of(stage):
         return part  # a stage of rows, or none
-    if target_of(stage):
-        code = [dep for dep in stage["deps"] if dep.startswith("code/")]
-        part = _with_list(part, "deps", [*target_inputs(stage, params), *code])
-    if target_of(stage) or "methods" in stage.get("params", ()):
-        part = _with_list(part, "params", target_params(stage, params, kept))
-    return part
+    own = [dep for dep in stage["deps"] if dep.startswith("inputs/")]
+    return _with_list(part, "deps", [*target_inputs(stage, params), *own])
 
 
 def _with_list(part: str, key: str, entries: Iterable[str]) -> str:
@@ -133,45 +132,16 @@ def _with_list(part: str, key: str, entries: Iterable[str]) -> str:
     return f"{head}    {key}:\n" + "".join(f"      - {e}\n" for e in sorted(entries)) + rest
 
 
-def target_of(stage: Mapping[str, Any]) -> str:
-    """Name of the target that a stage's command makes, or ""."""
-    found = re.search(r"-m teddy\.stages\.\w+ ([a-z][\w-]*)", stage["cmd"])
+def module_of(stage: Mapping[str, Any]) -> str:
+    """Module of :mod:`teddy.stages` that a stage's command runs, or ""."""
+    found = re.search(r"-m teddy\.stages\.(\w+)", stage.get("cmd", ""))
     return found[1] if found else ""
 
 
-_OF_ROWS = ("datasets.", "prepared.", "bases.", "pools.", "sets.", "streams.")
-
-
-def target_params(stage: Mapping[str, Any], params: Params, kept: Sequence[Kept] = ()) -> set[str]:
-    """Params that a stage depends on which shows rows: titles, and rows that it takes apart.
-
-    DVC keeps a copy of every param in ``dvc.lock``, so that whole sections are slow.
-
-    Args:
-        stage: its entry in ``dvc.yaml``; of its own list, what is not of a row stays.
-        params: the rows.
-        kept: runs that stand behind the targets.
-    """
-    target = target_of(stage)
-    found = {entry for entry in stage["params"] if not entry.startswith(_OF_ROWS)}
-    names = params.targets.get(target, ())
-    streams = [name for name in names if name in params.streams]
-    leaves = [params.leaf(name) for name in names if name not in streams]
-    datasets = {leaf.dataset for leaf in leaves} | {params.streams[n].dataset for n in streams}
-    if "teddy.stages.measure_costs" in stage["cmd"]:
-        stages = ("train_teacher", "pool", "synthesize")
-        found |= {*stages, *(f"datasets.{name}.{stage}" for name in datasets for stage in stages)}
-        pools = {params.sets[leaf.set].pool for leaf in leaves}
-        found |= {f"sets.{leaf.set}" for leaf in leaves} | {f"pools.{pool}" for pool in pools}
-        found |= {f"bases.{params.pools[pool].base}" for pool in pools}
-        return found
-    if not target:
-        datasets = {row.dataset for row in params.prepared.values()}
-    if "teddy.stages.target" in stage["cmd"]:
-        found |= {f"prepared.{leaf.data}" for leaf in leaves}
-        datasets |= {run.dataset for run in kept if run.target == target}
-    found |= {f"datasets.{name}.{key}" for name in datasets for key in ("title", "paper")}
-    return found | {f"streams.{name}" for name in streams}
+def target_of(stage: Mapping[str, Any]) -> str:
+    """Name of the target that a stage's command makes, or ""."""
+    found = re.search(r"-m teddy\.stages\.\w+ ([a-z][\w-]*)", stage.get("cmd", ""))
+    return found[1] if found else ""
 
 
 def target_inputs(stage: Mapping[str, Any], params: Params) -> set[str]:

@@ -24,9 +24,6 @@ from teddy.optimizers import Group, Sgd
 from teddy.seeding import derive, permutation
 from teddy.settings import SynthesizeConfig
 
-SETTINGS = ("initialise", "classes_per_batch", "dsa", "clip", "dm")
-"""Settings of the synthesize stage that the images depend on."""
-
 
 def matching_loss(real: Tensor, synthetic: Tensor) -> Tensor:
     """Squared distance of mean embeddings, summed over classes.

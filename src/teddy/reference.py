@@ -16,7 +16,6 @@ from pathlib import Path
 
 from teddy.config import Params
 from teddy.console import logs_folder
-from teddy.dependencies import update
 from teddy.errors import TeddyError
 from teddy.files import Json, read_json, write_json
 from teddy.hardware import describe
@@ -38,7 +37,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--params", type=Path, default=Path("params.yaml"))
     parser.add_argument("--metrics", type=Path, default=Path("metrics"))
-    parser.add_argument("--dvc", type=Path, default=Path("dvc.yaml"))
     args = parser.parse_args(argv)
 
     def stage() -> str:
@@ -58,7 +56,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         tables = _tables(params, args, record)
         write_json(folder / f"{name}.json", record)
         write_text(folder / f"{name}.md", tables)
-        update(args.dvc, params)  # whose tables depend on the dataset's title now
         return f"{name}: {len(names)} scores kept in {folder}"
 
     run_stage("reference", stage)

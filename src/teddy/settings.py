@@ -6,7 +6,8 @@ No field has a default here: a value lives in ``params.yaml`` alone.
 from dataclasses import dataclass
 from typing import Literal
 
-from teddy.schema import check
+from teddy.files import Json
+from teddy.schema import check, to_json
 
 
 def check_betas(section: str, betas: tuple[float, float]) -> None:
@@ -408,6 +409,16 @@ class SynthesizeConfig:
                 "synthesize.class_statistics per_class needs synthesize.classes_per_batch 1: each "
                 f"batch is matched to its own class, got {self.classes_per_batch}",
             )
+
+
+_OF_DM = ("initialise", "classes_per_batch", "dsa", "clip", "dm")
+
+
+def settings_of_images(config: SynthesizeConfig, images: str) -> Json:
+    """The settings that images of a kind depend on, see :attr:`teddy.rows.MethodRow.images`."""
+    every = to_json(config)
+    kept = {"random": (), "dm": _OF_DM, "synthesised": every.keys() - {"dm"}}[images]
+    return {key: value for key, value in every.items() if key in kept}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

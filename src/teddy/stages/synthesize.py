@@ -13,15 +13,14 @@ from teddy.console import parse
 from teddy.data import ImageDataset, read_dataset, select_random
 from teddy.distilled import DistilledSet, save_distilled
 from teddy.distributed import leave_to_first
-from teddy.distribution_matching import SETTINGS as DM_SETTINGS
 from teddy.distribution_matching import DistributionMatcher
 from teddy.files import Json, check_writable, manifest_digest, read_json, write_json
 from teddy.makers import ImageMaker, synthesise
 from teddy.pool import MANIFEST, open_pool
 from teddy.runtime import pick_device, run_stage
-from teddy.schema import from_json, to_json
+from teddy.schema import from_json
 from teddy.seeding import derive
-from teddy.settings import SynthesizeConfig, ViewConfig
+from teddy.settings import ViewConfig, settings_of_images
 from teddy.synthesis import Synthesiser
 
 
@@ -58,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             leave_to_first()
             images, labels = _random(dataset, row.ipc, seed)
         else:
-            provenance |= {"settings": _settings(config, method.images)}
+            provenance |= {"settings": settings_of_images(config, method.images)}
             if method.images == "synthesised":
                 provenance |= {"pool": manifest_digest(args.pool)}
                 maker = _synthesiser(params, args.name, args.pool, dataset, seed)
@@ -76,14 +75,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         return f"{args.name}: {distilled}"
 
     run_stage("synthesize", stage, parallel=True)
-
-
-def _settings(config: SynthesizeConfig, images: str) -> Json:
-    """The settings that such images depend on."""
-    every = to_json(config)
-    if images == "dm":
-        return {key: every[key] for key in DM_SETTINGS}
-    return {key: value for key, value in every.items() if key != "dm"}
 
 
 def _random(dataset: ImageDataset, ipc: int, seed: int) -> tuple[Tensor, Tensor]:

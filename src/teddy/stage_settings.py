@@ -1,0 +1,172 @@
+"""What every stage reads of ``params.yaml``, resolved for the row that it is run for.
+
+:mod:`teddy.dependencies` writes it beside the checksums of the stage's code, and DVC runs a stage
+again if that file changes. So what a stage reads must stand here; what it does not need must not,
+or it would run again for nothing.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+
+from teddy.axis_tables import AXES
+from teddy.config import Params
+from teddy.files import Json
+from teddy.results import Kept
+from teddy.rows import Leaf
+from teddy.schema import to_json
+from teddy.settings import settings_of_images
+
+
+def settings_of(module: str, name: str, params: Params, kept: Sequence[Kept] = ()) -> Json:
+    """Settings that a stage's results depend on.
+
+    Args:
+        module: of :mod:`teddy.stages`, without its package.
+        name: row or target that it is run for, "" for none.
+        params: the file.
+        kept: runs that are kept in ``metrics/reference``.
+    """
+    if module in _TARGETS:
+        return _target(params, name, kept)
+    found = _STAGES[module](params, name)
+    return found if module in _SEEDLESS else {"seed": params.seed} | found
+
+
+def _prepare(params: Params, name: str) -> Json:
+    return {"prepare": to_json(params.prepare(name))}
+
+
+def _train_teacher(params: Params, name: str) -> Json:
+    return {"row": to_json(params.bases[name]), "settings": to_json(params.train_teacher(name))}
+
+
+def _build_pool(params: Params, name: str) -> Json:
+    return {"row": to_json(params.pools[name]), "settings": to_json(params.pool(name))}
+
+
+def _synthesize(params: Params, name: str) -> Json:
+    row = params.sets[name]
+    images = params.methods[row.method].images
+    settings = settings_of_images(params.synthesize(name), images)
+    return {"row": to_json(row), "images": images, "settings": settings}
+
+
+def _relabel(params: Params, name: str) -> Json:
+    return {"settings": to_json(params.relabel(name))}
+
+
+def _evaluate(params: Params, name: str) -> Json:
+    leaf = params.leaf(name)
+    return {
+        "score": to_json(leaf),
+        "relabel": to_json(params.relabel(name)),
+        "relabel_of_set": to_json(params.relabel(leaf.set)),
+        "settings": to_json(params.evaluate(name)),
+    }
+
+
+def _train_step_teachers(params: Params, name: str) -> Json:
+    return {
+        "row": to_json(params.step_teachers[name]),
+        "continual": to_json(params.continual),
+        "settings": to_json(params.train_step_teachers(name)),
+    }
+
+
+def _continual(params: Params, name: str) -> Json:
+    row = params.streams[name]
+    return {
+        "row": to_json(row),
+        "continual": to_json(params.continual),
+        "relabel": to_json(params.relabel(name)),
+        "evaluate": to_json(params.evaluate(name)),
+        "epochs": list(params.step_epochs(name)) if row.strict else [],
+        "pool": to_json(params.pools[row.pool]),
+        "set": _synthesize(params, row.set),
+    }
+
+
+def _measure_costs(params: Params, name: str) -> Json:
+    sets = [params.leaf(row).set for row in params.targets[name]]
+    pools = dict.fromkeys(params.sets[row].pool for row in sets)
+    bases = dict.fromkeys(params.pools[pool].base for pool in pools)
+    return {
+        "sets": {row: _synthesize(params, row) for row in sets},
+        "pools": {pool: _build_pool(params, pool) for pool in pools},
+        "bases": {base: _train_teacher(params, base) for base in bases},
+    }
+
+
+def _everything(params: Params, name: str) -> Json:
+    """All rows, but no settings: records tell the rest, though not that a row has gone."""
+    sections = ("prepared", "bases", "pools", "sets", "scores", "step_teachers", "streams")
+    shown = {
+        section: {row: to_json(value) for row, value in getattr(params, section).items()}
+        for section in sections
+    }
+    titles = _titles(params, {row.dataset for row in params.prepared.values()})
+    return {**shown, **titles, "targets": {k: list(v) for k, v in params.targets.items()}}
+
+
+def _fig1(params: Params, name: str) -> Json:
+    config = params.fig1()
+    return {
+        "settings": to_json(config),
+        "synthesize": to_json(params.synthesize_of(config.dataset)),
+        "title": params.datasets[config.dataset].title,
+    }
+
+
+def _fig5(params: Params, name: str) -> Json:
+    config = params.fig5()
+    return {"settings": to_json(config), "title": params.datasets[config.dataset].title}
+
+
+def _theory(params: Params, name: str) -> Json:
+    return {"settings": to_json(params.theory())}
+
+
+_STAGES: dict[str, Callable[[Params, str], Json]] = {
+    "prepare": _prepare,
+    "train_teacher": _train_teacher,
+    "build_pool": _build_pool,
+    "synthesize": _synthesize,
+    "relabel": _relabel,
+    "evaluate": _evaluate,
+    "train_step_teachers": _train_step_teachers,
+    "continual": _continual,
+    "measure_costs": _measure_costs,
+    "overview": _everything,
+    "report": _everything,
+    "fig1": _fig1,
+    "fig5": _fig5,
+    "theory": _theory,
+}
+_TARGETS = ("target", "costs", "streams", "grids")
+_SEEDLESS = ("overview", "report")
+
+
+def _target(params: Params, name: str, kept: Sequence[Kept]) -> Json:
+    """What a table or figure shows: its rows, and how they are called."""
+    names = params.targets[name]
+    streams = [row for row in names if row in params.streams]
+    leaves: list[Leaf] = [params.leaf(row) for row in names if row not in streams]
+    datasets = {leaf.dataset for leaf in leaves} | {params.streams[row].dataset for row in streams}
+    datasets |= {run.dataset for run in kept if run.target == name}
+    return {
+        "rows": list(names),
+        "scores": [to_json(leaf) for leaf in leaves],
+        "repeats": [params.sets[leaf.set].repeat for leaf in leaves],
+        "streams": [to_json(params.streams[row]) for row in streams],
+        "sets_of_streams": [to_json(params.sets[params.streams[row].set]) for row in streams],
+        "keep": {leaf.data: list(params.prepare(leaf.data).keep) for leaf in leaves},
+        "defaults": list(params.targets.get("table1", ())) if name in AXES else [],
+        **_titles(params, datasets),
+    }
+
+
+def _titles(params: Params, datasets: Iterable[str]) -> Json:
+    known = [name for name in params.datasets if name in set(datasets)]
+    return {
+        "datasets": {name: to_json(params.datasets[name]) for name in known},
+        "methods": {name: to_json(row) for name, row in params.methods.items()},
+    }
