@@ -20,7 +20,7 @@ help:  ## Show the targets
 # Stages at a time; each gets its share of the cores.
 JOBS ?= 2
 
-repro: install  ## Install, then make every table and figure on the digits dataset (40 minutes)
+repro: install  ## Install, then make every table and figure on the digits dataset (half an hour)
 	python -m teddy.repro --jobs $(JOBS)
 	@echo
 	@sed '/^## Best-epoch/,$$d' metrics/tables/table1.md
@@ -43,8 +43,10 @@ test: install  ## Install, then run the tests (a few minutes)
 test-slow: install  ## The long tests alone
 	python -m pytest -m slow
 
+CIFAR10 := data/raw/cifar10/cifar-10-batches-py
+
 bench: install  ## Measure speeds beside plain loops into metrics/bench (15 minutes)
-	python -m teddy.bench input
+	python -m teddy.bench input $(if $(wildcard $(CIFAR10)),--cifar10 $(dir $(CIFAR10)))
 	python -m teddy.bench synthesis
 	python -m teddy.bench evaluation
 	python -m teddy.bench scaling

@@ -107,7 +107,7 @@ def along_axis(
         groups.setdefault(score.dataset, []).append(score)
     divergence = attribute == "stages"
     columns = 2 if divergence else 1
-    with drawn(path, WIDTH * (0.35 + 0.3 * columns), (PANEL + 0.5) * len(groups)) as figure:
+    with drawn(path, WIDTH * (0.35 + 0.3 * columns), (PANEL + 0.6) * len(groups)) as figure:
         figure.set_layout_engine("constrained", w_pad=0.06, h_pad=0.06)
         panels = figure.subplots(len(groups), columns, squeeze=False)
         for row, (dataset, own) in zip(panels, groups.items(), strict=True):
@@ -118,6 +118,13 @@ def along_axis(
                 _axis_panel(row[1], own, attribute, "kl_student_teacher", title)
                 row[1].set_title("divergence, soft labels", loc="left")
                 row[1].set_ylabel("KL(student ‖ teacher), nats")
+        shown = [panel.get_legend_handles_labels() for panel in panels.flat]
+        named = {
+            text: line for lines, texts in shown for line, text in zip(lines, texts, strict=True)
+        }
+        figure.legend(
+            named.values(), named.keys(), loc="outside lower center", ncols=min(4, len(named))
+        )
 
 
 def _axis_panel(
@@ -129,14 +136,14 @@ def _axis_panel(
     for score in scores:
         if getattr(score, value) is not None:
             lines.setdefault((score.ipc, score.labels), []).append(score)
-    for index, ((ipc, labels), own) in enumerate(sorted(lines.items())):
+    for (ipc, labels), own in sorted(lines.items()):
         xs = [getattr(s, attribute) if numbers else places.index(getattr(s, attribute))
               for s in own]  # fmt: skip
         ordered = sorted(zip(xs, own, strict=True), key=lambda pair: pair[0])
         spread = [s.top1_std if value == "top1_mean" else 0.0 for _, s in ordered]
         axes.errorbar(
             [x for x, _ in ordered], [getattr(s, value) for _, s in ordered], spread,
-            color=COLOURS[_ipc_colour(ipc, lines)], marker=MARKERS[index % len(MARKERS)],
+            color=COLOURS[_ipc_colour(ipc, lines)], marker=MARKERS[labels == "soft"],
             linestyle="-" if labels == "soft" else (0, (4, 3)), capsize=2, elinewidth=0.8,
             label=f"IPC {ipc}, {labels}",
         )  # fmt: skip
@@ -147,7 +154,6 @@ def _axis_panel(
         names = ["–".join(map(str, place)) for place in places]
         axes.xaxis.set_major_formatter(FixedFormatter(names))
     axes.set_xlabel(title)
-    axes.legend(loc="best")
 
 
 def _ipc_colour(ipc: int, lines: Iterable[tuple[int, str]]) -> int:

@@ -27,7 +27,8 @@ img { max-width: 100%; } p.note { color: #555; font-size: 13px; max-width: 52rem
 .reproduced { color: #00664d; font-weight: 600; } .not-reproduced { color: #a84300;
   font-weight: 600; } .not-run, .no-evidence { color: #777;
   font-weight: 600; }
-code { background: #f2f2f2; padding: 0 .2em; } nav a { margin-right: 1em; }
+code { background: #f2f2f2; padding: 0 .2em; } nav a { margin-right: 1em;
+  white-space: nowrap; }
 """
 
 
@@ -65,8 +66,10 @@ def render(title: str, intro: str, sections: Sequence[Section]) -> str:
 def _section(section: Section) -> str:
     parts = [f'<h2 id="{section.target}">{html.escape(section.title)}</h2>']
     parts.append(_verdicts(outcomes(section)))
-    parts.append(from_markdown(section.tables) if section.tables else "<p>Not run.</p>")
+    parts.append(from_markdown(section.tables) if section.tables else "")
     parts += [_image(path) for path in section.images]
+    if not section.tables and not section.images:
+        parts.append("<p>Not run.</p>")
     return "\n".join(part for part in parts if part)
 
 
