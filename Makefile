@@ -12,7 +12,7 @@ export PATH := $(BIN):$(PATH)
 export PYTHONPATH := $(CURDIR)/src
 export DVC_NO_ANALYTICS := 1
 
-.PHONY: help install repro table1 tables-check test test-slow bench lint format readme clean
+.PHONY: help install repro table1 report tables-check test test-slow bench lint format readme clean
 
 help:  ## Show the targets
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,6 +33,9 @@ table1: install  ## Install, then make Table 1 alone (10 minutes)
 	@sed '/^## Best-epoch/,$$d' metrics/tables/table1.md
 	@echo
 	@echo "Next: dvc exp run -S synthesize.draw=1 table1, or make repro"
+
+report: install  ## Write plots/report.html from the tables and figures that are there
+	dvc repro --single-item inputs report
 
 tables-check: install  ## Recompute every table from its records; fails on any difference
 	python -m teddy.check
