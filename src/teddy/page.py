@@ -23,7 +23,8 @@ table { border-collapse: collapse; font-size: 13px; margin: .5rem 0; display: bl
   overflow-x: auto; }
 th, td { padding: .2rem .7rem; border-bottom: 1px solid #ddd; text-align: right; }
 th { border-bottom: 2px solid #888; } .text { text-align: left; }
-img { max-width: 100%; } p.note { color: #555; font-size: 13px; max-width: 52rem; }
+td:not(.text) { white-space: nowrap; } img { max-width: 100%; }
+p.note { color: #555; font-size: 13px; max-width: 52rem; }
 .reproduced { color: #00664d; font-weight: 600; } .not-reproduced { color: #a84300;
   font-weight: 600; } .not-run, .no-evidence { color: #777;
   font-weight: 600; }
