@@ -356,7 +356,7 @@ def test_items_have_the_same_bytes(
 ) -> None:
     plain = with_config(synthesiser, gradient=mode, **changes)
     replayed = with_config(synthesiser, gradient=mode, **changes)
-    replayed._passes = Graphs()
+    replayed._passes = {0: Graphs()}
     for number, item in enumerate(cut_items(1, 3, plain.config)[:2]):
         want = plain.run(item, tmp_path / f"plain{number}")
         got = replayed.run(item, tmp_path / f"replayed{number}")
@@ -373,7 +373,8 @@ def test_exhausted_memory_drops_the_recordings(
 ) -> None:
     want = with_config(synthesiser, gradient="two_pass")
     joint = with_config(synthesiser, gradient="joint")
-    joint._passes = graphs = Graphs()
+    graphs = Graphs()
+    joint._passes = {0: graphs}
     held: list[int] = []
 
     def limited(*arguments: Any) -> Tensor:
@@ -389,6 +390,25 @@ def test_exhausted_memory_drops_the_recordings(
     assert joint.facts["gradient"] == "two_pass"
     difference = got["images"].int() - want.run(item, tmp_path / "want")["images"].int()
     assert difference.abs().max() <= 1, "the first iteration was joint, which rounds otherwise"
+
+
+def test_exhausted_memory_of_the_smaller_mode_is_tried_without_graphs(
+    synthesiser: Synthesiser, tmp_path: Path, pools: list[FakePool], monkeypatch: Any, capfd: Any
+) -> None:
+    plain = with_config(synthesiser, gradient="two_pass")
+    replayed = with_config(synthesiser, gradient="two_pass")
+    graphs = Graphs()
+    replayed._passes = {0: graphs}
+
+    def refuse(*_: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(graphs, "_record", refuse)
+    item = cut_items(1, 3, plain.config)[0]
+    got = replayed.run(item, tmp_path / "replayed")
+    assert torch.equal(got["images"], plain.run(item, tmp_path / "plain")["images"])
+    assert replayed.facts["cuda_graphs"] is False
+    assert "by CUDA graphs, which goes on without" in capfd.readouterr().err
 
 
 # ---------------------------------------------------------------------------------------- waiting
@@ -450,7 +470,7 @@ def on_gpu(synthesiser: Synthesiser) -> Callable[..., Synthesiser]:
             config, synthesiser.pool, synthesiser.data, synthesiser._training_views, 0,
             torch.device("cuda"),
         )  # fmt: skip
-        made._passes = passes
+        made._passes = {0: passes}
         return made
 
     return make

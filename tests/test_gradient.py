@@ -142,7 +142,7 @@ def test_exhausted_memory_is_answered_by_the_smaller_mode(
     got = joint.run(item, tmp_path / "joint")
     assert torch.equal(got["images"], want["images"])
     assert joint.facts["gradient"] == "two_pass"
-    assert "no memory left for gradient joint" in capfd.readouterr().err
+    assert "classes 0-1 by gradient joint, which goes on by two_pass" in capfd.readouterr().err
 
 
 def test_smaller_mode_that_does_not_fit_is_a_refusal(
@@ -165,7 +165,7 @@ def test_mode_of_an_interrupted_item_is_kept(
     with monkeypatch.context() as patch:
         fails_at(joint, {1}, patch)
         joint.run(item, path, save_every_seconds=0)
-    assert read_record(path, kind="teddy.item-state.v2")["mode"] == "two_pass"
+    assert read_record(path, kind="teddy.item-state.v3")["kept"] == {"gradient": "two_pass"}
     again = with_config(synthesiser, gradient="joint")
     again.run(item, path)
     assert again.facts["gradient"] == "two_pass"
@@ -224,7 +224,7 @@ def test_refusal_names_the_teacher_and_leaves_the_last_finite_images(
         patch.setattr(same, "draw", lambda i, n: draw(i, n) if n < 4 else 1 / 0)
         with pytest.raises(ZeroDivisionError):
             same.run(item, tmp_path / "same", save_every_seconds=0)
-    state, _ = read_tensors(tmp_path / "same", kind="teddy.item-state.v2")
+    state, _ = read_tensors(tmp_path / "same", kind="teddy.item-state.v3")
     assert torch.equal(images["images"], state["images"])
 
 

@@ -102,7 +102,7 @@ def result(synthesiser: Synthesiser, item: Item, folder: Path) -> dict[str, Tens
     """Outcome of an item, with the float images and optimiser state that are saved at its end."""
     resume = folder / "resume.safetensors"
     outcome = synthesiser.run(item, resume, save_every_seconds=0)
-    state, _ = read_tensors(resume, kind="teddy.item-state.v2")
+    state, _ = read_tensors(resume, kind="teddy.item-state.v3")
     resume.unlink()
     return outcome | {f"state.{name}": value for name, value in state.items()}
 
@@ -296,7 +296,9 @@ def test_kat13_gradient_of_one_teacher_equals_the_published_formula(
     one = with_config(synthesiser, draw=1, iterations=1)
     item = cut_items(2, 3, one.config)[0]
     images = one.initial_images(item).requires_grad_()
-    run = ItemRun(images, Adam([], (0.9, 0.9), decoupled=False), torch.empty(0), "joint")
+    run = ItemRun(
+        images, Adam([], (0.9, 0.9), decoupled=False), torch.empty(0), {"gradient": "joint"}
+    )
     one._gradient(run, item.labels(), next(one._views(item, 0)), one.draw(item, 0), item)
     _, _, want = plain_sre2l(one, item, "permute")
     assert images.grad is not None
@@ -775,7 +777,7 @@ def test_finished_items_are_not_made_again(
     def never(*arguments: object) -> None:
         raise AssertionError("an item was made again")
 
-    monkeypatch.setattr(Synthesiser, "run", never)
+    monkeypatch.setattr(Synthesiser, "advance", never)
     again, _, same = synthesise(synthesiser, 2, WorkDir("synthesize", "set"))
     assert torch.equal(again, images)
     assert same == records
@@ -831,15 +833,15 @@ def test_killed_set_is_finished_by_the_next_call(
     synthesiser: Synthesiser, workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     images, _, records = synthesise(synthesiser, 3, WorkDir("synthesize", "undisturbed"))
-    run, calls = Synthesiser.run, iter(range(100))
+    advance, calls = Synthesiser.advance, iter(range(100))
 
-    def dies_on_the_third(self: Synthesiser, *arguments: Any, **named: Any) -> dict[str, Tensor]:
+    def dies_on_the_third(self: Synthesiser, *arguments: Any, **named: Any) -> Any:
         if next(calls) == 2:
             raise KeyboardInterrupt
-        return run(self, *arguments, **named)
+        return advance(self, *arguments, **named)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Synthesiser, "run", dies_on_the_third)
+        patch.setattr(Synthesiser, "advance", dies_on_the_third)
         with pytest.raises(KeyboardInterrupt):
             synthesise(with_config(synthesiser), 3, WorkDir("synthesize", "killed"))
     again, _, same = synthesise(with_config(synthesiser), 3, WorkDir("synthesize", "killed"))
@@ -889,7 +891,7 @@ def test_gradient_that_is_not_finite_after_a_finite_loss_is_refused(
     monkeypatch.setattr(makers, "CHECK_EVERY", 2)
     steps = synthesiser.steps
 
-    def broken(item: Item, run: ItemRun, iterations: range) -> Iterator[Tensor]:
+    def broken(item: Item, run: ItemRun, iterations: range) -> Iterator[Tensor | None]:
         for iteration, losses in zip(iterations, steps(item, run, iterations), strict=True):
             if iteration == iterations[at]:
                 assert run.images.grad is not None

@@ -65,7 +65,8 @@ def replays_per_recording(config: SynthesizeConfig, pool_size: int) -> float:
 class Graphs:
     """Makes passes that replay recordings; makes those recordings when first asked for them.
 
-    If one fails, all passes are eager from then on, and that is said once.
+    If one fails, all passes are eager from then on, and that is said once. One that fails for lack
+    of memory may be tried again after :meth:`clear`.
     """
 
     def __init__(self) -> None:
@@ -76,6 +77,12 @@ class Graphs:
         self._views: dict[tuple[Any, ...], Tensor] = {}
         self._slots: dict[int, _Slot] = {}
         self._stream: torch.cuda.Stream | None = None
+
+    def another(self) -> "Graphs":
+        """As this one, with recordings of its own, for what runs beside it; says nothing again."""
+        graphs = Graphs()
+        graphs.on, graphs._said = self.on, self._said
+        return graphs
 
     def clear(self) -> None:
         """Drop all recordings and the memory that they hold."""
@@ -101,6 +108,8 @@ class Graphs:
         if key not in self._recordings:
             try:
                 self._recordings[key] = self._record(teacher, target, view, config, slot, look)
+            except torch.OutOfMemoryError:
+                raise  # which is for the caller to mend
             except RuntimeError as error:
                 failure = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
         if failure:  # outside the handler, which holds on to the tensors of what failed

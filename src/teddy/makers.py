@@ -8,10 +8,11 @@ Dimensions: ``N`` images of an item, ``C H W`` image shape, ``K`` classes, ``T``
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import ClassVar, Literal, NoReturn
+from typing import ClassVar, NoReturn
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ from teddy.distributed import leave_to_first, world_size
 from teddy.errors import TeddyError
 from teddy.files import Json
 from teddy.items import Item, Place, join_items
+from teddy.lanes import Lane, Lanes, Turn
 from teddy.optimizers import Optimizer, restore
 from teddy.runtime import append_log, for_each, peak_mib, progress, save_interval, workers_for
 from teddy.seeding import stream
@@ -30,10 +32,7 @@ from teddy.settings import SynthesizeConfig
 CHECK_EVERY = 50
 """Iterations between looks at the losses, each a host–device sync."""
 
-KEPT = ("gradient",)
-"""Facts of an item that its bytes depend on."""
-
-_KIND, _RESUME_KIND = "teddy.item.v2", "teddy.item-state.v2"
+_KIND, _RESUME_KIND = "teddy.item.v2", "teddy.item-state.v3"
 _FINITE_KIND = "teddy.item-images.v1"
 _CURVE_POINTS = 100
 
@@ -46,14 +45,15 @@ class ItemRun:
     optimizer: Optimizer
     losses: Tensor
     """``(iterations, …)``, a row per iteration."""
-    mode: Literal["", "two_pass", "joint"] = ""
-    """How the gradient of Eq. 7 is computed; empty for other methods."""
+    kept: Json = field(default_factory=dict)
+    """What was chosen for it that its bytes depend on; recorded with the set."""
+    lane: Lane = field(default_factory=Lane)
 
     def save(self, path: Path, done: int) -> None:
         """Write a resume point: everything the next iteration needs."""
         tensors = {"images": self.images, "losses": self.losses}
         tensors |= {f"optimizer.{i}": value for i, value in enumerate(self.optimizer.state())}
-        record: Json = {"done": done, "mode": self.mode}
+        record: Json = {"done": done, "kept": self.kept}
         write_tensors(path, tensors, kind=_RESUME_KIND, record=record)
 
     def restore(self, path: Path) -> int:
@@ -64,7 +64,7 @@ class ItemRun:
             self.losses.copy_(tensors["losses"])
         state = [tensors[f"optimizer.{i}"] for i in range(len(self.optimizer.state()))]
         restore(self.optimizer, state)
-        self.mode = record["mode"]
+        self.kept = record["kept"]
         return int(record["done"])
 
     def speed(self, iterations: int, seconds: float) -> Json:
@@ -76,6 +76,7 @@ class ItemRun:
             "ms_per_iteration": round(1e3 * seconds / max(1, iterations), 3),
             "images_per_second": round(rate * len(self.images), 1),
             "peak_mib": round(peak_mib(), 1),
+            "items_at_a_time": self.lane.beside + 1,
         }
 
 
@@ -99,7 +100,9 @@ class ImageMaker(ABC):
     ) -> None:
         self.config, self.data, self.seed, self.device = config, data, seed, device
         self.facts: Json = {}
-        """How the last item ran: speed, memory, and what :meth:`how` says."""
+        """How the item ran that was finished last: speed, memory, and what :meth:`how` says."""
+        self.kept: Json = {}
+        """Its :attr:`ItemRun.kept`."""
 
     @abstractmethod
     def items(self, ipc: int) -> list[Item]:
@@ -114,10 +117,11 @@ class ImageMaker(ABC):
         """A run of its images before the first step: optimiser, and zeros for the losses."""
 
     @abstractmethod
-    def steps(self, item: Item, run: ItemRun, iterations: range) -> Iterator[Tensor]:
+    def steps(self, item: Item, run: ItemRun, iterations: range) -> Iterator[Tensor | None]:
         """Per iteration, leave the images' gradient in their ``grad`` and yield the losses.
 
-        They stay on the device: an iteration must not wait for it.
+        They stay on the device: an iteration must not wait for it. None asks to be called again for
+        the same iteration when fewer items run, for there is no memory now.
         """
 
     @abstractmethod
@@ -136,9 +140,9 @@ class ImageMaker(ABC):
         """Facts of a finished run that are the method's own."""
         return {}
 
-    def record(self, item: Item, curve: Tensor, facts: Json) -> Json:
-        """What is kept of an item besides its images; ``facts`` holds those of ``KEPT`` names."""
-        return curve_record(item, curve, ("iteration", *self.terms)) | facts
+    def record(self, item: Item, curve: Tensor, kept: Json) -> Json:
+        """What a set's record says of an item; ``kept`` is :attr:`ItemRun.kept`."""
+        return curve_record(item, curve, ("iteration", *self.terms)) | kept
 
     def initial_images(self, item: Item) -> Tensor:
         """Images before the first step, normalised float32 ``(N, C, H, W)`` on the CPU.
@@ -166,7 +170,24 @@ class ImageMaker(ABC):
         save_every_seconds: float | None = None,
         place: Place | None = None,
     ) -> dict[str, Tensor]:
-        """Optimise one item, continuing from ``resume`` if it exists.
+        """Do :meth:`advance` to the end, with nothing beside it."""
+        steps = self.advance(item, resume, save_every_seconds, place)
+        while True:
+            try:
+                next(steps)
+            except StopIteration as end:
+                finished: dict[str, Tensor] = end.value
+                return finished
+
+    def advance(
+        self,
+        item: Item,
+        resume: Path,
+        save_every_seconds: float | None = None,
+        place: Place | None = None,
+        lane: Lane | None = None,
+    ) -> Generator[Turn, None, dict[str, Tensor]]:
+        """Optimise one item, a step per iteration, continuing from ``resume`` if it exists.
 
         How it ran is left in :attr:`facts`.
 
@@ -175,6 +196,7 @@ class ImageMaker(ABC):
             resume: file for unfinished work.
             save_every_seconds: least time between two writes of it; None asks the environment.
             place: of the item among others, for the progress bar.
+            lane: where it runs.
 
         Returns:
             ``images`` uint8 ``(N, C, H, W)`` ordered by index, then class, and ``curve`` float32
@@ -188,14 +210,16 @@ class ImageMaker(ABC):
         save_every = save_interval() if save_every_seconds is None else save_every_seconds
         images = self.initial_images(item).to(self.device).requires_grad_()
         run = self.begin(item, images)
+        run.lane = lane or Lane()
         start, total = run.restore(resume) if resume.exists() else 0, len(run.losses)
         finite, finite_at = images.detach().clone(), start
         low, high = normalisation.bounds(self.device)
-        iterations = range(start, total)
-        steps = self.steps(item, run, iterations)
+        steps = self.steps(item, run, range(start, total))
         began = saved = time.monotonic()
-        with progress(total, place.title(item), "it", start) as bar:
-            for iteration, losses in zip(iterations, steps, strict=True):
+        with progress(total, place.title(item), "it", start, run.lane.number) as bar:
+            for iteration in range(start, total):
+                while (losses := next(steps)) is None:
+                    yield Turn.CROWDED
                 run.losses[iteration] = losses
                 run.optimizer.step(self.lr(iteration))
                 if self.config.clip:
@@ -214,8 +238,9 @@ class ImageMaker(ABC):
                     if time.monotonic() - saved >= save_every:
                         run.save(resume, done)
                         saved = time.monotonic()
-        speed = run.speed(total - start, time.monotonic() - began)
-        self.facts = {**self.how(run), **speed}
+                yield Turn.DONE
+        self.facts = {**self.how(run), **run.speed(total - start, time.monotonic() - began)}
+        self.kept = run.kept
         pixels = normalisation.to_uint8(images.detach())
         return {"images": pixels.cpu(), "curve": thin(self.combine(run.losses.cpu()))}
 
@@ -244,27 +269,32 @@ def synthesise(maker: ImageMaker, ipc: int, work: WorkDir) -> tuple[Tensor, Tens
         uint8 images ``(ipc·K, C, H, W)`` and int64 labels, ordered by index, then class; and per
         item its name, loss curve and whatever else the maker records.
     """
-    items = maker.items(ipc)
+    items, lanes = maker.items(ipc), Lanes(maker.device)
     paths = [work / f"item-{item.group:04d}-{item.chunk:04d}.safetensors" for item in items]
+    workers = workers_for(len(items), maker.device)
 
     def load() -> None:
         maker.load([item for item, path in zip(items, paths, strict=True) if not path.exists()])
 
-    def finish(index: int) -> None:
+    def place() -> Place:
+        done = sum(path.exists() for path in paths)
+        at_a_time = world_size() * max(workers, lanes.limit)
+        return Place(done, len(items), math.ceil((len(items) - done) / at_a_time) - 1)
+
+    def finish(index: int, lane: Lane) -> Iterator[Turn]:
         path, item = paths[index], items[index]
         if path.exists():
             return
         resume = path.with_suffix(".resume")
-        done = sum(other.exists() for other in paths)
-        at_a_time = world_size() * workers_for(len(items), maker.device)
-        place = Place(done, len(items), math.ceil((len(items) - done) / at_a_time) - 1)
-        result = maker.run(item, resume, place=place)
-        kept = {name: maker.facts[name] for name in KEPT if name in maker.facts}
-        write_tensors(path, result, kind=_KIND, record=kept)
+        result = yield from maker.advance(item, resume, place=place(), lane=lane)
+        write_tensors(path, result, kind=_KIND, record=maker.kept)
         resume.unlink(missing_ok=True)
         append_log("synthesize-items", {"work": work.path.name, "item": item.name, **maker.facts})
 
-    for_each(len(items), finish, maker.device, before=load)
+    def together(indices: Sequence[int]) -> None:
+        lanes.run(partial(finish, index) for index in indices)
+
+    for_each(len(items), lambda index: together([index]), maker.device, load, together)
     leave_to_first()
     results = [read_tensors(path, kind=_KIND) for path in paths]
     images = join_items(items, [tensors["images"] for tensors, _ in results], ipc)

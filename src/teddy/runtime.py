@@ -3,8 +3,9 @@
 Nothing here may change a result beyond floating-point rounding, so nothing here is in
 ``params.yaml``: the device comes from ``$TEDDY_DEVICE`` (``cpu``, ``cuda``; default: a GPU if there
 is one), the number of processor cores to use from ``$TEDDY_WORKERS`` (default: all), that of
-threads per item from ``$TEDDY_THREADS`` (default: 1), and whether CUDA graphs are used where they
-pay from ``$TEDDY_GRAPHS`` (1 or 0; default: 1). torchrun may start several processes, on one or
+threads per item from ``$TEDDY_THREADS`` (default: 1), whether CUDA graphs are used where they pay
+from ``$TEDDY_GRAPHS`` (1 or 0; default: 1), and how many items share a GPU from ``$TEDDY_LANES``
+(default: as many as pay). torchrun may start several processes, on one or
 several machines that share a file system.
 """
 
@@ -101,6 +102,11 @@ def cores() -> int:
     return max(1, machine // distributed.local_world_size())
 
 
+def lanes_wanted() -> int | None:
+    """Items that a process runs at a time on its device: ``$TEDDY_LANES``; None if not set."""
+    return _whole_number("TEDDY_LANES", 0) or None
+
+
 def _whole_number(variable: str, default: int) -> int:
     wanted = os.environ.get(variable)
     if wanted is None:
@@ -146,6 +152,7 @@ def for_each(
     task: Callable[[int], None],
     device: torch.device,
     before: Callable[[], None] | None = None,
+    together: Callable[[Sequence[int]], None] | None = None,
 ) -> None:
     """Call ``task(0) … task(count − 1)``, shared by all processes that torchrun started.
 
@@ -161,6 +168,8 @@ def for_each(
         task: what to do for an index.
         device: where tasks compute.
         before: called once before all tasks; what it leaves in memory, forked workers share.
+        together: how a process that forks none runs its tasks, given their numbers (default: in
+            turn, by ``task``).
 
     Raises:
         TeddyError: a worker was killed, by a lack of memory as a rule.
@@ -173,6 +182,8 @@ def for_each(
         before()
     if workers > 1:
         _fork_workers(mine, task, workers)
+    elif together is not None:
+        together(mine)
     else:
         for index in mine:
             task(index)
@@ -226,13 +237,13 @@ def log(message: str) -> None:
         tqdm.write(message, file=sys.stderr)
 
 
-def progress(total: int, description: str, unit: str, done: int = 0) -> "tqdm[Any]":
+def progress(total: int, description: str, unit: str, done: int = 0, row: int = 0) -> "tqdm[Any]":
     """Progress bar of the first process, with speed and ETA; silent where nobody watches (no
-    terminal).
+    terminal). Several of a process have a row each.
     """
     return tqdm(
         total=total, desc=description, unit=unit, initial=done, leave=False, dynamic_ncols=True,
-        disable=None if distributed.rank() == 0 else True, position=_row,
+        disable=None if distributed.rank() == 0 else True, position=_row + row,
     )  # fmt: skip
 
 

@@ -17,6 +17,7 @@ from teddy.errors import TeddyError
 from teddy.files import Json
 from teddy.frozen import Teacher
 from teddy.gradient import (
+    MakePasses,
     Mode,
     OutOfMemory,
     choose_mode,
@@ -66,7 +67,7 @@ class Synthesiser(ImageMaker):
         super().__init__(config, data, seed, device)
         self.pool, self._training_views = pool, training_views
         self._teachers: dict[int, Teacher] = {}
-        self._passes = choose_passes(config, len(pool), device)
+        self._passes = {0: choose_passes(config, len(pool), device)}
         self._class_moments: dict[int, list[Moments]] = {}
         self._class_targets: dict[tuple[int, range], list[Moments]] = {}
         self._modes: dict[tuple[int, ...], Mode] = {}
@@ -100,15 +101,17 @@ class Synthesiser(ImageMaker):
         config, group = self.config, Group([images], self.config.weight_decay)
         optimizer = Adam([group], config.betas, config.eps, decoupled=False)
         losses = torch.zeros(config.iterations, 1 + 2 * config.draw, device=self.device)
-        return ItemRun(images, optimizer, losses, self._mode(item))
+        return ItemRun(images, optimizer, losses, {"gradient": self._mode(item)})
 
-    def steps(self, item: Item, run: ItemRun, iterations: range) -> Iterator[Tensor]:
+    def steps(self, item: Item, run: ItemRun, iterations: range) -> Iterator[Tensor | None]:
         """Gradients of Eq. 7, each by the teachers and through the view of its iteration."""
         labels = item.labels().to(self.device)
         views = self._views(item, iterations.start)
         for iteration in iterations:
-            drawn = self.draw(item, iteration)
-            yield self._gradient(run, labels, next(views), drawn, item)
+            drawn, view = self.draw(item, iteration), next(views)
+            while (losses := self._gradient(run, labels, view, drawn, item)) is None:
+                yield None
+            yield losses
 
     def lr(self, iteration: int) -> float:
         """Cosine decay over the iterations."""
@@ -127,17 +130,18 @@ class Synthesiser(ImageMaker):
 
     def how(self, run: ItemRun) -> Json:
         """Precision, mode of the gradient, teachers of an iteration, whether they were replayed."""
-        graphs = isinstance(self._passes, Graphs) and self._passes.on
+        passes = self._passes_of(run)
+        graphs = isinstance(passes, Graphs) and passes.on
         return {
             "precision": self.config.precision,
-            "gradient": run.mode,
+            "gradient": run.kept["gradient"],
             "teachers": self.config.draw,
             "cuda_graphs": graphs,
         }
 
-    def record(self, item: Item, curve: Tensor, facts: Json) -> Json:
-        """What is kept of an item besides its images."""
-        record = super().record(item, curve, facts)
+    def record(self, item: Item, curve: Tensor, kept: Json) -> Json:
+        """What a set's record says of an item."""
+        record = super().record(item, curve, kept)
         if self.config.draw_per == "index":
             record["drawn"] = self.draw(item, 0)
         return record
@@ -170,35 +174,63 @@ class Synthesiser(ImageMaker):
 
     def _gradient(
         self, run: ItemRun, labels: Tensor, view: Augmentation, drawn: list[int], item: Item
-    ) -> Tensor:
-        """Leave the gradient of Eq. 7 in the images' ``grad``; return the teachers' losses."""
+    ) -> Tensor | None:
+        """Leave the gradient of Eq. 7 in the images' ``grad``; return the teachers' losses.
+
+        None if there is no memory while other items run. Alone, the item goes on in the smaller
+        mode, then without recordings.
+        """
         augmented = view(run.images)
         leaf = augmented.detach().to(memory_format=torch.channels_last).requires_grad_()
         teachers = [self._teacher(member) for member in drawn]
         targets = [self._targets(member, item) for member in drawn]
-        assert run.mode, "chosen before the first step"
+        mode, passes = run.kept["gradient"], self._passes_of(run)
+        losses = None
         try:
             with memory_watch():
                 losses = losses_of_teachers(
-                    leaf, labels, teachers, targets, self.config, run.mode, self._passes
+                    leaf, labels, teachers, targets, self.config, mode, passes
                 )
         except OutOfMemory as error:
-            if run.mode == "two_pass":
-                raise TeddyError(
-                    f"synthesize: no memory left for {item.name} ({error}); take fewer images at a "
-                    "time by synthesize.classes_per_batch or indices_per_batch"
-                ) from None
-            losses = None
-        if losses is None:  # outside the handler, which holds on to the tensors of what failed
-            log(f"synthesize: no memory left for gradient joint, two_pass goes on with {item.name}")
-            run.mode = "two_pass"
-            if isinstance(self._passes, Graphs):
-                self._passes.clear()
-            if self.device.type == "cuda":
-                torch.cuda.empty_cache()
-            return self._gradient(run, labels, view, drawn, item)
-        augmented.backward(leaf.grad)
-        return losses
+            reason = str(error)
+        if losses is not None:
+            augmented.backward(leaf.grad)
+            return losses
+        # Outside the handler, which holds on to the tensors of what failed.
+        del augmented, leaf
+        self._free()
+        if run.lane.beside:
+            return None
+        without = f"synthesize: no memory left for {item.name}"
+        if mode == "joint":
+            log(f"{without} by gradient joint, which goes on by two_pass")
+            run.kept["gradient"] = "two_pass"
+        elif isinstance(passes, Graphs) and passes.on:
+            log(f"{without} by CUDA graphs, which goes on without")
+            passes.on = False
+        else:
+            raise TeddyError(
+                f"{without} ({reason}); take fewer images at a time by "
+                "synthesize.classes_per_batch or indices_per_batch"
+            )
+        return self._gradient(run, labels, view, drawn, item)
+
+    def _passes_of(self, run: ItemRun) -> MakePasses:
+        """Items that run beside each other have recordings, and memory, of their own."""
+        first, number = self._passes[0], run.lane.number
+        if isinstance(first, Graphs) and number not in self._passes:
+            self._passes[number] = first.another()
+        return self._passes.get(number, first)
+
+    def _free(self) -> None:
+        """Give back all memory that recordings hold; they are made again when asked for."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)  # others may be replaying
+        for passes in self._passes.values():
+            if isinstance(passes, Graphs):
+                passes.clear()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def _views(self, item: Item, start: int) -> Iterator[Augmentation]:
         """Views from iteration ``start`` on; each depends on its iteration alone."""

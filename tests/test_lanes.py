@@ -1,0 +1,268 @@
+"""Items beside each other give the bytes of items alone, however many fit and pay."""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_acceleration import FakePool, pools, recordings, synthesiser
+from test_synthesis import with_config
+from torch import Tensor
+
+from teddy import lanes, synthesis
+from teddy.acceleration import Graphs
+from teddy.artifacts import WorkDir
+from teddy.errors import TeddyError
+from teddy.gradient import losses_of_teachers
+from teddy.lanes import Lane, Lanes, Search, Turn
+from teddy.makers import synthesise
+from teddy.synthesis import Synthesiser
+
+CPU = torch.device("cpu")
+
+__all__ = ["pools", "synthesiser"]  # fixtures
+
+
+# ------------------------------------------------------------------------------------- how many
+
+
+class Machine:
+    """A GPU that finishes so many iterations per second, by the number of jobs that run."""
+
+    def __init__(self, *rates: float) -> None:
+        self.rates, self.now, self.waits = rates, 0.0, 0
+
+    def clock(self) -> float:
+        """Seconds."""
+        return self.now
+
+    def wait(self) -> None:
+        """Until all is done."""
+        self.waits += 1
+
+    def search(self, waiting: int = 99) -> Search:
+        """What a search finds, run for longer than it takes."""
+        search, before = Search(self.wait, self.clock), 0
+        for _ in range(1000):
+            running, changed = search.limit, search.limit != before
+            self.now += running / self.rates[running - 1]
+            search.look(running, waiting, changed)
+            before = running
+        return search
+
+
+@pytest.mark.parametrize(
+    ("rates", "expected", "reason"),
+    [
+        ((100, 99), 1, "one more brings less than 5 %"),
+        ((100, 104), 1, "one more brings less than 5 %"),
+        ((100, 190, 195), 2, "one more brings less than 5 %"),
+        ((100, 190, 270, 330), 4, "the most that are tried"),
+    ],
+)
+def test_one_more_is_tried_as_long_as_that_pays(
+    rates: tuple[float, ...], expected: int, reason: str, capfd: Any
+) -> None:
+    machine = Machine(*rates)
+    search = machine.search()
+    assert search.limit == expected
+    assert list(search.rates.values()) == pytest.approx(rates)
+    assert machine.waits == 2 * len(rates), "none after the search"
+    said = capfd.readouterr().err
+    assert f"{expected} item{'s' * (expected > 1)} at a time on this GPU ({reason}: " in said
+    assert f"{rates[0]:.1f} with 1" in said
+
+
+def test_where_nothing_waits_nothing_is_tried() -> None:
+    assert Machine(100, 200).search(waiting=0).limit == 1
+
+
+def test_iterations_in_which_a_job_sets_itself_up_are_not_measured() -> None:
+    machine, waits = Machine(100), []
+    search = Search(lambda: waits.append(machine.now), machine.clock)
+    for turn in range(120):
+        machine.now += 1
+        search.look(1, 9, changed=turn in (0, 60))
+    assert waits == [51.0, 61.0 + lanes._SETTLE]
+
+
+def test_exhausted_memory_ends_the_search(capfd: Any) -> None:
+    search = Search(lambda: None)
+    search.limit = 3
+    search.fewer(3)
+    for _ in range(1000):
+        search.look(2, 9, changed=False)
+    assert (search.limit, search.rates) == (2, {})
+    assert "2 items at a time on this GPU (memory is exhausted by 3)" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("value", ["0", "many", "-1"])
+def test_a_number_that_is_none_is_refused(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TEDDY_LANES", value)
+    with pytest.raises(TeddyError, match=r"\$TEDDY_LANES must be a whole number of at least 1"):
+        Lanes(CPU)
+
+
+# ------------------------------------------------------------------------------------ taking turns
+
+
+def jobs_of(
+    lengths: Sequence[int], seen: list[tuple[int, int, int]], crowded: tuple[int, ...] = ()
+) -> list[Any]:
+    """Jobs of so many iterations, which note job, lane and how many run beside them.
+
+    Those in ``crowded`` need the device for themselves.
+    """
+
+    def job(which: int, length: int) -> Any:
+        def steps(lane: Lane) -> Iterator[Turn]:
+            for _ in range(length):
+                while which in crowded and lane.beside:
+                    yield Turn.CROWDED
+                seen.append((which, lane.number, lane.beside))
+                yield Turn.DONE
+
+        return steps
+
+    return [job(which, length) for which, length in enumerate(lengths)]
+
+
+@pytest.mark.parametrize("at_a_time", [1, 2, 3, 7])
+def test_every_job_does_all_its_iterations(at_a_time: int, monkeypatch: Any) -> None:
+    monkeypatch.setenv("TEDDY_LANES", str(at_a_time))
+    lengths, seen = [3, 1, 4, 0, 2], list[tuple[int, int, int]]()
+    Lanes(CPU).run(jobs_of(lengths, seen))
+    done = [which for which, _, _ in seen]
+    assert [done.count(which) for which in range(5)] == lengths
+    assert max(lane for _, lane, _ in seen) < at_a_time
+    if at_a_time == 1:
+        assert done == sorted(done)
+
+
+def test_jobs_take_turns_and_later_ones_take_free_lanes(monkeypatch: Any) -> None:
+    monkeypatch.setenv("TEDDY_LANES", "2")
+    seen = list[tuple[int, int, int]]()
+    Lanes(CPU).run(jobs_of([1, 3, 3], seen))
+    assert seen == [
+        (0, 0, 1), (1, 1, 1), (1, 1, 1), (1, 1, 1), (2, 0, 1), (2, 0, 1), (2, 0, 0)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("crowded", [(0,), (1,), (2,), (0, 1, 2, 3)])
+def test_a_job_without_memory_goes_on_when_fewer_run(
+    crowded: tuple[int, ...], monkeypatch: Any
+) -> None:
+    monkeypatch.setenv("TEDDY_LANES", "3")
+    seen = list[tuple[int, int, int]]()
+    Lanes(CPU).run(jobs_of([4, 4, 4, 4], seen, crowded))
+    done = [which for which, _, _ in seen]
+    assert [done.count(which) for which in range(4)] == [4] * 4
+    assert all(beside == 0 for which, _, beside in seen if which in crowded)
+
+
+# --------------------------------------------------------------------------------------- synthesis
+
+
+@pytest.fixture
+def one_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """As on a GPU: no worker processes; the folder of logs."""
+    monkeypatch.setenv("TEDDY_WORKERS", "1")
+    monkeypatch.setenv("TEDDY_LOGS", str(tmp_path / "logs"))
+    return tmp_path / "logs"
+
+
+def at_a_time(made: Synthesiser, count: int, monkeypatch: Any) -> tuple[Tensor, Any]:
+    """Images and records of a set of four items."""
+    monkeypatch.setenv("TEDDY_LANES", str(count))
+    images, _, records = synthesise(made, 3, WorkDir("synthesize", f"set{count}"))
+    return images, records
+
+
+@pytest.mark.parametrize("replayed", [False, True])
+@pytest.mark.parametrize("changes", [{}, {"draw_per": "iteration", "gradient": "joint"}])
+def test_items_beside_each_other_have_the_bytes_of_items_alone(
+    synthesiser: Synthesiser, workplace: Path, one_process: Path, pools: list[FakePool],
+    monkeypatch: Any, changes: Any, replayed: bool,
+) -> None:  # fmt: skip
+    want, records = at_a_time(with_config(synthesiser, **changes), 1, monkeypatch)
+    beside = with_config(synthesiser, **changes)
+    if replayed:
+        beside._passes = {0: Graphs()}
+    got, same = at_a_time(beside, 3, monkeypatch)
+    assert torch.equal(got, want)
+    assert same == records
+    if replayed:
+        assert set(beside._passes) == {0, 1, 2}, "recordings of their own"
+        assert beside.facts["cuda_graphs"] is True
+    lines = (one_process / "synthesize-items.jsonl").read_text(encoding="utf-8").splitlines()
+    logged = [json.loads(line)["items_at_a_time"] for line in lines]
+    assert logged[:4] == [1] * 4
+    assert max(logged[4:]) == 3
+
+
+def test_exhausted_memory_lets_fewer_items_run_and_changes_no_byte(
+    synthesiser: Synthesiser, workplace: Path, one_process: Path, pools: list[FakePool],
+    monkeypatch: Any, capfd: Any,
+) -> None:  # fmt: skip
+    """Rather than the smaller mode, which rounds otherwise."""
+    joint = {"gradient": "joint"}
+    want, records = at_a_time(with_config(synthesiser, **joint), 1, monkeypatch)
+    beside = with_config(synthesiser, **joint)
+    beside._passes = {0: Graphs()}
+
+    def limited(*arguments: Any) -> Tensor:
+        held = [len(p._recordings) for p in beside._passes.values() if isinstance(p, Graphs)]
+        if sum(held) > 4:  # those of two items
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return losses_of_teachers(*arguments)
+
+    monkeypatch.setattr(synthesis, "losses_of_teachers", limited)
+    got, same = at_a_time(beside, 3, monkeypatch)
+    assert torch.equal(got, want)
+    assert same == records, "all by joint"
+    assert "2 items at a time" in capfd.readouterr().err
+    assert recordings(pools) > 8, "dropped, and made again"
+
+
+def test_killed_items_that_ran_beside_each_other_go_on(
+    synthesiser: Synthesiser, workplace: Path, one_process: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr("teddy.makers.CHECK_EVERY", 1)
+    monkeypatch.setenv("TEDDY_SAVE_SECONDS", "0")
+    want, records = at_a_time(with_config(synthesiser), 1, monkeypatch)
+    killed = with_config(synthesiser)
+    draw, calls = killed.draw, iter(range(1000))
+
+    def stop_there(*moment: Any) -> list[int]:
+        if next(calls) == 20:
+            raise KeyboardInterrupt
+        return draw(*moment)
+
+    monkeypatch.setattr(killed, "draw", stop_there)
+    with pytest.raises(KeyboardInterrupt):
+        at_a_time(killed, 3, monkeypatch)
+    assert len(list(workplace.rglob("*.resume"))) == 3
+    got, same = at_a_time(with_config(synthesiser), 3, monkeypatch)
+    assert torch.equal(got, want)
+    assert same == records
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("replayed", [False, True])
+def test_items_beside_each_other_on_a_gpu_have_the_bytes_of_items_alone(
+    synthesiser: Synthesiser, workplace: Path, one_process: Path, monkeypatch: Any, replayed: bool
+) -> None:
+    monkeypatch.setattr("teddy.acceleration._LEAST_REPLAYS", 0)
+    monkeypatch.setenv("TEDDY_GRAPHS", "1" if replayed else "0")
+
+    def on_gpu() -> Synthesiser:
+        made = with_config(synthesiser, iterations=50)
+        views = made._training_views
+        return Synthesiser(made.config, made.pool, made.data, views, 0, torch.device("cuda"))
+
+    want, records = at_a_time(on_gpu(), 1, monkeypatch)
+    got, same = at_a_time(on_gpu(), 3, monkeypatch)
+    assert torch.equal(got, want)
+    assert same == records
