@@ -10,9 +10,10 @@ from torch import nn
 from teddy.bench import floor
 from teddy.bench import synthesis as bench
 from teddy.bench.__main__ import main
+from teddy.bench.engine import NORMALISATION, Batches, Workload, engine, frozen_network
 from teddy.bench.memory import peak_bytes, saved_bytes
 from teddy.bench.peers import FeatureHook, Mode, RecoverLoop, recover_loss
-from teddy.bench.synthesis import EngineLoop, Workload, frozen_network
+from teddy.errors import TeddyError
 from teddy.files import read_json
 from teddy.frozen import Teacher
 from teddy.gradient import eq7_gradient
@@ -40,18 +41,13 @@ def test_the_reference_has_our_gradient(synthesis_config: SynthesizeConfig) -> N
     assert (view.grad - ours.grad).norm() < 1e-5 * view.grad.norm()
 
 
-@pytest.mark.parametrize("loop", ["peer", "engine"])
-def test_an_iteration_changes_images_within_the_pixel_range(
-    loop: str, synthesis_config: SynthesizeConfig
+def test_an_iteration_of_the_reference_changes_images_within_the_pixel_range(
+    synthesis_config: SynthesizeConfig,
 ) -> None:
     config = replace(synthesis_config, views=ViewConfig(crop_scale=0.5, hflip=True, roll=(0, 2)))
     images, labels, network = torch.zeros(3, 3, 8, 8), torch.arange(3), frozen_network(SMALL, 0)
-    low, high = bounds = bench._NORMALISATION.bounds()
-    run: RecoverLoop | EngineLoop
-    if loop == "peer":
-        run = RecoverLoop(network, 9 + images, labels, config, bounds, Mode())
-    else:
-        run = EngineLoop([network], 9 + images, labels, config)
+    low, high = bounds = NORMALISATION.bounds()
+    run = RecoverLoop(network, 9 + images, labels, config, bounds, Mode())
     for _ in range(2):
         run.step()
     moved = run.images.detach()
@@ -59,6 +55,36 @@ def test_an_iteration_changes_images_within_the_pixel_range(
     assert (moved >= low - 1e-6).all()
     assert (moved <= high + 1e-6).all()
     assert moved.unique().numel() > 3, "the gradient moved pixels away from the border"
+
+
+@pytest.mark.parametrize("beside", [1, 2])
+def test_a_step_of_the_engine_is_an_iteration_of_every_batch_by_every_network(
+    beside: int, synthesis_config: SynthesizeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    networks = [frozen_network(SMALL, seed) for seed in range(2)]
+    maker = engine(SMALL, networks, synthesis_config, CPU)
+    seen = []
+
+    def lr(iteration: int) -> float:
+        seen.append(iteration)
+        return 0.1
+
+    monkeypatch.setattr(maker, "lr", lr)
+    batches = Batches(maker, SMALL.item(4), beside)
+    for _ in range(3):
+        batches.step()
+    assert seen == [turn for turn in range(3) for _ in range(beside)]
+    assert maker.draw(SMALL.item(4), 0) == [0, 1]
+
+
+@pytest.mark.parametrize(("batch", "labels"), [(4, [0, 1, 2, 3]), (20, [*range(10)] * 2)])
+def test_batches_have_as_many_images_of_every_class(batch: int, labels: list[int]) -> None:
+    assert SMALL.item(batch).labels().tolist() == labels
+
+
+def test_a_batch_that_favours_a_class_is_refused() -> None:
+    with pytest.raises(TeddyError, match="--batch: expected a multiple of 10 classes, got 25"):
+        SMALL.item(25)
 
 
 @pytest.mark.parametrize("pruned", [0.0, 0.3])

@@ -29,7 +29,7 @@ from teddy.data import ImageDataset, LabelledImages
 from teddy.errors import TeddyError
 from teddy.files import Json, digest
 from teddy.images import Images
-from teddy.items import join_items
+from teddy.items import Place, join_items
 from teddy.labels import Batch, SoftLabels, TrainingViews
 from teddy.pool import Pool
 from teddy.seeding import permutation
@@ -220,6 +220,7 @@ def synthesise_step(
     items, images = synthesiser.items(ipc), []
     for number, item in enumerate(items):
         own = resume.with_name(f"{resume.name}-{number}")
-        images.append(synthesiser.run(item, own)["images"])
+        place = Place(number, len(items), len(items) - number - 1)
+        images.append(synthesiser.run(item, own, place=place)["images"])
         own.unlink(missing_ok=True)
     return join_items(items, images, ipc)

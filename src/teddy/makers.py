@@ -195,7 +195,7 @@ class ImageMaker(ABC):
             item: what to optimise.
             resume: file for unfinished work.
             save_every_seconds: least time between two writes of it; None asks the environment.
-            place: of the item among others, for the progress bar.
+            place: of the item among others, for the progress bar; None for no bar.
             lane: where it runs.
 
         Returns:
@@ -206,7 +206,7 @@ class ImageMaker(ABC):
             TeddyError: a loss is not finite; names the item and the step, and where the last finite
                 images are.
         """
-        place, normalisation = place or Place(), self.data.normalisation
+        normalisation, shown, place = self.data.normalisation, place is not None, place or Place()
         save_every = save_interval() if save_every_seconds is None else save_every_seconds
         images = self.initial_images(item).to(self.device).requires_grad_()
         run = self.begin(item, images)
@@ -216,7 +216,8 @@ class ImageMaker(ABC):
         low, high = normalisation.bounds(self.device)
         steps = self.steps(item, run, range(start, total))
         began = saved = time.monotonic()
-        with progress(total, place.title(item), "it", start, run.lane.number) as bar:
+        title, row = place.title(item), run.lane.number
+        with progress(total, title, "it", start, row, shown=shown) as bar:
             for iteration in range(start, total):
                 while (losses := next(steps)) is None:
                     yield Turn.CROWDED

@@ -237,13 +237,15 @@ def log(message: str) -> None:
         tqdm.write(message, file=sys.stderr)
 
 
-def progress(total: int, description: str, unit: str, done: int = 0, row: int = 0) -> "tqdm[Any]":
+def progress(
+    total: int, description: str, unit: str, done: int = 0, row: int = 0, *, shown: bool = True
+) -> "tqdm[Any]":
     """Progress bar of the first process, with speed and ETA; silent where nobody watches (no
     terminal). Several of a process have a row each.
     """
     return tqdm(
         total=total, desc=description, unit=unit, initial=done, leave=False, dynamic_ncols=True,
-        disable=None if distributed.rank() == 0 else True, position=_row + row,
+        disable=None if shown and distributed.rank() == 0 else True, position=_row + row,
     )  # fmt: skip
 
 

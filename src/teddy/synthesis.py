@@ -50,6 +50,7 @@ class Synthesiser(ImageMaker):
         training_views: augmentation that the teachers were trained with.
         seed: experiment seed.
         device: where to work.
+        passes: how teachers are run (default: what pays, see :func:`choose_passes`).
     """
 
     terms = ("classifier_prior", "statistics")
@@ -63,11 +64,12 @@ class Synthesiser(ImageMaker):
         training_views: ViewConfig,
         seed: int,
         device: torch.device,
+        passes: MakePasses | None = None,
     ) -> None:
         super().__init__(config, data, seed, device)
         self.pool, self._training_views = pool, training_views
         self._teachers: dict[int, Teacher] = {}
-        self._passes = {0: choose_passes(config, len(pool), device)}
+        self._passes = {0: passes or choose_passes(config, len(pool), device)}
         self._class_moments: dict[int, list[Moments]] = {}
         self._class_targets: dict[tuple[int, range], list[Moments]] = {}
         self._modes: dict[tuple[int, ...], Mode] = {}

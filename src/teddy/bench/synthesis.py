@@ -2,7 +2,7 @@
 
 import argparse
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -12,10 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from teddy.acceleration import Graphs
-from teddy.augmentation import Views, draw_views
 from teddy.bench import floor
 from teddy.bench.command import (
-    SEED,
     Benchmark,
     Result,
     Side,
@@ -30,29 +28,22 @@ from teddy.bench.command import (
     shared_settings,
     take_turns,
 )
+from teddy.bench.engine import NORMALISATION, Batches, Workload, engine, frozen_network
 from teddy.bench.memory import peak_bytes, saved_bytes
 from teddy.bench.peers import Mode, RecoverLoop
 from teddy.files import Json
-from teddy.frozen import Teacher
-from teddy.gradient import MakePasses, eager, eq7_gradient, settled
-from teddy.images import Normalisation
-from teddy.networks import batchnorms, build
-from teddy.objectives import cosine_lr
-from teddy.optimizers import Adam, Group
-from teddy.pruning import prune_randomly
+from teddy.gradient import MakePasses, eager
 from teddy.runtime import graphs_wanted
 from teddy.schema import from_json, read_yaml, to_json
-from teddy.seeding import stream
-from teddy.settings import NetworkConfig, Precision, SynthesizeConfig
+from teddy.settings import Precision, SynthesizeConfig
 from teddy.tables import Column, Table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_NORMALISATION = Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # ImageNet's
 _REFERENCE = "reference"
-_VIEW_BLOCK = 64  # as the engine draws them
 _PAPER_BATCH = 100  # images, which the paper's passes are counted in
+_BESIDE = (2, 3)  # batches that share a GPU
 _GPU_ITERATIONS = 20  # per round; on the CPU one is long enough to time
 _MODES = {
     _REFERENCE: Mode(tf32=False),
@@ -61,28 +52,13 @@ _MODES = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Workload:
-    """A network and the images it looks at."""
-
-    title: str
-    arch: str
-    size: int
-    """Pixels of a side."""
-    classes: int
-    cpu_batch: int
-    """Images where a batch of 100 would take minutes."""
-    pruned: float = 0.0
-    """Share of channels removed."""
-
-
 WORKLOADS = {
-    "resnet18-32": Workload("ResNet18, 3×3 stem, 32 px", "resnet18", 32, 10, 10),
-    "resnet18-64": Workload("ResNet18, 3×3 stem, 64 px", "resnet18", 64, 200, 5),
-    "resnet18-224": Workload("ResNet18, 224 px", "resnet18", 224, 1000, 4),
-    "resnet50-224": Workload("ResNet50, 224 px", "resnet50", 224, 1000, 2),
+    "resnet18-32": Workload("ResNet18, 3×3 stem, 32 px", "resnet18", 32, 10, 30),
+    "resnet18-64": Workload("ResNet18, 3×3 stem, 64 px", "resnet18", 64, 200, 10),
+    "resnet18-224": Workload("ResNet18, 224 px", "resnet18", 224, 1000, 8),
+    "resnet50-224": Workload("ResNet50, 224 px", "resnet50", 224, 1000, 4),
     "pruned-resnet18-224": Workload(
-        "ResNet18 pruned by 0.19, 224 px", "resnet18", 224, 1000, 4, 0.19
+        "ResNet18 pruned by 0.19, 224 px", "resnet18", 224, 1000, 8, 0.19
     ),
 }
 
@@ -127,8 +103,10 @@ class Program:
     """Something that is timed."""
 
     step: Callable[[], Any] | None
-    passes: int = 1
-    """Teachers per iteration."""
+    teachers: int = 1
+    """Of an iteration, k."""
+    beside: int = 1
+    """Batches that take an iteration each."""
     kind: str = "engine"
     """engine, reference or floor."""
     replayed: bool = False
@@ -138,7 +116,7 @@ class Program:
 def _options(command: argparse.ArgumentParser) -> None:
     add_workload_options(command, WORKLOADS)
     command.add_argument(
-        "--batch", type=positive, help="images (default: 100 on a GPU, 2 to 10 on a CPU)"
+        "--batch", type=positive, help="images (default: 100 on a GPU, 4 to 30 on a CPU)"
     )
     command.add_argument(
         "--iterations", type=positive,
@@ -184,10 +162,11 @@ def _measure(args: argparse.Namespace) -> Result:
     notes = (
         f"Median of {args.repeats} rounds, {machine(device)}. {remark[0].upper()}{remark[1:]}.",
         "An iteration goes from images to updated images; a pass is an iteration divided by its "
-        "teachers. Ratios are medians of ratios within a round. Reference: SRe2L's Tiny-ImageNet "
-        "loop, written anew. Floor: forward and input gradient of the convolutions alone. Bound: "
-        "the network's arithmetic at the speed of a large matrix product. Saved: most bytes that "
-        "autograd keeps at a time. Peak: most that PyTorch allocates above what lay there before.",
+        "teachers, and by the batches that it updates. Ratios are medians of ratios within a "
+        "round. Reference: SRe2L's Tiny-ImageNet loop, written anew. Floor: forward and input "
+        "gradient of the convolutions alone. Bound: the network's arithmetic at the speed of a "
+        "large matrix product. Saved: most bytes that autograd keeps at a time. Peak: most that "
+        "PyTorch allocates above what lay there before.",
     )
     return Result(record, (_table(measured, notes), _job_table(jobs)), partial(_draw, measured))
 
@@ -224,10 +203,12 @@ def _workload(
     bound = 1e3 * floor.operations(network, shape, spec.batch) / speed
     entries: Json = {}
     for name, program in programs.items():
-        per_pass = [value / program.passes for value in times[name]]
+        passes = program.teachers * program.beside
+        per_pass = [value / passes for value in times[name]]
         entries[name] = {
             "kind": program.kind,
-            "teachers": program.passes,
+            "teachers": program.teachers,
+            "batches": program.beside,
             "ms": times[name],
             "ms_per_iteration": median(times[name]),
             "ms_per_pass": median(per_pass),
@@ -251,21 +232,31 @@ def programs_of(spec: Spec, ours: bool) -> dict[str, Program]:
     workload, device = spec.workload, torch.device(spec.device)
     count = max(spec.teachers) if ours else 1
     networks = [frozen_network(workload, seed) for seed in range(count)]
-    size, generator = workload.size, stream(SEED, "bench images")
-    images = torch.randn(spec.batch, 3, size, size, generator=generator).to(device)
-    labels = (torch.arange(spec.batch) % workload.classes).to(device)
+    item = workload.item(spec.batch)
+    images = engine(workload, networks, spec.config, device).initial_images(item).to(device)
     if not ours:
-        return _references(networks[0], images, labels, spec.config)
-    programs, ways = {}, {"engine": eager}
+        return _references(networks[0], images, item.labels().to(device), spec.config)
+    programs = {}
+
+    def add(title: str, precision: Precision, k: int, passes: MakePasses, beside: int = 1) -> None:
+        settings = replace(spec.config, precision=precision)
+        maker = engine(workload, networks[:k], settings, device, passes)
+        step = Batches(maker, item, beside).step
+        replayed = isinstance(passes, Graphs)
+        programs[f"{title}, {precision}, k = {k}"] = Program(step, k, beside, replayed=replayed)
+
+    ways: dict[str, MakePasses] = {"engine": eager}
+    graphs = Graphs()  # whose recordings share memory: programs take turns
     if device.type == "cuda" and graphs_wanted():
-        ways["engine, CUDA graphs"] = Graphs()
+        ways["engine, CUDA graphs"] = graphs
     for precision in get_args(Precision):
         for k in spec.teachers:
-            settings = replace(spec.config, precision=precision)
             for way, passes in ways.items():
-                engine = EngineLoop(networks[:k], images, labels, settings, passes)
-                program = Program(engine.step, k, replayed=passes is not eager)
-                programs[f"{way}, {precision}, k = {k}"] = program
+                add(way, precision, k, passes)
+    if len(ways) > 1:
+        for beside in _BESIDE:
+            title = f"engine, CUDA graphs, {beside} batches at a time"
+            add(title, "bfloat16", max(spec.teachers), graphs, beside)
     return programs | _floors(networks[0], images, spec.native)
 
 
@@ -291,26 +282,6 @@ def _memory(spec: Spec, ours: bool, name: str) -> Json:
     return {"saved_bytes": saved_bytes(step), "peak_bytes": peak_bytes(step, device)}
 
 
-def frozen_network(workload: Workload, seed: int) -> nn.Module:
-    """A network in eval mode with random weights, whose running statistics are those of a batch."""
-    shape = (3, workload.size, workload.size)
-    config = NetworkConfig(arch=workload.arch, width=64, norm="batch")  # type: ignore[arg-type]
-    network = build(config, shape, workload.classes, seed)
-    if workload.pruned:
-        network = prune_randomly(network, shape, workload.pruned, seed)
-    generator = stream(SEED, "bench statistics", seed)
-    layers = batchnorms(network)
-    with torch.no_grad():
-        for layer in layers:
-            layer.weight.copy_(0.5 + torch.rand(len(layer.weight), generator=generator))
-            layer.bias.copy_(0.1 * torch.randn(len(layer.bias), generator=generator))
-            layer.momentum = 1.0
-        network.train()(torch.randn(8, *shape, generator=generator))
-    for layer in layers:
-        layer.momentum = 0.1
-    return network.eval().requires_grad_(False)
-
-
 def _references(
     network: nn.Module, images: Tensor, labels: Tensor, config: SynthesizeConfig
 ) -> dict[str, Program]:
@@ -318,7 +289,7 @@ def _references(
     programs = {}
     for name, mode in modes.items():
         own = copy.deepcopy(network).to(images.device)
-        bounds = _NORMALISATION.bounds(images.device)
+        bounds = NORMALISATION.bounds(images.device)
         loop = RecoverLoop(own, images, labels, config, bounds, mode)
         programs[name] = Program(loop.step, kind="reference")
     return programs
@@ -333,63 +304,6 @@ def _floors(network: nn.Module, images: Tensor, precisions: tuple[str, ...]) -> 
             alone = floor.Floor(own, images, getattr(torch, precision), format_)
             programs[f"floor, {precision}, {layout}"] = Program(alone.run, kind="floor")
     return programs
-
-
-class EngineLoop:
-    """One batch of images optimised as :class:`teddy.synthesis.Synthesiser` does.
-
-    Args:
-        networks: the drawn teachers, frozen, in eval mode.
-        images: normalised start, float32 ``(N, C, H, W)``.
-        labels: int64 ``(N,)``.
-        config: of the engine.
-        passes: how teachers are run.
-    """
-
-    def __init__(
-        self,
-        networks: list[nn.Module],
-        images: Tensor,
-        labels: Tensor,
-        config: SynthesizeConfig,
-        passes: MakePasses = eager,
-    ) -> None:
-        self.labels, self.passes = labels, passes
-        self.teachers = [
-            Teacher(_as_teacher(network, images.device), config.variance) for network in networks
-        ]
-        self.targets = [teacher.running for teacher in self.teachers]
-        view = images.to(memory_format=torch.channels_last)
-        self.config = settled(config, view, self.teachers)
-        self.images = images.clone().requires_grad_()
-        group = Group([self.images], config.weight_decay)
-        self.optimizer = Adam([group], config.betas, config.eps, decoupled=False)
-        self.low, self.high = _NORMALISATION.bounds(images.device)
-        self._views, self._iteration = self._drawn(), 0
-
-    def step(self) -> None:
-        """One iteration, from images to updated images."""
-        augmented = next(self._views)(self.images)
-        leaf = augmented.detach().to(memory_format=torch.channels_last).requires_grad_()
-        eq7_gradient(leaf, self.labels, self.teachers, self.targets, self.config, self.passes)
-        augmented.backward(leaf.grad)
-        self.optimizer.step(cosine_lr(self.config.lr, self._iteration, self.config.iterations))
-        self._iteration += 1
-        with torch.no_grad():
-            torch.clamp(self.images, self.low, self.high, out=self.images)
-
-    def _drawn(self) -> Iterator[Views]:
-        size, start = self.images.shape[-2:], 0
-        while True:
-            counters = torch.arange(start, start + _VIEW_BLOCK, device=self.images.device)
-            views = draw_views(self.config.views, *size, SEED, "bench", indices=counters)
-            yield from (views[slice(i, i + 1)] for i in range(_VIEW_BLOCK))
-            start += _VIEW_BLOCK
-
-
-def _as_teacher(network: nn.Module, device: torch.device) -> nn.Module:
-    """A copy as :meth:`teddy.pool.Pool.member` hands it out."""
-    return copy.deepcopy(network).to(device).to(memory_format=torch.channels_last)
 
 
 # ------------------------------------------------------------------------------------ paper's jobs
