@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from teddy import makers
 from teddy.artifacts import WorkDir, read_tensors
-from teddy.augmentation import Views, draw_views
+from teddy.augmentation import Resampling, draw_views
 from teddy.class_statistics import class_moments
 from teddy.data import ImageDataset
 from teddy.dsa import DsaViews
@@ -673,11 +673,11 @@ def test_one_view_is_shared_by_the_batch_or_every_image_has_its_own(
     item = cut_items(1, 3, synthesiser.config)[0]
     shared = next(synthesiser._views(item, 0))
     own = next(with_config(synthesiser, views_per="image")._views(item, 0))
-    assert isinstance(shared, Views)
-    assert isinstance(own, Views)
-    assert shared.box.shape == (1, 4)
-    assert own.box.shape == (4, 4)
-    assert len(own.box.unique(dim=0)) > 1
+    assert isinstance(shared, Resampling)
+    assert isinstance(own, Resampling)
+    assert shared.rows.shape == (1, 8, 8)
+    assert own.rows.shape == (4, 8, 8)
+    assert len(own.rows.unique(dim=0)) > 1
 
 
 @pytest.mark.parametrize("views_per", ["batch", "image"])
@@ -711,7 +711,7 @@ def test_view_of_an_iteration_does_not_depend_on_where_a_run_started(
     assert len(from_start) >= 150
     for start in (1, 63, 64, 149):
         resumed = next(long._views(item, start))
-        for name in ("box", "flip", "shift"):
+        for name in ("rows", "columns"):
             assert torch.equal(getattr(resumed, name), getattr(from_start[start], name))
 
 

@@ -40,15 +40,10 @@ class Views:
 
         The view of an image has the same bits in whatever batch it appears.
         """
-        height, width = images.shape[-2:]
-        rows, columns = (matrix.to(images.dtype) for matrix in self._matrices(height, width))
-        if len(rows) == 1 < len(images):
-            return rows[0] @ (images @ columns[0])
-        across = torch.bmm(images.flatten(1, 2), columns).view(images.shape)
-        return rows[:, None] @ across
+        return self.resampling(*images.shape[-2:])(images)
 
-    def _matrices(self, height: int, width: int) -> tuple[Tensor, Tensor]:
-        """``(N, out, in)`` for rows and ``(N, in, out)`` for columns: a view is their product."""
+    def resampling(self, height: int, width: int) -> "Resampling":
+        """Matrices of these views of images of a size; costs more than to use them once."""
         top, left, box_height, box_width = self.box[..., None].unbind(1)
         y = torch.arange(height, device=self.box.device)
         x = torch.arange(width, device=self.box.device)
@@ -57,7 +52,28 @@ class Views:
         out_x = torch.where(self.flip[:, None], width - 1 - out_x, out_x)
         rows = _bilinear(_position(out_y, box_height, height)[:, :, None], (y - top)[:, None, :])
         columns = _bilinear(_position(out_x, box_width, width)[:, None, :], (x - left)[:, :, None])
-        return rows, columns
+        return Resampling(rows, columns)
+
+
+@dataclass(frozen=True, slots=True)
+class Resampling:
+    """``N`` views as matrices, or one shared by all images (``N = 1``)."""
+
+    rows: Tensor
+    """float32 ``(N, H, H)``, output times input."""
+    columns: Tensor
+    """float32 ``(N, W, W)``, input times output."""
+
+    def __getitem__(self, indices: slice) -> "Resampling":
+        return Resampling(self.rows[indices], self.columns[indices])
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """As :class:`Views`."""
+        rows, columns = self.rows.to(images.dtype), self.columns.to(images.dtype)
+        if len(rows) == 1 < len(images):
+            return rows[0] @ (images @ columns[0])
+        across = torch.bmm(images.flatten(1, 2), columns).view(images.shape)
+        return rows[:, None] @ across
 
 
 def draw_views(

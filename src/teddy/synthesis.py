@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from teddy.acceleration import Graphs, choose_passes
-from teddy.augmentation import Views, draw_views
+from teddy.augmentation import Resampling, draw_views
 from teddy.class_statistics import class_moments
 from teddy.data import ImageDataset
 from teddy.dsa import DsaViews, draw_dsa, draw_shared_dsa
@@ -36,7 +36,7 @@ from teddy.theory import pool_class_statistics
 
 _VIEW_BLOCK = 64  # shared views drawn at a time; drawing them singly costs more than using them
 
-Augmentation = Views | DsaViews
+Augmentation = Resampling | DsaViews
 """What images go through before teachers see them."""
 
 
@@ -252,8 +252,9 @@ class Synthesiser(ImageMaker):
         block = max(1, _VIEW_BLOCK // count)
         for first in range(start, self.config.iterations, block):
             counters = torch.arange(first * count, (first + block) * count, device=self.device)
-            views = draw_views(self.config.views, *size, self.seed, *key, indices=counters)
-            yield from (views[slice(i * count, (i + 1) * count)] for i in range(block))
+            drawn = draw_views(self.config.views, *size, self.seed, *key, indices=counters)
+            views = drawn.resampling(*size)
+            yield from (views[i * count : (i + 1) * count] for i in range(block))
 
     def _teacher(self, member: int) -> Teacher:
         if member not in self._teachers:
