@@ -411,52 +411,6 @@ def test_exhausted_memory_of_the_smaller_mode_is_tried_without_graphs(
     assert "by CUDA graphs, which goes on without" in capfd.readouterr().err
 
 
-# ---------------------------------------------------------------------------------------- waiting
-
-
-class OnDevice(TorchDispatchMode):
-    """Refuses what waits for a GPU: numbers and sizes from it, tensors made on the host."""
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        """Look at an operation."""
-        name = func.name().split(".")[0]
-        asks = name in {"aten::_local_scalar_dense", "aten::nonzero", "aten::lift_fresh"}
-        asks |= name == "aten::index" and any(i.dtype == torch.bool for i in tensors_in(args[1]))
-        assert not asks, f"{name} waits for the device"
-        return func(*args, **(kwargs or {}))
-
-
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("changes", [{}, {"views_per": "image"}, {"class_statistics": "pooled"}])
-def test_iterations_ask_the_device_for_nothing(
-    synthesiser: Synthesiser, tmp_path: Path, monkeypatch: Any, mode: Mode, changes: Any
-) -> None:
-    """What can be seen of it on a CPU: all of an item between its first draw and its last look."""
-    made = with_config(synthesiser, gradient=mode, **changes)
-    item, draw = cut_items(1, 3, made.config)[0], made.draw
-    made.load([item])
-    watch: Any = OnDevice()  # type: ignore[no-untyped-call]
-    drawn: list[int] = []
-
-    def watched(item: Any, iteration: int) -> list[int]:
-        if iteration == made.config.iterations - 1:
-            watch.__exit__(None, None, None)
-        if iteration == 0 and not drawn:
-            watch.__enter__()
-        drawn.append(iteration)
-        return draw(item, iteration)
-
-    views = made._views
-    monkeypatch.setattr(made, "draw", watched)
-    monkeypatch.setattr(made, "_views", lambda *args: iter(list(views(*args))))
-    made.run(item, tmp_path / "resume")
-    assert len(drawn) == made.config.iterations
-    with watch:
-        list(views(item, 0))
-
-
 # ------------------------------------------------------------------------------------------- CUDA
 
 

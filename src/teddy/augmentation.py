@@ -227,8 +227,7 @@ def draw_cutmix(
     students batch the images. An image may be its own partner, as there.
     """
     u = uniforms(derive(seed, *item, "box"), torch.arange(count, device=device), 3)
-    size = torch.tensor([height, width], device=device)
-    centre = (u[:, 1:] * size).to(torch.int64)
+    centre = torch.stack([u[:, 1] * height, u[:, 2] * width], dim=1).to(torch.int64)
     order = uniforms(derive(seed, *item, "partner"), torch.arange(count, device=device), 1)
     partner = order[:, 0].argsort(stable=True)
     return CutMix(partner, cutmix_box(u[:, 0], centre, height, width))

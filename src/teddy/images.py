@@ -5,6 +5,7 @@ Images at rest are uint8 in ``[0, 255]``; a network sees ``(x / 255 − mean) / 
 does not know where its images lie.
 """
 
+import functools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -47,9 +48,14 @@ class Normalisation:
         return -mean / std, (1 - mean) / std
 
     def _tensors(self, device: torch.device | str) -> tuple[Tensor, Tensor]:
-        mean = torch.tensor(self.mean, dtype=torch.float32, device=device)
-        std = torch.tensor(self.std, dtype=torch.float32, device=device)
-        return mean[None, :, None, None], std[None, :, None, None]
+        return _per_channel(self.mean, device), _per_channel(self.std, device)
+
+
+@functools.lru_cache(maxsize=64)
+def _per_channel(values: tuple[float, ...], device: torch.device | str) -> Tensor:
+    """float32 ``(1, C, 1, 1)``; made once, since copying numbers to a GPU waits for it."""
+    with torch.inference_mode(False):
+        return torch.tensor(values, dtype=torch.float32, device=device)[None, :, None, None]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,167 @@
+"""What can be seen on a CPU of loops on a GPU: they wait for nothing and mix no devices."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_acceleration import MODES, synthesiser, tensors_in
+from test_synthesis import with_config
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from teddy import frozen, gradient, kernels
+from teddy.data import ImageDataset
+from teddy.gradient import Mode
+from teddy.images import Images
+from teddy.items import cut_items
+from teddy.labels import TrainingViews
+from teddy.networks import load_network
+from teddy.objectives import Moments
+from teddy.pool import Pool
+from teddy.settings import RelabelConfig, ViewConfig
+from teddy.synthesis import Synthesiser
+from teddy.training import real_batches
+
+META = torch.device("meta")
+
+__all__ = ["synthesiser"]  # a fixture
+
+
+class OnDevice(TorchDispatchMode):
+    """Refuses what waits for a GPU: numbers and sizes from it, tensors made on the host."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Look at an operation."""
+        name = func.name().split(".")[0]
+        asks = name in {"aten::_local_scalar_dense", "aten::nonzero", "aten::lift_fresh"}
+        asks |= name == "aten::index" and any(i.dtype == torch.bool for i in tensors_in(args[1]))
+        assert not asks, f"{name} waits for the device"
+        return func(*args, **(kwargs or {}))
+
+
+def on_device() -> Any:
+    """Nothing in the block waits."""
+    return OnDevice()  # type: ignore[no-untyped-call]
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("changes", [{}, {"views_per": "image"}, {"class_statistics": "pooled"}])
+def test_iterations_of_synthesis_do_not_wait(
+    synthesiser: Synthesiser, tmp_path: Path, monkeypatch: Any, mode: Mode, changes: Any
+) -> None:
+    """All of an item between its first draw and its last look."""
+    made = with_config(synthesiser, gradient=mode, **changes)
+    item, draw = cut_items(1, 3, made.config)[0], made.draw
+    made.load([item])
+    watch = on_device()
+    drawn: list[int] = []
+
+    def watched(item: Any, iteration: int) -> list[int]:
+        if iteration == made.config.iterations - 1:
+            watch.__exit__(None, None, None)
+        if iteration == 0 and not drawn:
+            watch.__enter__()
+        drawn.append(iteration)
+        return draw(item, iteration)
+
+    views = made._views
+    monkeypatch.setattr(made, "draw", watched)
+    monkeypatch.setattr(made, "_views", lambda *args: iter(list(views(*args))))
+    made.run(item, tmp_path / "resume")
+    assert len(drawn) == made.config.iterations
+    with watch:
+        list(views(item, 0))
+
+
+def test_batches_of_a_teacher_do_not_wait(dataset: ImageDataset, view_config: ViewConfig) -> None:
+    batches = real_batches(dataset.train, dataset.normalisation, view_config, 7, 0)
+    assert list(batches(0))  # makes what is made once
+    with on_device():
+        assert list(batches(1))
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_batches_of_a_student_do_not_wait(
+    dataset: ImageDataset, relabel_config: RelabelConfig, kept: bool
+) -> None:
+    few = Images(dataset.train.pick(torch.arange(12)), dataset.train.labels[:12])
+    views = TrainingViews(few, dataset.normalisation, relabel_config, seed=0)
+    views._keep = kept
+    parts = torch.arange(12).split(5)
+    assert list(views.batches(0, parts))
+    with on_device():
+        assert list(views.batches(1, parts))
+
+
+# ------------------------------------------------------------------------------------------- mixing
+
+
+class OneDevice(TorchDispatchMode):
+    """Refuses operations on tensors of several devices, numbers and copies aside."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Look at an operation."""
+        name = func.name().split(".")[0]
+        devices = {t.device.type for t in tensors_in((args, kwargs)) if t.ndim}
+        assert len(devices) < 2 or name in {"aten::copy_", "aten::_to_copy"}, f"{name}: {devices}"
+        return func(*args, **(kwargs or {}))
+
+
+class Elsewhere(Pool):
+    """A pool whose members lie on a device that only knows shapes."""
+
+    def member(self, index: int, device: torch.device) -> nn.Module:
+        """Load and move."""
+        network, _ = load_network(self.folder / self.entries[index]["file"])
+        return network.eval().requires_grad_(False).to(device)
+
+
+@pytest.fixture
+def shapes_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the device that only knows shapes lacks."""
+
+    def mean_and_variance(x: Tensor) -> tuple[Tensor, Tensor]:
+        return x.mean((0, 2, 3)), x.var((0, 2, 3))
+
+    def class_target(self: Synthesiser, member: int, item: Any) -> list[Moments]:
+        return self._teacher(member).running
+
+    def elsewhere(kind: str, **named: Any) -> Any:
+        return contextlib.nullcontext() if kind == "meta" else autocast(kind, **named)
+
+    enabled, autocast = torch.is_autocast_enabled, torch.autocast
+    monkeypatch.setattr(kernels, "mean_and_variance", mean_and_variance)
+    monkeypatch.setattr(frozen, "_well_scaled", lambda norm: True)
+    monkeypatch.setattr(gradient, "autocast", lambda *_: contextlib.nullcontext())
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda kind: kind != "meta" and enabled(kind))
+    monkeypatch.setattr(torch, "autocast", elsewhere)
+    monkeypatch.setattr(Synthesiser, "_class_target", class_target)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"views_per": "image"}, {"augmentation": "dsa"}, {"draw_per": "iteration"},
+     {"augmentation": "dsa", "views_per": "image"}, {"initialise": "real"}, {"clip": False},
+     {"class_statistics": "pooled"}, {"class_statistics": "per_class", "classes_per_batch": 1}],
+)  # fmt: skip
+def test_iterations_of_synthesis_mix_no_devices(
+    synthesiser: Synthesiser, tmp_path: Path, shapes_only: None, mode: Mode, changes: Any
+) -> None:
+    made = with_config(synthesiser, gradient=mode, iterations=9, **changes)
+    pool = Elsewhere(made.pool.folder, made.pool.entries)
+    there = Synthesiser(made.config, pool, made.data, made._training_views, 0, META)
+    item = there.items(1)[0]
+    there.load([item])
+    steps: Iterator[Any] = there.advance(item, tmp_path / "resume", float("inf"))
+    next(steps)
+    with OneDevice():  # type: ignore[no-untyped-call]
+        for _ in range(3):
+            next(steps)
