@@ -173,6 +173,10 @@ class Params:
         """Every declared score: those of the sets, then the further ones."""
         return [self.leaf(name) for name in (*self.sets, *self.scores)]
 
+    def is_default(self, name: str) -> bool:
+        """Whether a score has the default settings, that is, Table 1 shows it."""
+        return name in self.targets.get("table1", ())
+
     def row(
         self,
         section: Literal[
