@@ -232,8 +232,8 @@ def read_histories(params: Params, syntheses: Path, names: Iterable[str]) -> lis
     histories = []
     for name in names:
         row = params.sets[name]
-        if params.methods[row.method].images == "dm":
-            continue  # its loss is another
+        if params.methods[row.method].images not in ("synthesised", "random"):
+            continue  # their losses are others
         with _opened(syntheses / f"{name}.json", "synthesize", name, {"set": name}) as record:
             items = tuple(_curve(item["curve"]) for item in record["items"])
         if items:
