@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 from ruamel.yaml import YAML
@@ -34,6 +34,8 @@ from teddy.dependencies import (
 from teddy.files import digest, read_json
 from teddy.networks import classifier, load_network
 from teddy.readme import with_results
+from teddy.rows import MethodRow
+from teddy.settings import SynthesizeConfig, settings_of_images
 from teddy.stages import (
     build_pool,
     continual,
@@ -503,6 +505,14 @@ def test_changing_a_method_leaves_the_images_of_others(tiny_run: Path, tmp_path:
     many = teddy.load(out)
     assert many.ipc == 7
     assert many.images[: len(few)].equal(few.images)
+
+
+def test_every_kind_of_images_has_a_maker_and_settings(synthesis_config: SynthesizeConfig) -> None:
+    """What the README asks for of a new one."""
+    kinds = get_args(get_type_hints(MethodRow)["images"])
+    assert set(kinds) == {"random", *synthesize.MAKERS}
+    for kind in kinds:
+        assert bool(settings_of_images(synthesis_config, kind)) == (kind != "random")
 
 
 def test_a_repeat_differs_from_the_synthesis_itself(tiny_run: Path, tmp_path: Path) -> None:

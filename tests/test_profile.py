@@ -8,7 +8,7 @@ from ruamel.yaml import YAML
 
 from teddy import profile
 from teddy.config import Params
-from teddy.profile import switch
+from teddy.profile import edited, switch
 
 ROOT = Path(__file__).parents[1]
 PARAMS = (ROOT / "params.yaml").read_text(encoding="utf-8")
@@ -107,6 +107,43 @@ def test_own_rows_and_comments_survive() -> None:
     )
     text = PROFILES["mnist"].read_text(encoding="utf-8")
     assert switch(switch(own, text, on=True), text, on=False) == own
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "named"),
+    [
+        ("    method: sre2l\n    pool: mnist/converged\n    ipc: 10\n    draw: 1\n",
+         "    method: sre2l\n    pool: mnist/converged\n    ipc: 10\n    draw: 1\n    lr: 0.3\n",
+         "sets.mnist/sre2l/ipc10"),
+        ("  mnist/prior:\n", "  mnist/prior:  # mine\n", "pools.mnist/prior"),
+        ("  - mnist/post/ipc10\n", "  - mnist/post/ipc10   # mine\n",
+         "targets.table1: mnist/post/ipc10"),
+    ],
+)  # fmt: skip
+def test_edited_rows_are_taken_out_by_force_only(
+    checkout: list[str], capsys: pytest.CaptureFixture[str], old: str, new: str, named: str
+) -> None:
+    profile.main(["mnist", *checkout])
+    path = Path(checkout[1])
+    text = path.read_text(encoding="utf-8")
+    assert old in text
+    own = text.replace(old, new, 1)
+    path.write_text(own, encoding="utf-8")
+    with pytest.raises(SystemExit):
+        profile.main(["mnist", "--off", *checkout])
+    assert f"profiles/mnist.yaml has them: {named};" in capsys.readouterr().err
+    assert path.read_text(encoding="utf-8") == own
+    profile.main(["mnist", "--off", "--force", *checkout])
+    assert path.read_text(encoding="utf-8") == PARAMS
+
+
+def test_edited_rows_are_all_named_and_empty_lines_are_no_edits() -> None:
+    text = "pools:\n  a:\n    kind: prior\n  b:\n    kind: post\ntargets:\n  t:\n  - a\n  - c\n"
+    assert edited(text, text) == []
+    assert edited(text.replace("  b:", "\n  b:"), text) == []
+    assert edited(text.replace("  - c\n", ""), text) == []
+    changed = text.replace("prior", "post").replace("kind: post\nt", "kind: prior\nt")
+    assert edited(changed.replace("- a", "- a # x"), text) == ["pools.a", "pools.b", "targets.t: a"]
 
 
 def test_a_section_can_be_emptied_and_filled() -> None:

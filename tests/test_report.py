@@ -19,14 +19,23 @@ import torch
 from matplotlib.image import imread
 from ruamel.yaml import YAML
 
-from teddy import accuracy_figures, check, figures, records, report, tables, training_figures
+from teddy import (
+    accuracy_figures,
+    check,
+    figures,
+    records,
+    reference,
+    report,
+    tables,
+    training_figures,
+)
 from teddy.axis_tables import AXES
 from teddy.comparison_tables import result_tables
 from teddy.config import Params
 from teddy.distilled import DistilledSet, save_distilled
 from teddy.errors import TeddyError
 from teddy.experiment_settings import EXPERIMENTS
-from teddy.files import write_json
+from teddy.files import read_json, write_json
 from teddy.image_grids import method_grid
 from teddy.images import Normalisation
 from teddy.results import PaperResult, Score
@@ -623,9 +632,7 @@ def test_axes_have_a_row_per_value_and_mark_the_default(
     params = target_params(tmp_path)
     scores = [
         score("digits/teddy-prior/ipc10-x", 40.0, **{attribute: values[0]}),
-        score(
-            "digits/teddy-prior/ipc10", 50.0, name="digits/prior/ipc10", **{attribute: values[1]}
-        ),
+        score("digits/teddy-prior/ipc10", 50.0, default=True, **{attribute: values[1]}),
     ]
     (table,) = report.target_tables(name, scores, printed(), params)
     assert [row[0] for row in table.rows] == shown
@@ -700,6 +707,34 @@ def test_kept_runs_stand_behind_their_target_with_their_origin(tree: Path, tmp_p
     write_json(tmp_path / "digits-table1.json", {"dataset": "digits"})
     with pytest.raises(TeddyError, match="expected the record of"):
         records.read_kept(tmp_path)
+
+
+def test_kept_runs_of_an_axis_mark_the_default_when_their_rows_have_gone(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a profile does that is taken out again."""
+    monkeypatch.setenv("TEDDY_LOGS", str(tmp_path / "logs"))
+    metrics, name, other = tmp_path / "metrics", "digits/prior/ipc10", "digits/prior/ipc10-draw2"
+    for folder in ("runs", "pools", "reference"):
+        shutil.copytree(tree / folder, metrics / folder)
+    raw = YAML(typ="safe").load(tree / "params.yaml")
+    raw["sets"][other] = raw["sets"][name] | {"draw": 2}
+    raw["targets"]["fig3a"] = [name, other]
+    YAML().dump(raw, tmp_path / "params.yaml")
+    record = read_json(metrics / f"runs/{name}.json")
+    for row, draw in ((name, 1), (other, 2)):
+        synthesis = record["synthesis"] | {"draw": draw}
+        own = record | {"score": row, "set": row, "synthesis": synthesis}
+        write_json(metrics / f"runs/{row}.json", own)
+    reference.main(
+        ["digits", "--target=fig3a", f"--params={tmp_path / 'params.yaml'}", f"--metrics={metrics}"]
+    )
+    (run,) = records.read_kept(metrics / "reference")
+    without = target_params(tmp_path / "off")
+    without.targets["table1"] = ()
+    table = report.kept_table(run, printed(), without)
+    assert [row[0] for row in table.rows] == ["1‡", "2"]
+    assert any(note.startswith("‡") for note in table.notes)
 
 
 def test_check_finds_an_edited_table(

@@ -9,6 +9,7 @@ from ruamel.yaml import YAML
 
 from teddy.config import Params
 from teddy.dependencies import write_inputs
+from teddy.profile import switch
 from teddy.results import Kept
 from teddy.stage_settings import settings_of
 
@@ -54,22 +55,32 @@ def changed(tmp_path: Path, before: dict[str, str], *keys: tuple[list[str], Any]
             "train_teacher/|train_step_teachers/|measure_costs",
         ),
         (
-            "pool.post.momentum", 0.8, "build_pool/digits/post.json", "build_pool/|measure_costs",
+            "train_teacher.claimed_top1", 70, "", "$",  # all bases are trained
+        ),
+        ("pool.post.momentum", 0.8, "build_pool/digits/post.json", "build_pool/.*post"),
+        (
+            "datasets.digits.pool.prior.epochs", [2, 4, 6, 8, 10, 12, 14],
+            "build_pool/digits/post.json",
+            "build_pool/.*(prior|post)|measure_costs|continual/.*strict",
         ),
         (
             "synthesize.weight_decay", 0.5, "synthesize/digits/prior/ipc1.json",
-            "synthesize/|continual/|measure_costs|fig1",
+            "synthesize/|continual/digits/(prior|sre2l)/.*strict|measure_costs|fig1",
         ),
         (
             "synthesize.dm.momentum", 0.6, "synthesize/digits/dm/noise/ipc1.json",
-            "synthesize/.*/dm/|continual/.*/dm/|fig1",
+            "synthesize/.*/dm/",
         ),
         (
             "datasets.digits.relabel.epochs", 149, "relabel/digits/prior/ipc1.json",
             f"relabel/|{STUDENTS}",
         ),
         ("relabel.cutmix", False, "relabel/digits/prior/ipc1.json", f"relabel/|{STUDENTS}"),
-        ("evaluate.temperature", 10, "evaluate/digits/prior/ipc1.json", STUDENTS),
+        ("relabel.store", False, "relabel/digits/prior/ipc1.json", "relabel/|evaluate/|score/"),
+        (
+            "evaluate.temperature", 10, "evaluate/digits/prior/ipc1.json",
+            f"(?!evaluate/.*/(dm|sre2l-hard|teddy-hard)/)({STUDENTS})",
+        ),
         ("continual.steps", 2, "continual/", "continual/|train_step_teachers/"),
         ("datasets.digits.title", "Digits", "table1.json", f"{TABLES}|fig1|fig5"),
         ("methods.random.title", "Chance", "table1.json", TABLES),
@@ -95,6 +106,16 @@ def test_a_row_reaches_its_own_stages(tmp_path: Path, before: dict[str, str]) ->
     assert found == {"synthesize/digits/prior/ipc10-draw2.json", "measure_costs.json"}
     row = ["scores", "digits/prior/ipc10-members2", "members"]
     assert "score/digits/prior/ipc10-members2.json" in changed(tmp_path, before, (row, 3))
+
+
+def test_a_base_from_elsewhere_reads_nothing_of_training(tmp_path: Path) -> None:
+    text = (ROOT / "params.yaml").read_text(encoding="utf-8")
+    profile = (ROOT / "profiles/imagenet-1k.yaml").read_text(encoding="utf-8")
+    (tmp_path / "params.yaml").write_text(switch(text, profile, on=True))
+    params = Params(tmp_path / "params.yaml")
+    (taken,) = (name for name in params.bases if params.train_teacher(name).checkpoint)
+    settings = settings_of("train_teacher", taken, params)["settings"]
+    assert set(settings) == {"network", "views", "checkpoint", "claimed_top1"}
 
 
 def test_the_seed_reaches_all_that_is_random(tmp_path: Path, before: dict[str, str]) -> None:

@@ -29,7 +29,7 @@ SCORE = Score(
     top1_mean=90.0, top1_std=1.0, top1_best_mean=91.0, f1_mean=89.0, f1_std=1.0,
     kl_student_teacher=0.5, kl_teacher_student=0.4, members=8, pool_size=8, stages=(2, 16),
     draw=3, ensemble="logits", first_bn_weight=10.0, precision="float32", repeat=0, init="noise",
-    image_bytes=1, label_bytes=1,
+    default=True, image_bytes=1, label_bytes=1,
 )  # fmt: skip
 
 
@@ -104,8 +104,8 @@ def test_table3_has_both_metrics_and_both_variants() -> None:
 
 
 def test_axes_compare_the_default_with_the_smallest_value() -> None:
-    few = score("teddy-prior", 80, name="digits/prior/ipc10-members1", members=1)
-    middle = score("teddy-prior", 99, name="digits/prior/ipc10-members2", members=2)
+    few = score("teddy-prior", 80, name="few", members=1, default=False)
+    middle = score("teddy-prior", 99, name="middle", members=2, default=False)
     (outcome,) = found("fig3b", few, middle, SCORE).values()
     assert outcome == "reproduced"
     (key,) = found("fig3b", few, SCORE)

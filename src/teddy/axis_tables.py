@@ -40,7 +40,6 @@ def along(target: str) -> "Maker":
                     f"{params.path}: targets.{target}: {score.name} has no place on the axis "
                     f"{axis.title!r}"
                 )
-        table1 = params.targets.get("table1", ())
         tables = []
         for (dataset, arch), own in grouped(scores, "dataset", "arch").items():
             ipcs, kinds = ipcs_and_labels(own)
@@ -53,7 +52,7 @@ def along(target: str) -> "Maker":
             rows: list[tuple[Cell, ...]] = []
             for value, mine in grouped(own, axis.attribute).items():
                 cells = placed(mine, "ipc", "labels")
-                mark = "‡" if any(score.name in table1 for score in mine) else ""
+                mark = "‡" if any(score.default for score in mine) else ""
                 row: list[Cell] = [axis_value(value) + mark]
                 for ipc in ipcs:
                     row += [top1_cell(cells.get((ipc, kind))) for kind in kinds]

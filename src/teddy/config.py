@@ -1,25 +1,16 @@
-"""``params.yaml`` read and checked as a whole; the only code that reads it.
-
-A stage's settings are resolved in three layers, each overriding only what it names:
-
-1. the top-level section of the stage (``synthesize:``), the defaults of the paper;
-2. ``datasets.<dataset>.<stage>``, what differs for that dataset;
-3. the row of the artifact (``sets.<name>``), what differs for that artifact. A row of ``scores``
-   lies on top of the row of its set.
+"""``params.yaml`` checked as a whole, and what stages ask of it; nothing else reads the file.
 
 A missing key, an unknown key or a value out of range is a :class:`~teddy.errors.TeddyError` that
 names the key. What the keys mean stands in :mod:`teddy.settings`, :mod:`teddy.rows` and
-:mod:`teddy.experiment_settings`.
+:mod:`teddy.experiment_settings`, in what order they override each other in :mod:`teddy.layers`.
 """
 
-import dataclasses
-import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from teddy.errors import TeddyError
 from teddy.experiment_settings import EXPERIMENTS, Fig1Config, Fig5Config, TheoryConfig
+from teddy.layers import Layers
 from teddy.rows import (
     ROWS,
     BaseRow,
@@ -33,7 +24,7 @@ from teddy.rows import (
     StepTeachersRow,
     StreamRow,
 )
-from teddy.schema import Section, build, check, convert, merge, read_yaml, refuse_unknown, suggest
+from teddy.schema import build, check, convert, suggest
 from teddy.settings import (
     STAGES,
     ContinualConfig,
@@ -46,7 +37,6 @@ from teddy.settings import (
 )
 
 T = TypeVar("T")
-_NAME = re.compile(r"[\w-]+(/[\w-]+)*", re.ASCII)
 
 
 class Params:
@@ -59,41 +49,39 @@ class Params:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._raw = read_yaml(path)
-        known = {"seed", "continual", "datasets", "methods", "targets", *ROWS, *STAGES}
-        refuse_unknown(set(self._raw), known | set(EXPERIMENTS), self._where(""))
-        for key in sorted(known - set(self._raw)):
-            raise TeddyError(f"{self._where('')} lacks the key {key!r}")
-        self.seed: int = convert(int, self._raw["seed"], self._where("seed"))
+        required = {"seed", "continual", "datasets", "methods", "targets", *ROWS, *STAGES}
+        self._layers = layers = Layers(path, required, set(EXPERIMENTS))
+        self._where = layers.where
+        self.seed: int = convert(int, layers.raw["seed"], self._where("seed"))
         self.datasets = {
             name: build(
                 DatasetRow,
-                {k: v for k, v in self._raw_section("datasets", name).items() if k not in STAGES},
+                {k: v for k, v in layers.section("datasets", name).items() if k not in STAGES},
                 self._where(f"datasets.{name}"),
             )
-            for name in self._mapping("datasets")
+            for name in layers.keys("datasets")
         }
         self.methods = {
             name: build(MethodRow, section, self._where(f"methods.{name}"))
-            for name, section in self._mapping("methods").items()
+            for name, section in layers.keys("methods").items()
         }
-        self.prepared = self._rows("prepared", PreparedRow)
-        self.bases = self._rows("bases", BaseRow)
-        self.pools = self._rows("pools", PoolRow)
-        self.sets = self._rows("sets", SetRow)
-        self.scores = self._rows("scores", ScoreRow)
+        self.prepared = layers.rows("prepared", PreparedRow)
+        self.bases = layers.rows("bases", BaseRow)
+        self.pools = layers.rows("pools", PoolRow)
+        self.sets = layers.rows("sets", SetRow)
+        self.scores = layers.rows("scores", ScoreRow)
         self.continual = build(
-            ContinualConfig, self._raw_section("continual"), self._where("continual")
+            ContinualConfig, layers.section("continual"), self._where("continual")
         )
-        self.step_teachers = self._rows("step_teachers", StepTeachersRow)
-        self.streams = self._rows("streams", StreamRow)
+        self.step_teachers = layers.rows("step_teachers", StepTeachersRow)
+        self.streams = layers.rows("streams", StreamRow)
         self.targets: dict[str, tuple[str, ...]] = {
             name: convert(tuple[str, ...], rows, self._where(f"targets.{name}"))
-            for name, rows in self._mapping("targets").items()
+            for name, rows in layers.keys("targets").items()
         }
         """Rows of ``sets``, ``scores`` or (Fig. 3e) ``streams`` that a table or figure shows, in
         order."""
-        self.experiments = tuple(name for name in EXPERIMENTS if name in self._raw)
+        self.experiments = tuple(name for name in EXPERIMENTS if name in layers.raw)
         """Sections of experiments that the file has."""
         self._check_all()
 
@@ -113,7 +101,7 @@ class Params:
 
     def synthesize_of(self, dataset: str) -> SynthesizeConfig:
         """Settings of a dataset's sets that say nothing of their own."""
-        return self._resolve(SynthesizeConfig, "synthesize", ("datasets", dataset))
+        return self._of_dataset(SynthesizeConfig, "synthesize", dataset)
 
     def prepare(self, name: str) -> PrepareConfig:
         """Settings of the preparation of some images."""
@@ -173,6 +161,10 @@ class Params:
         """Every declared score: those of the sets, then the further ones."""
         return [self.leaf(name) for name in (*self.sets, *self.scores)]
 
+    def is_default(self, name: str) -> bool:
+        """Whether a score has the default settings, that is, Table 1 shows it."""
+        return name in self.targets.get("table1", ())
+
     def row(
         self,
         section: Literal[
@@ -187,12 +179,22 @@ class Params:
         """
         return self._known(section, name)
 
+    def _resolve(self, cls: type[T], stage: str, *rows: tuple[str, str]) -> T:
+        """Settings of a stage for a row, given as section and name, perhaps on top of others."""
+        dataset = self._known(*rows[-1]).dataset
+        return self._layers.resolve(cls, stage, dataset, *rows)
+
+    def _of_dataset(self, cls: type[T], stage: str, dataset: str) -> T:
+        """Settings of a stage for rows of a dataset that say nothing of their own."""
+        self._known("datasets", dataset)
+        return self._layers.resolve(cls, stage, dataset)
+
     # -- checks
 
     def _check_all(self) -> None:
         for name in self.datasets:
             for stage, cls in STAGES.items():
-                self._resolve(cls, stage, ("datasets", name))
+                self._of_dataset(cls, stage, name)
         for name, prepared in self.prepared.items():
             self._parent("prepared", name, "datasets", prepared.dataset)
             self.prepare(name)
@@ -384,7 +386,7 @@ class Params:
     # -- experiments
 
     def _experiment(self, name: str, cls: type[T]) -> T:
-        config = build(cls, self._raw_section(name), self._where(name))
+        config = build(cls, self._layers.section(name), self._where(name))
         if isinstance(config, Fig1Config | Fig5Config):
             known = ", ".join(self.prepared) or "nothing"
             where = f"{self._where(name)} needs the data {config.data!r}"
@@ -396,76 +398,3 @@ class Params:
                 f"{config.data!r} is of {row.dataset!r}",
             )
         return config
-
-    # -- layers
-
-    def _resolve(self, cls: type[T], stage: str, *rows: tuple[str, str]) -> T:
-        """Settings of a stage for a row, given as section and name, or for a whole dataset."""
-        section, name = rows[-1]
-        row = self._known(section, name)
-        dataset = name if section == "datasets" else row.dataset
-        merged = merge(
-            self._raw_section(stage),
-            self._raw_section("datasets", dataset, stage),
-            self._where(f"datasets.{dataset}.{stage}"),
-        )
-        for section, name in rows:
-            if section != "datasets":
-                where = self._where(f"{section}.{name}")
-                merged = merge(merged, self._overrides(section, name, stage), where)
-        where = name if section == "datasets" else f"{section}.{name}"
-        return build(cls, merged, self._where(f"{stage} (for {where})"))
-
-    def _overrides(self, section: str, name: str, stage: str) -> Section:
-        """What a row says of a stage: by its further keys, or under the stage's name."""
-        cls, own, nested = ROWS[section]
-        raw = self._raw[section][name]
-        if stage in nested:
-            found = raw.get(stage, {})
-            check(
-                isinstance(found, Mapping),
-                f"{self._where(f'{section}.{name}.{stage}')}: expected keys, got {found!r}",
-            )
-            return found  # type: ignore[no-any-return]
-        if stage != own:
-            return {}
-        identity = {field.name for field in dataclasses.fields(cls)} | set(nested)
-        return {key: value for key, value in raw.items() if key not in identity}
-
-    def _rows(self, section: str, cls: type[T]) -> dict[str, T]:
-        identity = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
-        rows = {}
-        for name, raw in self._mapping(section).items():
-            if not isinstance(raw, Mapping):
-                raise TeddyError(f"{self._where(f'{section}.{name}')}: expected a row of keys")
-            if not _NAME.fullmatch(str(name)):
-                raise TeddyError(
-                    f"{self._where(section)}: the name {name!r} must be letters, digits, '_' and "
-                    "'-', in parts joined by '/'"
-                )
-            _, stage, nested = ROWS[section]
-            own = {key: value for key, value in raw.items() if key in identity}
-            if not stage:
-                refuse_unknown(set(raw), identity | set(nested), self._where(f"{section}.{name}"))
-            rows[name] = build(cls, own, self._where(f"{section}.{name}"))
-        return rows
-
-    def _mapping(self, section: str) -> Section:
-        value = self._raw[section]
-        if not isinstance(value, Mapping):
-            raise TeddyError(f"{self._where(section)}: expected keys, got {value!r}")
-        return value
-
-    def _raw_section(self, *path: str) -> Section:
-        value: Any = self._raw
-        name = ".".join(path)
-        for part in path:
-            if not isinstance(value, Mapping) or part not in value:
-                raise TeddyError(f"{self.path} lacks the key {name!r} (write {{}} if it is empty)")
-            value = value[part]
-        if not isinstance(value, Mapping):
-            raise TeddyError(f"{self._where(name)}: expected keys, got {value!r}")
-        return value
-
-    def _where(self, key: str) -> str:
-        return f"{self.path}: {key}" if key else str(self.path)

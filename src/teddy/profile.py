@@ -4,7 +4,8 @@
 of ``profiles/cifar10.yaml`` to what the checkout makes, ``--off`` takes it out again. Everything
 else in params.yaml, comments included, stays as it is; the lists of records in dvc.yaml follow.
 Then ``dvc repro`` makes what is new, or ``dvc exp run`` does so as an experiment; what was made
-before is kept.
+before is kept. Rows of the profile that were edited in params.yaml are not taken out unless
+``--force`` says so.
 """
 
 import argparse
@@ -34,6 +35,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("names", nargs="*", help="profiles to add; none lists them")
     parser.add_argument("--off", action="store_true", help="take the profiles out instead")
+    parser.add_argument(
+        "--force", action="store_true", help="with --off: also take out rows that were edited"
+    )
     parser.add_argument("--params", type=Path, default=Path("params.yaml"))
     parser.add_argument("--profiles", type=Path, default=Path("profiles"), help="their folder")
     parser.add_argument("--dvc", type=Path, default=Path("dvc.yaml"))
@@ -44,7 +48,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             return _listing(args.profiles, args.params)
         text = args.params.read_text(encoding="utf-8")
         for name in args.names:
-            text = switch(text, _read(args.profiles, name), on=not args.off)
+            profile = _read(args.profiles, name)
+            if args.off and not args.force:
+                _refuse_edited(text, profile, str(args.params), f"{args.profiles / name}.yaml")
+            text = switch(text, profile, on=not args.off)
         _replace(args.params, text)
         update(args.dvc, Params(args.params))
         what = "out" if args.off else "added"
@@ -77,6 +84,51 @@ def switch(text: str, profile: str, *, on: bool) -> str:
     return "\n".join(lines) + "\n"
 
 
+def edited(text: str, profile: str) -> list[str]:
+    """Rows and entries of targets that are there, but not as the profile has them.
+
+    Args:
+        text: of params.yaml.
+        profile: text of the profile.
+
+    Returns:
+        ``section.row``, or ``targets.<target>: <row>``. A comment counts, an empty line does not.
+    """
+    lines, added, found = text.splitlines(), profile.splitlines(), []
+    for section in _SECTIONS:
+        present = _rows(lines, section)
+        for name, block in _rows(added, section).items():
+            own = present.get(name, block)
+            if section == "targets":
+                known = {_entry(line): line for line in block[1:]}
+                found += [
+                    f"targets.{name}: {_entry(line)}"
+                    for line in own[1:]
+                    if known.get(_entry(line), line) != line
+                ]
+            elif _written(own) != _written(block):
+                found.append(f"{section}.{name}")
+    return found
+
+
+def _refuse_edited(text: str, profile: str, where: str, origin: str) -> None:
+    found = edited(text, profile)
+    if found:
+        raise TeddyError(
+            f"{where}: rows that are not as {origin} has them: {', '.join(found)}; undo the edits, "
+            "give these rows names of their own, or drop them all the same by --force"
+        )
+
+
+def _written(block: Lines) -> Lines:
+    return [line.rstrip() for line in block if line.strip()]
+
+
+def _entry(line: str) -> str:
+    """Row that a line of a target's list names, without its comment."""
+    return line.split("#")[0].strip(" -")
+
+
 def _insert(lines: Lines, section: str, block: Lines) -> None:
     start, end = _extent(lines, section)
     if lines[start].split("#")[0].rstrip().endswith("{}"):
@@ -89,12 +141,18 @@ def _switch_entries(lines: Lines, name: str, entries: Lines, *, on: bool) -> Non
     first, last = _places(lines, "targets")[name]
     present = lines[first + 1 : last]
     if on:
-        lines[last:last] = [entry for entry in entries if entry not in present]
+        lines[last:last] = _missing(entries, present)
         return
-    kept = [entry for entry in present if entry not in entries]
+    kept = _missing(present, entries)
     lines[first + 1 : last] = kept
     if not kept:
         _remove(lines, "targets", name)
+
+
+def _missing(lines: Lines, others: Lines) -> Lines:
+    """Lines of a list whose entries, or if they have none which themselves, others do not have."""
+    known = {_entry(line) or line for line in others}
+    return [line for line in lines if (_entry(line) or line) not in known]
 
 
 def _remove(lines: Lines, section: str, name: str) -> None:

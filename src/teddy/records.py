@@ -87,6 +87,7 @@ def declared_facts(params: Params, leaf: Leaf) -> Json:
     return {
         "repeat": params.sets[leaf.set].repeat,
         "keep": list(params.prepare(leaf.data).keep),
+        "default": params.is_default(leaf.name),
     }
 
 
@@ -119,6 +120,7 @@ def _score(record: Json, labels: str) -> Score:
         first_bn_weight=synthesis.get("first_bn_weight"),
         precision=synthesis.get("precision"),
         repeat=record["repeat"],
+        default=record.get("default", False),
         keep=tuple(record["keep"]),
         init=synthesis.get("initialise"),
         image_bytes=record["bytes"]["images"],
@@ -230,8 +232,8 @@ def read_histories(params: Params, syntheses: Path, names: Iterable[str]) -> lis
     histories = []
     for name in names:
         row = params.sets[name]
-        if params.methods[row.method].images == "dm":
-            continue  # its loss is another
+        if params.methods[row.method].images not in ("synthesised", "random"):
+            continue  # their losses are others
         with _opened(syntheses / f"{name}.json", "synthesize", name, {"set": name}) as record:
             items = tuple(_curve(item["curve"]) for item in record["items"])
         if items:

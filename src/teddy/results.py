@@ -65,6 +65,9 @@ class Score:
     """Autocast dtype of synthesis; None for real images."""
     repeat: int
     """Which synthesis of these settings it is; 0 is the experiment's own."""
+    default: bool
+    """Whether Table 1 shows it too, as the figures along an axis mark; False in kept runs from
+    before it was recorded."""
     init: str | None
     """What synthesis started from; None for real images."""
     image_bytes: int

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from teddy.schema import check
+from teddy.settings import check_epochs
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -106,11 +107,7 @@ class StepTeachersRow:
     """1-based epochs whose checkpoints are kept, ascending."""
 
     def __post_init__(self) -> None:
-        ascending = all(a < b for a, b in zip(self.checkpoints, self.checkpoints[1:], strict=False))
-        check(
-            len(self.checkpoints) > 0 and self.checkpoints[0] >= 1 and ascending,
-            f"checkpoints must be ascending 1-based epochs, got {list(self.checkpoints)}",
-        )
+        check_epochs("checkpoints", self.checkpoints)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -16,6 +16,15 @@ def check_betas(section: str, betas: tuple[float, float]) -> None:
     check(inside, f"{section}.betas must be in [0, 1), got {list(betas)}")
 
 
+def check_epochs(key: str, epochs: tuple[int, ...]) -> None:
+    """Refuse 1-based epochs that are none, below 1 or not ascending."""
+    ascending = list(epochs) == sorted(set(epochs))
+    check(
+        ascending and min(epochs, default=0) >= 1,
+        f"{key} must be ascending 1-based epochs, got {list(epochs)}",
+    )
+
+
 # --------------------------------------------------------------------------- parts of sections
 
 
@@ -280,11 +289,7 @@ class PriorConfig:
     """1-based epochs whose checkpoints are the members, ascending."""
 
     def __post_init__(self) -> None:
-        ascending = all(a < b for a, b in zip(self.epochs, self.epochs[1:], strict=False))
-        check(
-            len(self.epochs) > 0 and self.epochs[0] >= 1 and ascending,
-            f"pool.prior.epochs must be ascending 1-based epochs, got {list(self.epochs)}",
-        )
+        check_epochs("pool.prior.epochs", self.epochs)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

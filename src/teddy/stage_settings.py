@@ -5,7 +5,7 @@ again if that file changes. So what a stage reads must stand here; what it does 
 or it would run again for nothing.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 from teddy.axis_tables import AXES
 from teddy.config import Params
@@ -35,12 +35,23 @@ def _prepare(params: Params, name: str) -> Json:
     return {"prepare": to_json(params.prepare(name))}
 
 
+_TAKEN = ("checkpoint", "claimed_top1")
+"""What only a base that is taken from elsewhere reads."""
+_OF_SOFT = ("temperature", "temperature_squared", "divergence")
+"""What only students with soft labels read."""
+
+
 def _train_teacher(params: Params, name: str) -> Json:
-    return {"row": to_json(params.bases[name]), "settings": to_json(params.train_teacher(name))}
+    config = params.train_teacher(name)
+    taken = _only(config, ("network", "views", *_TAKEN))
+    settings = taken if config.checkpoint else _without(config, _TAKEN)
+    return {"row": to_json(params.bases[name]), "settings": settings}
 
 
 def _build_pool(params: Params, name: str) -> Json:
-    return {"row": to_json(params.pools[name]), "settings": to_json(params.pool(name))}
+    row = params.pools[name]
+    read = {"converged": (), "prior": ("prior",), "post": ("prior", "post")}[row.kind]
+    return {"row": to_json(row), "settings": _only(params.pool(name), read)}
 
 
 def _synthesize(params: Params, name: str) -> Json:
@@ -51,6 +62,7 @@ def _synthesize(params: Params, name: str) -> Json:
 
 
 def _relabel(params: Params, name: str) -> Json:
+    # Whole, because the labels' manifest has all of them.
     return {"settings": to_json(params.relabel(name))}
 
 
@@ -60,7 +72,7 @@ def _evaluate(params: Params, name: str) -> Json:
         "score": to_json(leaf),
         "relabel": to_json(params.relabel(name)),
         "relabel_of_set": to_json(params.relabel(leaf.set)),
-        "settings": to_json(params.evaluate(name)),
+        "settings": _without(params.evaluate(name), () if "soft" in leaf.labels else _OF_SOFT),
     }
 
 
@@ -68,31 +80,49 @@ def _train_step_teachers(params: Params, name: str) -> Json:
     return {
         "row": to_json(params.step_teachers[name]),
         "continual": to_json(params.continual),
-        "settings": to_json(params.train_step_teachers(name)),
+        "settings": _without(params.train_step_teachers(name), _TAKEN),
     }
 
 
 def _continual(params: Params, name: str) -> Json:
     row = params.streams[name]
+    relabel, made = params.relabel(name), params.sets[row.set]
+    soft, images = "soft" in row.labels, params.methods[made.method].images
+    unread = ["store", "views" if relabel.augmentation == "dsa" else "dsa"]
+    unread += [] if soft else ["ensemble"]
+    again = row.strict and images == "synthesised"
     return {
         "row": to_json(row),
         "continual": to_json(params.continual),
-        "relabel": to_json(params.relabel(name)),
-        "evaluate": to_json(params.evaluate(name)),
+        "relabel": _without(relabel, unread),
+        "evaluate": _without(params.evaluate(name), ("divergence",) if soft else _OF_SOFT),
         "epochs": list(params.step_epochs(name)) if row.strict else [],
-        "pool": to_json(params.pools[row.pool]),
-        "set": _synthesize(params, row.set),
+        "set": {"method": made.method, "images": images, "ipc": made.ipc},
+        "synthesize": _synthesize(params, row.set)["settings"] if again else {},
     }
 
 
 def _measure_costs(params: Params, name: str) -> Json:
     sets = [params.leaf(row).set for row in params.targets[name]]
-    pools = dict.fromkeys(params.sets[row].pool for row in sets)
-    bases = dict.fromkeys(params.pools[pool].base for pool in pools)
+    pools = {pool: params.pools[pool] for pool in (params.sets[row].pool for row in sets)}
+    bases = dict.fromkeys(row.base for row in pools.values())
     return {
         "sets": {row: _synthesize(params, row) for row in sets},
-        "pools": {pool: _build_pool(params, pool) for pool in pools},
-        "bases": {base: _train_teacher(params, base) for base in bases},
+        "pools": {
+            pool: {
+                "kind": row.kind,
+                "base": row.base,
+                "epochs": list(params.pool(pool).prior.epochs) if row.kind == "prior" else [],
+            }
+            for pool, row in pools.items()
+        },
+        "bases": {
+            base: {
+                "data": params.bases[base].data,
+                "settings": _without(params.train_teacher(base), _TAKEN),
+            }
+            for base in bases
+        },
     }
 
 
@@ -111,7 +141,7 @@ def _fig1(params: Params, name: str) -> Json:
     config = params.fig1()
     return {
         "settings": to_json(config),
-        "synthesize": to_json(params.synthesize_of(config.dataset)),
+        "synthesize": settings_of_images(params.synthesize_of(config.dataset), "synthesised"),
         "title": params.datasets[config.dataset].title,
     }
 
@@ -159,7 +189,7 @@ def _target(params: Params, name: str, kept: Sequence[Kept]) -> Json:
         "streams": [to_json(params.streams[row]) for row in streams],
         "sets_of_streams": [to_json(params.sets[params.streams[row].set]) for row in streams],
         "keep": {leaf.data: list(params.prepare(leaf.data).keep) for leaf in leaves},
-        "defaults": list(params.targets.get("table1", ())) if name in AXES else [],
+        "defaults": [row for row in names if params.is_default(row)] if name in AXES else [],
         **_titles(params, datasets),
     }
 
@@ -170,3 +200,11 @@ def _titles(params: Params, datasets: Iterable[str]) -> Json:
         "datasets": {name: to_json(params.datasets[name]) for name in known},
         "methods": {name: to_json(row) for name, row in params.methods.items()},
     }
+
+
+def _only(config: object, keys: Collection[str]) -> Json:
+    return {key: value for key, value in to_json(config).items() if key in keys}
+
+
+def _without(config: object, keys: Collection[str]) -> Json:
+    return {key: value for key, value in to_json(config).items() if key not in keys}

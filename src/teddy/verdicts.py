@@ -261,7 +261,7 @@ def _against_smallest(target: str, axis: str, unit: str) -> Callable[..., list[V
         found = []
         for own in grouped(scores, "dataset", "ipc").values():
             ordered = sorted(own, key=lambda score: int(getattr(score, axis)))
-            default = next((s for s in own if s.name in params.targets.get("table1", ())), None)
+            default = next((score for score in own if score.default), None)
             if default is None or ordered[0] is default:
                 continue
             values = f"{getattr(default, axis)} against {getattr(ordered[0], axis)} {unit}"

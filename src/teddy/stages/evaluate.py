@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -10,7 +11,7 @@ from torch import nn
 from teddy.artifacts import WorkDir
 from teddy.config import Params
 from teddy.console import parse
-from teddy.data import read_dataset
+from teddy.data import LabelledImages, read_dataset
 from teddy.distilled import load
 from teddy.distributed import leave_to_first
 from teddy.errors import TeddyError
@@ -25,11 +26,12 @@ from teddy.labels import (
     TrainingViews,
     label_bytes,
 )
-from teddy.pool import evenly, open_pool
+from teddy.pool import Pool, evenly, open_pool
 from teddy.rows import Leaf
 from teddy.runtime import for_each, pick_device, run_stage
 from teddy.schema import to_json
 from teddy.seeding import derive
+from teddy.settings import EvaluateConfig
 
 _KEEP_BYTES = 256 * 2**20  # of labels that are computed while training: kept in memory up to this
 
@@ -53,82 +55,112 @@ def main(argv: Sequence[str] | None = None) -> None:
         leaf, config = params.leaf(args.name), params.evaluate(args.name)
         check_writable(args.out)
         distilled, dataset, device = load(args.set), read_dataset(args.data), pick_device()
-        relabel = params.relabel(args.name)
+        relabel, pool = params.relabel(args.name), open_pool(args.pool)
         views = TrainingViews(
             distilled.as_images().to(device), distilled.normalisation, relabel, params.seed
         )
-        held_out = dataset.split(args.split).to(device)
-        pool = open_pool(args.pool)
+        size = label_bytes(views, dataset.num_classes)
         own = _stored(params, leaf, args.set, args.pool, args.labels)
-        soft: SoftLabels
-        if own is not None:
-            soft = StoredLabels(args.labels, own, device)
-        else:
-            chosen = evenly(len(pool), leaf.members)
-            soft = OnlineLabels(views, [pool.member(index, device) for index in chosen])
-            if label_bytes(views, dataset.num_classes) <= _KEEP_BYTES:
-                soft = KeptLabels(soft)
-        teachers: list[nn.Module] = []
-        if config.divergence and "soft" in leaf.labels:
-            teachers = [pool.member(index, device) for index in range(len(pool))]
+        soft = StoredLabels(args.labels, own, device) if own else _computed(leaf, views, pool, size)
         work = WorkDir(
             "evaluate", args.name, config=to_json(config), relabel=to_json(relabel),
             seed=params.seed, set=digest(args.set), pool=manifest_digest(args.pool),
             data=manifest_digest(args.data), split=args.split, members=leaf.members,
         ).claim()  # fmt: skip
-        runs = [(kind, n) for kind in leaf.labels for n in config.seeds]
-
-        def finish(index: int) -> None:
-            kind, seed = runs[index]
-            if not _path(work, kind, seed).exists():
-                result = train_student(
-                    config, views, soft if kind == "soft" else None, held_out,
-                    dataset.num_classes, derive(params.seed, "student", seed),
-                    f"evaluate {args.name}, {kind} labels, seed {seed}",
-                    _path(work, kind, seed).with_suffix(".resume"),
-                    teachers if kind == "soft" else (),
-                )  # fmt: skip
-                write_json(_path(work, kind, seed), result | {"seed": seed})
-
-        for_each(len(runs), finish, device)
+        students = Students(
+            params, leaf, views, soft, _measured_against(leaf, config, pool, device),
+            dataset.split(args.split).to(device), dataset.num_classes, work,
+        )  # fmt: skip
+        for_each(len(students.runs), students.finish, device)
         leave_to_first()
-        results: dict[str, list[Json]] = {}
-        for kind, seed in runs:
-            results.setdefault(kind, []).append(read_json(_path(work, kind, seed)))
-        record = _identity(leaf) | {
+        record = _identity(leaf, pool) | {
             "arch": config.network.arch,
             "split": args.split,
-            "images_held_out": len(held_out),
+            "images_held_out": len(students.held_out),
             "num_classes": dataset.num_classes,
             "epochs": relabel.epochs,
-            "members": leaf.members or len(pool),
-            "teachers": [_teacher(entry) for entry in pool.entries],
             "synthesis": distilled.provenance.get("settings"),
-            "bytes": {
-                "images": distilled.images.numel(),
-                "labels": label_bytes(views, dataset.num_classes),
-            },
-            "labels": results,
+            "bytes": {"images": distilled.images.numel(), "labels": size},
+            "labels": students.results(),
         }
         write_json(args.out, record)
         work.discard()
-        return f"{args.name}: {_summary(results)}"
+        return f"{args.name}: {_summary(record['labels'])}"
 
     run_stage("evaluate", stage, parallel=True)
 
 
-def _path(work: WorkDir, kind: str, seed: int) -> Path:
-    return work / f"{kind}-{seed}.json"
+@dataclass(frozen=True, slots=True)
+class Students:
+    """The students of a score: one for each kind of labels and seed."""
+
+    params: Params
+    leaf: Leaf
+    views: TrainingViews
+    soft: SoftLabels
+    teachers: list[nn.Module]
+    """Those whose divergence from students with soft labels is measured."""
+    held_out: LabelledImages
+    num_classes: int
+    work: WorkDir
+    """Where finished results are kept."""
+
+    @property
+    def runs(self) -> list[tuple[str, int]]:
+        """Labels and seed of every student."""
+        seeds = self.params.evaluate(self.leaf.name).seeds
+        return [(kind, seed) for kind in self.leaf.labels for seed in seeds]
+
+    def finish(self, index: int) -> None:
+        """Train and measure a student, unless that is done."""
+        kind, seed = self.runs[index]
+        name, soft, path = self.leaf.name, kind == "soft", self._path(kind, seed)
+        if path.exists():
+            return
+        result = train_student(
+            self.params.evaluate(name), self.views, self.soft if soft else None, self.held_out,
+            self.num_classes, derive(self.params.seed, "student", seed),
+            f"evaluate {name}, {kind} labels, seed {seed}", path.with_suffix(".resume"),
+            self.teachers if soft else (),
+        )  # fmt: skip
+        write_json(path, result | {"seed": seed})
+
+    def results(self) -> dict[str, list[Json]]:
+        """What was measured of all of them, by kind of labels."""
+        found: dict[str, list[Json]] = {}
+        for kind, seed in self.runs:
+            found.setdefault(kind, []).append(read_json(self._path(kind, seed)))
+        return found
+
+    def _path(self, kind: str, seed: int) -> Path:
+        return self.work / f"{kind}-{seed}.json"
 
 
-def _identity(leaf: Leaf) -> Json:
+def _computed(leaf: Leaf, views: TrainingViews, pool: Pool, size: int) -> SoftLabels:
+    """Soft labels by the members that a score asks for, computed while training."""
+    device = views.images.labels.device
+    chosen = evenly(len(pool), leaf.members)
+    labels = OnlineLabels(views, [pool.member(index, device) for index in chosen])
+    return KeptLabels(labels) if size <= _KEEP_BYTES else labels
+
+
+def _measured_against(
+    leaf: Leaf, config: EvaluateConfig, pool: Pool, device: torch.device
+) -> list[nn.Module]:
+    if not config.divergence or "soft" not in leaf.labels:
+        return []
+    return [pool.member(index, device) for index in range(len(pool))]
+
+
+def _identity(leaf: Leaf, pool: Pool) -> Json:
+    """What was scored, and the teachers that labelled."""
     keys = ("set", "dataset", "data", "method", "ipc", "pool")
-    return {"score": leaf.name} | {key: getattr(leaf, key) for key in keys}
-
-
-def _teacher(entry: Json) -> Json:
-    """What figures say of a member."""
-    return {key: entry.get(key) for key in ("epoch", "val_top1")}
+    return {
+        "score": leaf.name,
+        **{key: getattr(leaf, key) for key in keys},
+        "members": leaf.members or len(pool),
+        "teachers": [{key: e.get(key) for key in ("epoch", "val_top1")} for e in pool.entries],
+    }
 
 
 def _stored(params: Params, leaf: Leaf, made: Path, pool: Path, labels: Path) -> Json | None:

@@ -1,6 +1,6 @@
 """Make a distilled set: by Eq. 7, by distribution matching, or of random real images."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -20,7 +20,7 @@ from teddy.pool import MANIFEST, open_pool
 from teddy.runtime import pick_device, run_stage
 from teddy.schema import from_json
 from teddy.seeding import derive
-from teddy.settings import ViewConfig, settings_of_images
+from teddy.settings import SynthesizeConfig, ViewConfig, settings_of_images
 from teddy.synthesis import Synthesiser
 
 
@@ -57,12 +57,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             leave_to_first()
             images, labels = _random(dataset, row.ipc, seed)
         else:
+            make, by_pool = MAKERS[method.images]
             provenance |= {"settings": settings_of_images(config, method.images)}
-            if method.images == "synthesised":
-                provenance |= {"pool": manifest_digest(args.pool)}
-                maker = _synthesiser(params, args.name, args.pool, dataset, seed)
-            else:
-                maker = DistributionMatcher(config, dataset, seed, pick_device())
+            provenance |= {"pool": manifest_digest(args.pool)} if by_pool else {}
+            maker = make(config, dataset, args.pool, seed)
             work = WorkDir("synthesize", args.name, **provenance).claim()
             images, labels, records = synthesise(maker, row.ipc, work)
         distilled = DistilledSet(
@@ -83,17 +81,24 @@ def _random(dataset: ImageDataset, ipc: int, seed: int) -> tuple[Tensor, Tensor]
 
 
 def _synthesiser(
-    params: Params, name: str, pool: Path, dataset: ImageDataset, seed: int
+    config: SynthesizeConfig, dataset: ImageDataset, pool: Path, seed: int
 ) -> ImageMaker:
-    views = read_json(pool / MANIFEST)["training_views"]
-    return Synthesiser(
-        params.synthesize(name),
-        open_pool(pool),
-        dataset,
-        from_json(ViewConfig, views, f"{pool / MANIFEST}: training_views"),
-        seed,
-        pick_device(),
-    )
+    record = read_json(pool / MANIFEST)["training_views"]
+    views = from_json(ViewConfig, record, f"{pool / MANIFEST}: training_views")
+    return Synthesiser(config, open_pool(pool), dataset, views, seed, pick_device())
+
+
+def _matcher(config: SynthesizeConfig, dataset: ImageDataset, pool: Path, seed: int) -> ImageMaker:
+    return DistributionMatcher(config, dataset, seed, pick_device())
+
+
+Make = Callable[[SynthesizeConfig, ImageDataset, Path, int], ImageMaker]
+MAKERS: dict[str, tuple[Make, bool]] = {
+    "synthesised": (_synthesiser, True),
+    "dm": (_matcher, False),
+}
+"""What optimises the images of a method, see :attr:`teddy.rows.MethodRow.images`, and whether the
+pool has a part in it."""
 
 
 if __name__ == "__main__":
