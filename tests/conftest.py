@@ -161,6 +161,7 @@ def relabel_config(view_config: ViewConfig, dsa_config: DsaConfig) -> RelabelCon
         dsa=dsa_config,
         cutmix=True,
         ensemble="logits",
+        precision="float32",
         store=True,
     )
 

@@ -128,7 +128,7 @@ DOCUMENT: dict[str, Any] = {
     },
     "relabel": {
         "epochs": 150, "augmentation": "views", "views": VIEWS, "dsa": DSA, "cutmix": True,
-        "ensemble": "logits", "store": True,
+        "ensemble": "logits", "precision": "float32", "store": True,
     },
     "evaluate": {
         "network": NETWORK, "batch_size": 100, "optimizer": OPTIMIZER, "temperature": 20,

@@ -835,7 +835,7 @@ def test_larger_images_label_the_same_with_any_number_of_workers(
         "saturation=0, contrast=0); "
         "view = ViewConfig(crop_scale=0.5, hflip=True, roll=(0, 0)); "
         "config = RelabelConfig(epochs=8, augmentation='views', dsa=dsa, views=view, "
-        "cutmix=True, ensemble='logits', store=True); "
+        "cutmix=True, ensemble='logits', precision='float32', store=True); "
         "images = torch.arange(6 * 3 * 32 * 32).remainder(251).to(torch.uint8); "
         "images = Images(images.reshape(6, 3, 32, 32), torch.arange(6) % 3); "
         "views = labels.TrainingViews(images, Normalisation((0.5,) * 3, (0.2,) * 3), config, 0); "

@@ -21,7 +21,7 @@ from teddy.errors import TeddyError
 from teddy.files import Json
 from teddy.images import Images, Normalisation
 from teddy.objectives import ensemble_logits
-from teddy.runtime import for_each, progress
+from teddy.runtime import autocast, for_each, progress
 from teddy.settings import RelabelConfig
 
 _KIND = "teddy.labels.v1"
@@ -154,7 +154,8 @@ class OnlineLabels:
         with torch.no_grad():
             for batch in self.views.batches(epoch, everything.split(self._chunk())):
                 inputs = batch.inputs.to(memory_format=torch.channels_last)
-                logits_MNK = torch.stack([teacher(inputs) for teacher in self.teachers])
+                with autocast(inputs.device, self.views.config.precision):
+                    logits_MNK = torch.stack([teacher(inputs) for teacher in self.teachers])
                 largest = torch.maximum(largest, logits_MNK.abs().amax(dim=(1, 2)))
                 parts.append(ensemble_logits(logits_MNK, self.views.config.ensemble).half())
         labels = torch.cat(parts)

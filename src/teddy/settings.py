@@ -443,6 +443,8 @@ class RelabelConfig:
     """Paste a box of another image into every view, Beta(1, 1)."""
     ensemble: Literal["logits", "probs"]
     """What the soft label averages over the whole pool (§8-7)."""
+    precision: Precision
+    """Autocast dtype of the teachers that label."""
     store: bool
     """Keep the labels in the file, or compute them while training; the students are the same."""
 

@@ -193,7 +193,7 @@ class Task:
         self.normalisation = Normalisation((0.5,) * channels, (0.25,) * channels)
         self.relabel = RelabelConfig(
             epochs=workload.epochs, augmentation="views", views=workload.views, dsa=_UNUSED_DSA,
-            cutmix=True, ensemble="logits", store=True,
+            cutmix=True, ensemble="logits", precision="float32", store=True,
         )  # fmt: skip
         self.config = EvaluateConfig(
             network=workload.network, batch_size=workload.batch, optimizer=_OPTIMIZER,
