@@ -4,13 +4,15 @@ The reference is the textbook implementation: hooks on the BatchNorm inputs of t
 """
 
 import copy
+import operator
 from typing import Any, cast
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.functional import cross_entropy
 
+from teddy import kernels
 from teddy.errors import TeddyError
 from teddy.frozen import FOLD_LIMIT, Teacher
 from teddy.networks import batchnorms, build
@@ -178,6 +180,43 @@ def test_negative_gamma_and_convolution_with_bias_fold() -> None:
     teacher, x = Teacher(model, "biased"), inputs(16, torch.float64)
     assert teacher.folded == 3
     assert error(teacher.logits(x), model(x)) < 1e-12
+
+
+def test_sums_before_a_relu_are_computed_with_it() -> None:
+    """In both forms of the network; where the sum is read elsewhere, it stays."""
+    teacher = Teacher(network("resnet18", 16, torch.float32), "biased")
+    for rewritten in (teacher.network, teacher.observer):
+        assert isinstance(rewritten, fx.GraphModule)
+        called = [node.target for node in rewritten.graph.nodes if node.op == "call_function"]
+        assert called.count(kernels.add_relu) == 8
+        assert operator.add not in called
+    model = trained_like(Residual(), 8).double()
+    teacher, x = Teacher(model, "biased"), inputs(8, torch.float64)
+    assert isinstance(teacher.observer, fx.GraphModule)
+    called = [node.target for node in teacher.observer.graph.nodes]
+    assert kernels.add_relu not in called
+    assert error(teacher.logits(x), model(x)) < 1e-12
+    plain = gradient(lambda v: by_hooks(model, v, "biased"), model, x)
+    assert error(gradient(teacher.observe, model, x), plain) < 1e-10
+
+
+class Residual(nn.Module):
+    """ReLUs of a sum with a number, of one with a factor, and of one that is read again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 1)
+        self.norm = nn.BatchNorm2d(3)
+        self.classifier = nn.Linear(3, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        y = self.norm(self.conv(images))
+        total = y + images
+        seen = torch.relu(total) + total + torch.relu(images + 0.5)
+        out: Tensor = self.classifier(
+            (seen + torch.relu(torch.add(y, images, alpha=2.0))).mean((2, 3))
+        )
+        return out
 
 
 def test_network_is_left_as_it_is() -> None:

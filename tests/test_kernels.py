@@ -173,6 +173,7 @@ def test_what_functions_keep() -> None:
         kept = kept_shapes(lambda affine=affine: observe(x, None, affine, "relu", 0))
         assert kept == [(f32, pixels), (f32, 3)], "the input, and its means"
     assert kept_shapes(lambda: kernels.masked_relu(x)) == [(torch.int8, pixels)]
+    assert kept_shapes(lambda: kernels.add_relu(x, x + 1)) == [(torch.int8, pixels)]
     assert kept_shapes(lambda: kernels.avg_pool(x, *POOLINGS[0][2])) == []
     assert kept_shapes(lambda: kernels.max_pool(x, *POOLINGS[2][2])) == [(torch.int64, pixels // 4)]
     weight = torch.randn(5, 3, 3, 3)
@@ -187,3 +188,22 @@ def test_masked_relu_equals_relu() -> None:
     assert torch.equal(got, want)
     grads = [torch.autograd.grad((weight * out).sum(), x)[0] for out in (got, want)]
     assert torch.equal(*grads)
+
+
+@pytest.mark.parametrize("other", ["alike", "broadcast", "of another type", "without a gradient"])
+def test_add_relu_is_bitwise_a_sum_and_a_relu(other: str) -> None:
+    a, b = values(2, 3, 4, 4).requires_grad_(), values(2, 3, 4, 4, seed=1).requires_grad_()
+    if other == "broadcast":
+        b = values(1, 3, 1, 1, seed=1).requires_grad_()
+    elif other == "of another type":
+        b = b.detach().float().requires_grad_()
+    elif other == "without a gradient":
+        b = b.detach()
+    leaves = [leaf for leaf in (a, b) if leaf.requires_grad]
+    weight = torch.randn_like(a)
+    found = []
+    for out in (kernels.add_relu(a, b), functional.relu(a + b)):
+        found.append([out, *torch.autograd.grad((weight * out).sum(), leaves)])
+    assert all(torch.equal(got, want) for got, want in zip(*found, strict=True))
+    with torch.no_grad():
+        assert torch.equal(kernels.add_relu(a, b), found[0][0])

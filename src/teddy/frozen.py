@@ -8,7 +8,8 @@ statistics, affine map and activation become one function with one kept tensor
 - fold: the convolution's output goes to that BatchNorm alone, both are called once, and no channel
   has ``|β| > FOLD_LIMIT·|γ|`` (γ = 0 included), which would drown the signal in the offset;
 - otherwise the layer keeps its affine map, at the cost of one pass over the tensor;
-- fuse an activation: it alone reads the BatchNorm's output.
+- fuse an activation: it alone reads the BatchNorm's output;
+- fuse a sum with a ReLU: it alone reads the sum, as where a residual branch ends.
 """
 
 import contextlib
@@ -255,6 +256,10 @@ def _rewrite(
                         modules[key] = _InPlace(activation)
                         new = graph.call_module(key, (new,))
             _replace(graph, [follower, node] if follower else [node], new)
+        elif (summed := _summed(traced, node)) is not None:
+            with graph.inserting_before(node):
+                new = graph.call_function(kernels.add_relu, summed.args)
+            _replace(graph, [node, summed], new)
         elif observing and node.users:  # the others keep less than PyTorch's
             _exchange(traced, graph, node, modules)
     if observing:
@@ -332,3 +337,21 @@ def _only_activation(traced: fx.GraphModule, node: fx.Node) -> fx.Node | None:
     """The activation that alone reads a node's value."""
     users = list(node.users)
     return users[0] if len(users) == 1 and _activation(traced, users[0]) else None
+
+
+def _summed(traced: fx.GraphModule, node: fx.Node) -> fx.Node | None:
+    """The sum of two tensors that a node, a ReLU, alone reads."""
+    if not node.users or _activation(traced, node) != "relu":
+        return None
+    source = node.args[0]
+    if (
+        isinstance(source, fx.Node)
+        and source.op == "call_function"
+        and source.target in (operator.add, torch.add)
+        and not source.kwargs
+        and len(source.args) == 2
+        and all(isinstance(arg, fx.Node) for arg in source.args)
+        and len(source.users) == 1
+    ):
+        return source
+    return None

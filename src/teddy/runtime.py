@@ -3,10 +3,10 @@
 Nothing here may change a result beyond floating-point rounding, so nothing here is in
 ``params.yaml``: the device comes from ``$TEDDY_DEVICE`` (``cpu``, ``cuda``; default: a GPU if there
 is one), the number of processor cores to use from ``$TEDDY_WORKERS`` (default: all), that of
-threads per item from ``$TEDDY_THREADS`` (default: 1), whether CUDA graphs are used where they pay
-from ``$TEDDY_GRAPHS`` (1 or 0; default: 1), and how many items share a GPU from ``$TEDDY_LANES``
-(default: as many as pay). torchrun may start several processes, on one or
-several machines that share a file system.
+threads per item from ``$TEDDY_THREADS`` (default: 1), and how many items share a GPU from
+``$TEDDY_LANES`` (default: as many as pay). ``$TEDDY_GRAPHS`` and ``$TEDDY_FUSED`` (1 or 0; default:
+1) say whether CUDA graphs are used where they pay, and fused kernels where they work. torchrun may
+start several processes, on one or several machines that share a file system.
 """
 
 import contextlib
@@ -118,9 +118,18 @@ def _whole_number(variable: str, default: int) -> int:
 
 def graphs_wanted() -> bool:
     """Whether teachers may be replayed as CUDA graphs: ``$TEDDY_GRAPHS``, 1 (default) or 0."""
-    wanted = os.environ.get("TEDDY_GRAPHS", "1")
+    return _switch("TEDDY_GRAPHS")
+
+
+def fused_wanted() -> bool:
+    """Whether teachers may use fused kernels on a GPU: ``$TEDDY_FUSED``, 1 (default) or 0."""
+    return _switch("TEDDY_FUSED")
+
+
+def _switch(variable: str) -> bool:
+    wanted = os.environ.get(variable, "1")
     if wanted not in ("0", "1"):
-        raise TeddyError(f"$TEDDY_GRAPHS must be 0 or 1, got {wanted!r}")
+        raise TeddyError(f"${variable} must be 0 or 1, got {wanted!r}")
     return wanted == "1"
 
 
