@@ -1,10 +1,15 @@
-"""How a stage runs: what it asks of the C library."""
+"""How a stage runs: what it asks of the C library, and in which precision."""
 
 import platform
 import subprocess
 import sys
+from typing import Any
 
 import pytest
+import torch
+
+from teddy import runtime
+from teddy.runtime import autocast
 
 _FAULTS = """
 import resource, torch
@@ -30,3 +35,21 @@ def test_freed_memory_is_not_mapped_again_at_every_step() -> None:
         faults[ours] = int(made.stdout)
     assert faults[False] > 1000, "without it every step maps its pages anew"
     assert faults[True] < faults[False] / 2
+
+
+@pytest.mark.parametrize("instructions", [True, False])
+def test_layers_compute_in_bfloat16_where_that_is_not_emulated(
+    instructions: bool, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    runtime._say_emulated.cache_clear()
+    monkeypatch.setattr(runtime, "emulates_bfloat16", lambda kind: not instructions)
+    cpu, x = torch.device("cpu"), torch.ones(2, 2)
+    for _ in range(2):
+        with autocast(cpu, "bfloat16"):
+            assert (x @ x).dtype == (torch.bfloat16 if instructions else torch.float32)
+    with autocast(cpu, "bfloat16", emulate=True):
+        assert (x @ x).dtype == torch.bfloat16
+    with autocast(cpu, "float32"):
+        assert (x @ x).dtype == torch.float32
+    said = capfd.readouterr().err.count("has no instructions for bfloat16: float32 instead")
+    assert said == (0 if instructions else 1)

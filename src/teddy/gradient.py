@@ -180,7 +180,7 @@ def _share(teachers: int, config: SynthesizeConfig) -> float:
 
 
 def _forward(forward: Callable[[Tensor], Any], view: Tensor, config: SynthesizeConfig) -> Any:
-    with autocast(view.device, config.precision):
+    with autocast(view.device, config.precision, emulate=True):
         return forward(view)
 
 

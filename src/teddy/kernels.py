@@ -7,7 +7,6 @@ a GPU :mod:`teddy.fused` computes each in one pass, where it can.
 Dimensions: ``N`` images, ``C`` channels, ``H W`` pixels; ``n = N·H·W``.
 """
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -17,6 +16,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from teddy import fused
+from teddy.runtime import emulates_bfloat16
 
 # One call sums its rows one after the other in float32, which loses a digit at 10⁴ rows (8·10⁻⁶
 # relative, measured); the parts' results are combined exactly enough (10⁻⁶).
@@ -216,15 +216,6 @@ def _add_line(grad: Tensor, x: Tensor, slope: Tensor, offset: Tensor, owned: boo
 
 
 # ------------------------------------------------------------------------------ what keeps less
-
-
-@functools.cache
-def emulates_bfloat16(device_type: str) -> bool:
-    """Whether convolutions in bfloat16 would be emulated: a CPU without its instructions.
-
-    PyTorch then computes them 10 to 600 times slower than in float32.
-    """
-    return device_type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def _computable(x: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from teddy import fused
 from teddy.acceleration import Graphs, choose_passes
 from teddy.augmentation import Resampling, draw_views
 from teddy.class_statistics import class_moments
@@ -131,7 +132,7 @@ class Synthesiser(ImageMaker):
         return ", by teacher " + ", ".join(self.pool.entries[m]["file"] for m in bad or drawn)
 
     def how(self, run: ItemRun) -> Json:
-        """Precision, mode of the gradient, teachers of an iteration, whether they were replayed."""
+        """Precision, mode of the gradient, teachers of an iteration, and how they were run."""
         passes = self._passes_of(run)
         graphs = isinstance(passes, Graphs) and passes.on
         return {
@@ -139,6 +140,7 @@ class Synthesiser(ImageMaker):
             "gradient": run.kept["gradient"],
             "teachers": self.config.draw,
             "cuda_graphs": graphs,
+            "fused_kernels": fused.usable(self.device),
         }
 
     def record(self, item: Item, curve: Tensor, kept: Json) -> Json:
