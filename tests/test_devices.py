@@ -139,7 +139,7 @@ def shapes_only(monkeypatch: pytest.MonkeyPatch) -> None:
     enabled, autocast = torch.is_autocast_enabled, torch.autocast
     monkeypatch.setattr(kernels, "mean_and_variance", mean_and_variance)
     monkeypatch.setattr(frozen, "_well_scaled", lambda norm: True)
-    monkeypatch.setattr(gradient, "autocast", lambda *_: contextlib.nullcontext())
+    monkeypatch.setattr(gradient, "autocast", lambda *_, **__: contextlib.nullcontext())
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda kind: kind != "meta" and enabled(kind))
     monkeypatch.setattr(torch, "autocast", elsewhere)
     monkeypatch.setattr(Synthesiser, "_class_target", class_target)
