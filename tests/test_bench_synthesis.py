@@ -77,6 +77,19 @@ def test_a_step_of_the_engine_is_an_iteration_of_every_batch_by_every_network(
     assert maker.draw(SMALL.item(4), 0) == [0, 1]
 
 
+def test_batches_that_do_not_fit_are_not_timed(
+    synthesis_config: SynthesizeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    maker = engine(SMALL, [frozen_network(SMALL, 0)], synthesis_config, CPU)
+    batches = Batches(maker, SMALL.item(4), 2)
+    monkeypatch.setattr("teddy.synthesis.losses_of_teachers", refuse)
+    with pytest.raises(TeddyError, match="no memory for 2 batches at a time"):
+        batches.step()
+
+
 @pytest.mark.parametrize(("batch", "labels"), [(4, [0, 1, 2, 3]), (20, [*range(10)] * 2)])
 def test_batches_have_as_many_images_of_every_class(batch: int, labels: list[int]) -> None:
     assert SMALL.item(batch).labels().tolist() == labels

@@ -26,7 +26,7 @@ from teddy.errors import TeddyError
 from teddy.frozen import Teacher
 from teddy.kernels import Standard
 
-CUDA = torch.device("cuda")
+CUDA = torch.device("cuda", 0)
 
 
 # ------------------------------------------------------------------------------ when they are used
@@ -35,9 +35,9 @@ CUDA = torch.device("cuda")
 @pytest.fixture
 def fresh() -> Iterator[None]:
     """Whether a device is usable is asked anew."""
-    fused.usable.cache_clear()
+    fused._agrees.cache_clear()
     yield
-    fused.usable.cache_clear()
+    fused._agrees.cache_clear()
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def test_switch(fresh: None, monkeypatch: pytest.MonkeyPatch, logged: list[str])
         fused.usable(CUDA)
     monkeypatch.setenv("TEDDY_FUSED", "0")
     assert not fused.usable(CUDA)
-    fused.usable.cache_clear()
+    fused._agrees.cache_clear()
     monkeypatch.delenv("TEDDY_FUSED")
     assert fused.usable(CUDA)
     assert not fused.usable(torch.device("cpu"))
@@ -88,7 +88,7 @@ def test_a_device_they_fail_on_does_without_and_says_so_once(
         "differs": "mean in torch.float32 is wrong; sum in torch.float32 is wrong",
         "raises": "OSError: no compiler",
     }
-    assert logged == [f"teachers run without fused kernels on cuda ({why[way]})"]
+    assert logged == [f"teachers run without fused kernels on cuda:0 ({why[way]})"]
 
 
 @given(st.integers(1, 10**7), st.integers(1, 3000), st.sampled_from([fused._PARTS, fused._SPANS]))

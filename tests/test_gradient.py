@@ -15,15 +15,14 @@ from teddy.errors import TeddyError
 from teddy.frozen import Teacher
 from teddy.gradient import (
     Mode,
-    OutOfMemory,
     choose_mode,
     combined,
     eq7_gradient,
     kept_bytes,
     losses_of_teachers,
-    memory_watch,
 )
 from teddy.items import cut_items
+from teddy.memory import OutOfMemory, memory_watch
 from teddy.pool import Pool
 from teddy.settings import SynthesizeConfig, ViewConfig
 from teddy.synthesis import Synthesiser
@@ -103,6 +102,9 @@ def test_auto_gives_the_bytes_of_the_mode_it_names(
         MemoryError(),
         RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"),
         RuntimeError("not enough memory: you tried to allocate 8 bytes"),
+        RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be reported later"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("Triton Error [CUDA]: out of memory"),
     ],
 )
 def test_exhausted_memory_is_recognised(error: Exception) -> None:
@@ -142,7 +144,7 @@ def test_exhausted_memory_is_answered_by_the_smaller_mode(
     got = joint.run(item, tmp_path / "joint")
     assert torch.equal(got["images"], want["images"])
     assert joint.facts["gradient"] == "two_pass"
-    assert "classes 0-1 by gradient joint, which goes on by two_pass" in capfd.readouterr().err
+    assert "classes 0-1, which goes on by gradient two_pass" in capfd.readouterr().err
 
 
 def test_smaller_mode_that_does_not_fit_is_a_refusal(

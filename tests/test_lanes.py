@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,13 @@ from torch import Tensor
 from teddy import lanes, synthesis
 from teddy.acceleration import Graphs
 from teddy.artifacts import WorkDir
+from teddy.augmentation import Resampling
+from teddy.distribution_matching import DistributionMatcher
 from teddy.errors import TeddyError
 from teddy.gradient import losses_of_teachers
+from teddy.items import Item
 from teddy.lanes import Lane, Lanes, Search, Turn
-from teddy.makers import synthesise
+from teddy.makers import ImageMaker, ItemRun, synthesise
 from teddy.synthesis import Synthesiser
 
 CPU = torch.device("cpu")
@@ -44,12 +48,11 @@ class Machine:
 
     def search(self, waiting: int = 99) -> Search:
         """What a search finds, run for longer than it takes."""
-        search, before = Search(self.wait, self.clock), 0
+        search = Search(self.wait, self.clock)
         for _ in range(1000):
-            running, changed = search.limit, search.limit != before
+            running = search.limit
             self.now += running / self.rates[running - 1]
-            search.look(running, waiting, changed)
-            before = running
+            search.look(running, running, waiting)
         return search
 
 
@@ -71,7 +74,7 @@ def test_one_more_is_tried_as_long_as_that_pays(
     assert list(search.rates.values()) == pytest.approx(rates)
     assert machine.waits == 2 * len(rates), "none after the search"
     said = capfd.readouterr().err
-    assert f"{expected} item{'s' * (expected > 1)} at a time on this GPU ({reason}: " in said
+    assert f"{expected} item{'s' * (expected > 1)} at a time on this device ({reason}: " in said
     assert f"{rates[0]:.1f} with 1" in said
 
 
@@ -79,13 +82,50 @@ def test_where_nothing_waits_nothing_is_tried() -> None:
     assert Machine(100, 200).search(waiting=0).limit == 1
 
 
-def test_iterations_in_which_a_job_sets_itself_up_are_not_measured() -> None:
+def test_iterations_in_which_one_more_sets_itself_up_are_not_measured() -> None:
     machine, waits = Machine(100), []
     search = Search(lambda: waits.append(machine.now), machine.clock)
-    for turn in range(120):
+    for turn in range(lanes._SETTLE + lanes._WINDOW):
+        machine.now += 100 if turn < lanes._SETTLE else 1
+        search.look(1, 1, 9)
+    assert search.rates == {1: pytest.approx(1.0)}
+    assert waits == [100.0 * lanes._SETTLE, 100.0 * lanes._SETTLE + lanes._WINDOW]
+
+
+def test_what_is_measured_counts_iterations_not_rounds() -> None:
+    machine = Machine(100)
+    search = Search(machine.wait, machine.clock)
+    search.limit, search.rates = 2, {1: 1.0}
+    for turn in range(lanes._SETTLE + lanes._WINDOW):
         machine.now += 1
-        search.look(1, 9, changed=turn in (0, 60))
-    assert waits == [51.0, 61.0 + lanes._SETTLE]
+        search.look(2, 1 + turn % 2, 9)  # in every other round a job came to its end
+    assert search.rates[2] == pytest.approx(1.5)
+
+
+@pytest.mark.parametrize("length", [60, 100, 200, 290, 400])
+@pytest.mark.parametrize(("speed", "expected"), [(0.5, 1), (1.9, 2)])
+def test_short_jobs_are_measured_too(
+    length: int, speed: float, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second job multiplies the speed of all; a third changes nothing."""
+    now, running, speeds = [0.0], set[int](), {1: 1.0, 2: speed, 3: speed}
+
+    def job(which: int) -> Any:
+        def steps(lane: Lane) -> Iterator[Turn]:
+            running.add(which)
+            for _ in range(length):
+                now[0] += 1 / speeds[len(running)]
+                yield Turn.DONE
+            running.discard(which)
+
+        return steps
+
+    made = Lanes(CPU)
+    made._fixed = None
+    monkeypatch.setattr(made._search, "_clock", lambda: now[0])
+    made.run(job(which) for which in range(12000 // length))
+    assert made.limit == expected
+    assert made._search._found
 
 
 def test_exhausted_memory_ends_the_search(capfd: Any) -> None:
@@ -93,9 +133,9 @@ def test_exhausted_memory_ends_the_search(capfd: Any) -> None:
     search.limit = 3
     search.fewer(3)
     for _ in range(1000):
-        search.look(2, 9, changed=False)
+        search.look(2, 2, 9)
     assert (search.limit, search.rates) == (2, {})
-    assert "2 items at a time on this GPU (memory is exhausted by 3)" in capfd.readouterr().err
+    assert "2 items at a time on this device (memory is exhausted by 3)" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("value", ["0", "many", "-1"])
@@ -173,7 +213,7 @@ def one_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return tmp_path / "logs"
 
 
-def at_a_time(made: Synthesiser, count: int, monkeypatch: Any) -> tuple[Tensor, Any]:
+def at_a_time(made: ImageMaker, count: int, monkeypatch: Any) -> tuple[Tensor, Any]:
     """Images and records of a set of four items."""
     monkeypatch.setenv("TEDDY_LANES", str(count))
     images, _, records = synthesise(made, 3, WorkDir("synthesize", f"set{count}"))
@@ -202,9 +242,10 @@ def test_items_beside_each_other_have_the_bytes_of_items_alone(
     assert max(logged[4:]) == 3
 
 
+@pytest.mark.parametrize("fit", [1, 2])
 def test_exhausted_memory_lets_fewer_items_run_and_changes_no_byte(
     synthesiser: Synthesiser, workplace: Path, one_process: Path, pools: list[FakePool],
-    monkeypatch: Any, capfd: Any,
+    monkeypatch: Any, capfd: Any, fit: int,
 ) -> None:  # fmt: skip
     """Rather than the smaller mode, which rounds otherwise."""
     joint = {"gradient": "joint"}
@@ -212,18 +253,77 @@ def test_exhausted_memory_lets_fewer_items_run_and_changes_no_byte(
     beside = with_config(synthesiser, **joint)
     beside._passes = {0: Graphs()}
 
+    limit_recordings(beside, fit, monkeypatch)
+    got, same = at_a_time(beside, 3, monkeypatch)
+    assert torch.equal(got, want)
+    assert same == records, "all by joint"
+    said = capfd.readouterr().err
+    assert f"{fit} item{'s' * (fit > 1)} at a time" in said
+    assert fit == 1 or "1 item at a time" not in said, "what nobody uses any more is dropped first"
+    assert all(passes.on for passes in beside._passes.values() if isinstance(passes, Graphs))
+    assert recordings(pools) > 8, "dropped, and made again"
+
+
+def limit_recordings(made: Synthesiser, fit: int, monkeypatch: Any) -> None:
+    """Memory for the recordings of so many lanes."""
+
     def limited(*arguments: Any) -> Tensor:
-        held = [len(p._recordings) for p in beside._passes.values() if isinstance(p, Graphs)]
-        if sum(held) > 4:  # those of two items
+        holding = [p for p in made._passes.values() if isinstance(p, Graphs) and p._slots]
+        if len(holding) > fit or (len(holding) == fit and arguments[6] not in holding):
             raise torch.OutOfMemoryError("CUDA out of memory")
         return losses_of_teachers(*arguments)
 
     monkeypatch.setattr(synthesis, "losses_of_teachers", limited)
+
+
+@pytest.mark.parametrize("at", ["view", "beginning", "mode"])
+def test_memory_may_end_anywhere_while_others_run(
+    synthesiser: Synthesiser, workplace: Path, one_process: Path, monkeypatch: Any, at: str
+) -> None:
+    auto = {"gradient": "auto"}
+    want, records = at_a_time(with_config(synthesiser, **auto), 1, monkeypatch)
+    beside, calls = with_config(synthesiser, **auto), iter(range(1000))
+    target, name = {
+        "view": (Resampling, "__call__"),
+        "beginning": (Synthesiser, "begin"),
+        "mode": (synthesis, "choose_mode"),
+    }[at]
+    real, fails = getattr(target, name), {"view": 7, "beginning": 1, "mode": 99}[at]
+
+    def ends(*arguments: Any) -> Any:
+        if next(calls) == fails:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(*arguments)
+
+    monkeypatch.setattr(target, name, ends)
     got, same = at_a_time(beside, 3, monkeypatch)
     assert torch.equal(got, want)
-    assert same == records, "all by joint"
-    assert "2 items at a time" in capfd.readouterr().err
-    assert recordings(pools) > 8, "dropped, and made again"
+    assert same == records
+    if at == "mode":
+        assert next(calls) == 4, "once for each draw and size, before anything runs"
+
+
+def test_distribution_matching_without_memory_lets_fewer_run(
+    synthesiser: Synthesiser, workplace: Path, one_process: Path, monkeypatch: Any
+) -> None:
+    config = replace(synthesiser.config, classes_per_batch=1)
+
+    def made() -> DistributionMatcher:
+        return DistributionMatcher(config, synthesiser.data, 0, CPU)
+
+    want, _ = at_a_time(made(), 1, monkeypatch)
+    beside = made()
+    steps = beside.steps
+
+    def limited(item: Item, run: ItemRun, iterations: range) -> Iterator[Tensor]:
+        for losses in steps(item, run, iterations):
+            if run.lane.beside:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            yield losses
+
+    monkeypatch.setattr(beside, "steps", limited)
+    got, _ = at_a_time(beside, 3, monkeypatch)
+    assert torch.equal(got, want)
 
 
 def test_killed_items_that_ran_beside_each_other_go_on(

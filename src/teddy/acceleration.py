@@ -21,6 +21,7 @@ from torch import Tensor
 
 from teddy.frozen import Teacher
 from teddy.gradient import Eager, MakePasses, Passes, eager
+from teddy.memory import memory_watch
 from teddy.objectives import Moments
 from teddy.runtime import graphs_wanted, log
 from teddy.settings import SynthesizeConfig
@@ -65,8 +66,8 @@ def replays_per_recording(config: SynthesizeConfig, pool_size: int) -> float:
 class Graphs:
     """Makes passes that replay recordings; makes those recordings when first asked for them.
 
-    If one fails, all passes are eager from then on, and that is said once. One that fails for lack
-    of memory may be tried again after :meth:`clear`.
+    If one fails, all passes are eager from then on, and that is said once. For lack of memory it
+    raises :class:`teddy.memory.OutOfMemory` instead, and may be tried again after :meth:`clear`.
     """
 
     def __init__(self) -> None:
@@ -84,12 +85,14 @@ class Graphs:
         graphs.on, graphs._said = self.on, self._said
         return graphs
 
-    def clear(self) -> None:
-        """Drop all recordings and the memory that they hold."""
+    def clear(self) -> bool:
+        """Drop all recordings and the memory that they hold; whether there were any."""
+        held = bool(self._slots)
         for slot in self._slots.values():
             slot.observed = None  # a cycle would outlive this, and no graph may die in a recording
         for kept in (self._recordings, self._views, self._slots):
             kept.clear()
+        return held
 
     def __call__(
         self,
@@ -107,9 +110,8 @@ class Graphs:
         failure = ""
         if key not in self._recordings:
             try:
-                self._recordings[key] = self._record(teacher, target, view, config, slot, look)
-            except torch.OutOfMemoryError:
-                raise  # which is for the caller to mend
+                with memory_watch():
+                    self._recordings[key] = self._record(teacher, target, view, config, slot, look)
             except RuntimeError as error:
                 failure = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
         if failure:  # outside the handler, which holds on to the tensors of what failed

@@ -26,6 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from teddy.memory import OutOfMemory, memory_watch
 from teddy.runtime import fused_wanted, log
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -57,17 +58,28 @@ def takes(x: Tensor, *vectors: Tensor) -> bool:
     )
 
 
-@functools.cache
 def usable(device: torch.device) -> bool:
     """Whether the kernels run on a device and compute there what they should.
 
     The first call compiles, compares and waits for the device, so it must not fall into the
     recording of a CUDA graph; the passes that warm one up are early enough. A failure is logged.
+
+    Raises:
+        OutOfMemory: there is none for the comparison now.
     """
     if device.type != "cuda" or not fused_wanted():
         return False
+    return _agrees(torch.cuda.current_device() if device.index is None else device.index)
+
+
+@functools.cache
+def _agrees(index: int) -> bool:
+    device = torch.device("cuda", index)
     try:
-        wrong = disagreements(device)
+        with memory_watch():
+            wrong = disagreements(device)
+    except OutOfMemory:  # says nothing about them
+        raise
     except Exception as error:  # of a compiler, whose errors have no common ancestor
         wrong = [f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"]
     if wrong:

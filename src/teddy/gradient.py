@@ -5,7 +5,7 @@ Dimensions: ``N`` images, ``C H W`` image shape, ``K`` classes, ``M`` drawn teac
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -237,24 +237,3 @@ def memory_of_an_item(device: torch.device) -> int:
     with contextlib.suppress(OSError, ValueError):  # no control group, or one without a limit
         total = min(total, int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii")))
     return total // (os.cpu_count() or 1)
-
-
-class OutOfMemory(Exception):
-    """The device has no memory left for what was tried."""
-
-
-@contextlib.contextmanager
-def memory_watch() -> Iterator[None]:
-    """Turn the ways in which PyTorch says that memory is exhausted into :class:`OutOfMemory`.
-
-    Leave the block before trying anything else: the original error holds on to its tensors.
-    """
-    try:
-        yield
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise OutOfMemory(str(error).splitlines()[0] if str(error) else "") from None
-    except RuntimeError as error:
-        text = str(error)
-        if "can't allocate memory" in text or "not enough memory" in text:
-            raise OutOfMemory(text.splitlines()[0]) from None
-        raise

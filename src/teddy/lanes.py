@@ -53,7 +53,8 @@ Job = Callable[[Lane], Iterator[Turn]]
 class Search:
     """Finds how many jobs at a time finish the most iterations per second.
 
-    One more is tried as long as that pays.
+    One more is tried as long as that pays. Beginnings of jobs are part of what is measured, as they
+    are part of the work.
 
     Args:
         wait: returns when the device has done all it was given.
@@ -63,34 +64,36 @@ class Search:
     def __init__(
         self, wait: Callable[[], None], clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self.limit, self.rates = 1, dict[int, float]()
-        """Jobs to run at a time; iterations per second found, by number of jobs."""
+        self.limit = 1
+        """Jobs to run at a time."""
+        self.rates: dict[int, float] = {}
+        """Iterations per second that were measured, by number of jobs."""
         self._wait, self._clock = wait, clock
-        self._found, self._rounds, self._began = False, 0, 0.0
+        self._found, self._rounds, self._done, self._began = False, 0, 0, 0.0
 
     def fewer(self, running: int) -> None:
         """So many do not fit into memory."""
         self.limit = max(1, running - 1)
         self._end(f"memory is exhausted by {running}")
 
-    def look(self, running: int, waiting: int, changed: bool) -> None:
-        """Called after every round, in which each of the ``running`` jobs did an iteration.
+    def look(self, running: int, done: int, waiting: int) -> None:
+        """Called after every round, in which each running job had its turn.
 
         Args:
             running: jobs.
+            done: iterations of the round.
             waiting: jobs that have not begun.
-            changed: whether a job began or ended in this round.
         """
-        if self._found or changed or running < self.limit:
-            self._rounds = 0
+        if self._found or running < self.limit:
             return
         self._rounds += 1
+        self._done += done
         if self._rounds == _SETTLE:
             self._wait()
-            self._began = self._clock()
+            self._done, self._began = 0, self._clock()
         elif self._rounds == _SETTLE + _WINDOW:
             self._wait()
-            self.rates[running] = _WINDOW * running / (self._clock() - self._began)
+            self.rates[running] = self._done / (self._clock() - self._began)
             self._rounds = 0
             self._judge(waiting)
 
@@ -107,7 +110,7 @@ class Search:
         self._found, plural = True, "s" if self.limit > 1 else ""
         found = ", ".join(f"{rate:.1f} with {n}" for n, rate in self.rates.items())
         found = f": {found} iterations/s" if found else ""
-        log(f"{self.limit} item{plural} at a time on this GPU ({reason}{found})")
+        log(f"{self.limit} item{plural} at a time on this device ({reason}{found})")
 
 
 class Lanes:
@@ -132,24 +135,28 @@ class Lanes:
         """Run all jobs to their end, beginning in their order."""
         waiting, running = deque(jobs), list[_Running]()
         while waiting or running:
-            count = len(running)
             while waiting and len(running) < self.limit:
                 running.append(self._begin(waiting.popleft(), running))
-            active, changed = running[: self.limit], len(running) > count
+            active, done = running[: self.limit], 0
             for one in active:
                 one.lane.beside = len(active) - 1
             for one in active:
                 turn = one.go()
                 if turn is Turn.DONE:
+                    done += 1
                     continue
                 running.remove(one)
-                changed = True
-                if turn is Turn.CROWDED:  # the last to go on
-                    running.append(one)
-                    self._fixed = None if self._fixed is None else max(1, len(active) - 1)
-                    self._search.fewer(len(active))
+                if turn is Turn.CROWDED:
+                    running.append(one)  # the last to go on
+                    self._fewer(len(active))
                     break
-            self._search.look(len(active), len(waiting), changed or self._fixed is not None)
+            if self._fixed is None:
+                self._search.look(len(active), done, len(waiting))
+
+    def _fewer(self, running: int) -> None:
+        if self._fixed is not None:
+            self._fixed = max(1, running - 1)
+        self._search.fewer(running)
 
     def _begin(self, job: Job, running: "list[_Running]") -> "_Running":
         taken = {one.lane.number for one in running}

@@ -8,11 +8,11 @@ Dimensions: ``N`` images of an item, ``C H W`` image shape, ``K`` classes, ``T``
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import ClassVar, NoReturn
+from typing import ClassVar, NoReturn, TypeVar
 
 import torch
 from torch import Tensor
@@ -24,8 +24,9 @@ from teddy.errors import TeddyError
 from teddy.files import Json
 from teddy.items import Item, Place, join_items
 from teddy.lanes import Lane, Lanes, Turn
+from teddy.memory import OutOfMemory, memory_watch
 from teddy.optimizers import Optimizer, restore
-from teddy.runtime import append_log, for_each, peak_mib, progress, save_interval, workers_for
+from teddy.runtime import append_log, for_each, log, peak_mib, progress, save_interval, workers_for
 from teddy.seeding import stream
 from teddy.settings import SynthesizeConfig
 
@@ -35,6 +36,8 @@ CHECK_EVERY = 50
 _KIND, _RESUME_KIND = "teddy.item.v2", "teddy.item-state.v3"
 _FINITE_KIND = "teddy.item-images.v1"
 _CURVE_POINTS = 100
+
+_T = TypeVar("_T")
 
 
 @dataclass(slots=True)
@@ -103,6 +106,7 @@ class ImageMaker(ABC):
         """How the item ran that was finished last: speed, memory, and what :meth:`how` says."""
         self.kept: Json = {}
         """Its :attr:`ItemRun.kept`."""
+        self._lanes: set[int] = set()
 
     @abstractmethod
     def items(self, ipc: int) -> list[Item]:
@@ -117,16 +121,30 @@ class ImageMaker(ABC):
         """A run of its images before the first step: optimiser, and zeros for the losses."""
 
     @abstractmethod
-    def steps(self, item: Item, run: ItemRun, iterations: range) -> Iterator[Tensor | None]:
+    def steps(self, item: Item, run: ItemRun, iterations: range) -> Iterator[Tensor]:
         """Per iteration, leave the images' gradient in their ``grad`` and yield the losses.
 
-        They stay on the device: an iteration must not wait for it. None asks to be called again for
-        the same iteration when fewer items run, for there is no memory now.
+        They stay on the device: an iteration must not wait for it. If memory is exhausted, this is
+        asked again, beginning with the same iteration.
         """
 
     @abstractmethod
     def lr(self, iteration: int) -> float:
         """Learning rate of an iteration."""
+
+    def free(self, lanes: Callable[[int], bool]) -> bool:
+        """Give back memory that is held for later in lanes of such numbers; whether there was any.
+
+        Nothing may depend on it but speed.
+        """
+        return False
+
+    def smaller(self, run: ItemRun) -> str:
+        """Let a run that has all memory for itself go on with less; how, or nothing if it cannot.
+
+        May change rounding; what it changes is noted in ``run.kept``.
+        """
+        return ""
 
     def combine(self, losses: Tensor) -> Tensor:
         """Terms ``(…, T)`` of the loss, of rows that :meth:`steps` yields; they add up to it."""
@@ -208,20 +226,32 @@ class ImageMaker(ABC):
         """
         normalisation, shown, place = self.data.normalisation, place is not None, place or Place()
         save_every = save_interval() if save_every_seconds is None else save_every_seconds
-        images = self.initial_images(item).to(self.device).requires_grad_()
-        run = self.begin(item, images)
-        run.lane = lane or Lane()
+        lane = lane or Lane()
+        self._lanes.add(lane.number)
+        run = yield from self._patient(lambda: self._begun(item, lane), item, lane, lambda: "")
+        images = run.images
         start, total = run.restore(resume) if resume.exists() else 0, len(run.losses)
         finite, finite_at = images.detach().clone(), start
         low, high = normalisation.bounds(self.device)
-        steps = self.steps(item, run, range(start, total))
+        steps: Iterator[Tensor] | None = None
+
+        def take() -> Tensor:
+            nonlocal steps
+            if steps is None:
+                steps = self.steps(item, run, range(iteration, total))
+            try:
+                return next(steps)
+            except BaseException:
+                steps, images.grad = None, None
+                raise
+
         began = saved = time.monotonic()
         title, row = place.title(item), run.lane.number
         with progress(total, title, "it", start, row, shown=shown) as bar:
             for iteration in range(start, total):
-                while (losses := next(steps)) is None:
-                    yield Turn.CROWDED
-                run.losses[iteration] = losses
+                run.losses[iteration] = yield from self._patient(
+                    take, item, lane, lambda: self.smaller(run)
+                )
                 run.optimizer.step(self.lr(iteration))
                 if self.config.clip:
                     with torch.no_grad():
@@ -242,8 +272,45 @@ class ImageMaker(ABC):
                 yield Turn.DONE
         self.facts = {**self.how(run), **run.speed(total - start, time.monotonic() - began)}
         self.kept = run.kept
+        self._lanes.discard(lane.number)
         pixels = normalisation.to_uint8(images.detach())
         return {"images": pixels.cpu(), "curve": thin(self.combine(run.losses.cpu()))}
+
+    def _begun(self, item: Item, lane: Lane) -> ItemRun:
+        run = self.begin(item, self.initial_images(item).to(self.device).requires_grad_())
+        run.lane = lane
+        return run
+
+    def _patient(
+        self, work: Callable[[], _T], item: Item, lane: Lane, smaller: Callable[[], str]
+    ) -> Generator[Turn, None, _T]:
+        """Do work that leaves nothing behind where memory does not suffice.
+
+        It is tried again without what other items have left behind, then when fewer items run, then
+        in a smaller way.
+
+        Raises:
+            TeddyError: memory is exhausted by this item alone.
+        """
+        while True:
+            try:
+                with memory_watch():
+                    return work()
+            except OutOfMemory as error:
+                reason = str(error)
+            # Outside the handler, which holds on to the tensors of what failed.
+            if self.free(lambda number: number not in self._lanes):
+                continue
+            self.free(lambda number: True)
+            if lane.beside:
+                yield Turn.CROWDED
+            elif how := smaller():
+                log(f"synthesize: no memory left for {item.name}, which goes on {how}")
+            else:
+                raise TeddyError(
+                    f"synthesize: no memory left for {item.name} ({reason}); take fewer images at "
+                    "a time by synthesize.classes_per_batch or indices_per_batch"
+                )
 
     def _refuse(
         self, item: Item, at: int, losses: Tensor, resume: Path, finite: Tensor, finite_at: int
@@ -279,7 +346,7 @@ def synthesise(maker: ImageMaker, ipc: int, work: WorkDir) -> tuple[Tensor, Tens
 
     def place() -> Place:
         done = sum(path.exists() for path in paths)
-        at_a_time = world_size() * max(workers, lanes.limit)
+        at_a_time = world_size() * (workers if workers > 1 else lanes.limit)
         return Place(done, len(items), math.ceil((len(items) - done) / at_a_time) - 1)
 
     def finish(index: int, lane: Lane) -> Iterator[Turn]:

@@ -3,7 +3,7 @@
 Dimensions: ``N`` images of an item, ``C H W`` image shape, ``K`` classes, ``M`` drawn teachers.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -14,20 +14,18 @@ from teddy.augmentation import Resampling, draw_views
 from teddy.class_statistics import class_moments
 from teddy.data import ImageDataset
 from teddy.dsa import DsaViews, draw_dsa, draw_shared_dsa
-from teddy.errors import TeddyError
 from teddy.files import Json
 from teddy.frozen import Teacher
 from teddy.gradient import (
     MakePasses,
     Mode,
-    OutOfMemory,
     choose_mode,
     combined,
     losses_of_teachers,
-    memory_watch,
 )
 from teddy.items import Item, cut_items
 from teddy.makers import ImageMaker, ItemRun
+from teddy.memory import OutOfMemory, memory_watch
 from teddy.objectives import Moments, cosine_lr
 from teddy.optimizers import Adam, Group
 from teddy.pool import Pool, draw_teachers
@@ -92,29 +90,23 @@ class Synthesiser(ImageMaker):
             self._teacher(member)
             if items and self.config.class_statistics != "none":
                 self._targets(member, items[0])
-        if items:
-            self._mode(items[0])  # said once, not by every worker
+        for item in items:  # now, when no other item takes memory
+            self._mode(item)
 
     def begin(self, item: Item, images: Tensor) -> ItemRun:
-        """Adam, a row of losses as :func:`losses_of_teachers` returns it, and the gradient's mode.
-
-        Raises:
-            TeddyError: memory is exhausted.
-        """
+        """Adam, the gradient's mode, and losses as :func:`losses_of_teachers` returns them."""
         config, group = self.config, Group([images], self.config.weight_decay)
         optimizer = Adam([group], config.betas, config.eps, decoupled=False)
         losses = torch.zeros(config.iterations, 1 + 2 * config.draw, device=self.device)
         return ItemRun(images, optimizer, losses, {"gradient": self._mode(item)})
 
-    def steps(self, item: Item, run: ItemRun, iterations: range) -> Iterator[Tensor | None]:
+    def steps(self, item: Item, run: ItemRun, iterations: range) -> Iterator[Tensor]:
         """Gradients of Eq. 7, each by the teachers and through the view of its iteration."""
         labels = item.labels().to(self.device)
         views = self._views(item, iterations.start)
         for iteration in iterations:
-            drawn, view = self.draw(item, iteration), next(views)
-            while (losses := self._gradient(run, labels, view, drawn, item)) is None:
-                yield None
-            yield losses
+            drawn = self.draw(item, iteration)
+            yield self._gradient(run, labels, next(views), drawn, item)
 
     def lr(self, iteration: int) -> float:
         """Cosine decay over the iterations."""
@@ -176,48 +168,38 @@ class Synthesiser(ImageMaker):
             self._modes[key] = mode
         return self._modes[key]
 
+    def free(self, lanes: Callable[[int], bool]) -> bool:
+        """Drop the recordings of lanes; they are made again when asked for."""
+        chosen = [p for n, p in self._passes.items() if isinstance(p, Graphs) and lanes(n)]
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)  # they may be replaying
+        held = [graphs.clear() for graphs in chosen]
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return any(held)
+
+    def smaller(self, run: ItemRun) -> str:
+        """``two_pass``, then passes without recordings, of this and all later items."""
+        if run.kept["gradient"] == "joint":
+            run.kept["gradient"] = "two_pass"
+            return "by gradient two_pass"
+        recorded = [p for p in self._passes.values() if isinstance(p, Graphs) and p.on]
+        for graphs in recorded:
+            graphs.on = False
+        return "without CUDA graphs" if recorded else ""
+
     def _gradient(
         self, run: ItemRun, labels: Tensor, view: Augmentation, drawn: list[int], item: Item
-    ) -> Tensor | None:
-        """Leave the gradient of Eq. 7 in the images' ``grad``; return the teachers' losses.
-
-        None if there is no memory while other items run. Alone, the item goes on in the smaller
-        mode, then without recordings.
-        """
+    ) -> Tensor:
+        """Leave the gradient of Eq. 7 in the images' ``grad``; return the teachers' losses."""
         augmented = view(run.images)
         leaf = augmented.detach().to(memory_format=torch.channels_last).requires_grad_()
         teachers = [self._teacher(member) for member in drawn]
         targets = [self._targets(member, item) for member in drawn]
         mode, passes = run.kept["gradient"], self._passes_of(run)
-        losses = None
-        try:
-            with memory_watch():
-                losses = losses_of_teachers(
-                    leaf, labels, teachers, targets, self.config, mode, passes
-                )
-        except OutOfMemory as error:
-            reason = str(error)
-        if losses is not None:
-            augmented.backward(leaf.grad)
-            return losses
-        # Outside the handler, which holds on to the tensors of what failed.
-        del augmented, leaf
-        self._free()
-        if run.lane.beside:
-            return None
-        without = f"synthesize: no memory left for {item.name}"
-        if mode == "joint":
-            log(f"{without} by gradient joint, which goes on by two_pass")
-            run.kept["gradient"] = "two_pass"
-        elif isinstance(passes, Graphs) and passes.on:
-            log(f"{without} by CUDA graphs, which goes on without")
-            passes.on = False
-        else:
-            raise TeddyError(
-                f"{without} ({reason}); take fewer images at a time by "
-                "synthesize.classes_per_batch or indices_per_batch"
-            )
-        return self._gradient(run, labels, view, drawn, item)
+        losses = losses_of_teachers(leaf, labels, teachers, targets, self.config, mode, passes)
+        augmented.backward(leaf.grad)
+        return losses
 
     def _passes_of(self, run: ItemRun) -> MakePasses:
         """Items that run beside each other have recordings, and memory, of their own."""
@@ -225,16 +207,6 @@ class Synthesiser(ImageMaker):
         if isinstance(first, Graphs) and number not in self._passes:
             self._passes[number] = first.another()
         return self._passes.get(number, first)
-
-    def _free(self) -> None:
-        """Give back all memory that recordings hold; they are made again when asked for."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)  # others may be replaying
-        for passes in self._passes.values():
-            if isinstance(passes, Graphs):
-                passes.clear()
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
 
     def _views(self, item: Item, start: int) -> Iterator[Augmentation]:
         """Views from iteration ``start`` on; each depends on its iteration alone."""

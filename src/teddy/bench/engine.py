@@ -15,7 +15,7 @@ from teddy.errors import TeddyError
 from teddy.gradient import MakePasses
 from teddy.images import Images, Normalisation
 from teddy.items import Item
-from teddy.lanes import Lane
+from teddy.lanes import Lane, Turn
 from teddy.networks import batchnorms, build
 from teddy.pool import Pool
 from teddy.pruning import prune_randomly
@@ -134,7 +134,13 @@ class Batches:
         self._steps = [maker.advance(item, nowhere, never, lane=lane) for lane in self._lanes]
 
     def step(self) -> None:
-        """One iteration of every batch, from images to updated images."""
+        """One iteration of every batch, from images to updated images.
+
+        Raises:
+            TeddyError: memory does not suffice.
+        """
         for lane, steps in zip(self._lanes, self._steps, strict=True):
             with lane.entered():
-                next(steps)
+                turn = next(steps)
+            if turn is not Turn.DONE:
+                raise TeddyError(f"no memory for {len(self._lanes)} batches at a time")
