@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from teddy import runtime
-from teddy.runtime import autocast
+from teddy.runtime import autocast, computed_in
 
 _FAULTS = """
 import resource, torch
@@ -51,5 +51,7 @@ def test_layers_compute_in_bfloat16_where_that_is_not_emulated(
         assert (x @ x).dtype == torch.bfloat16
     with autocast(cpu, "float32"):
         assert (x @ x).dtype == torch.float32
+    assert computed_in(cpu, "bfloat16") == ("bfloat16" if instructions else "float32")
+    assert computed_in(cpu, "float32") == "float32"
     said = capfd.readouterr().err.count("has no instructions for bfloat16: float32 instead")
     assert said == (0 if instructions else 1)

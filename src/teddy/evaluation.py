@@ -105,11 +105,12 @@ def measure(
             inputs = normalisation.apply(part.to(device)).to(memory_format=torch.channels_last)
             with autocast(device, precision):
                 logits = network(inputs)
+                by_teachers = [teacher(inputs) for teacher in teachers]
             predicted.append(logits.argmax(1).cpu())
             true.append(labels.cpu())
             student = logits.float().log_softmax(1)
-            for teacher in teachers:
-                theirs = teacher(inputs).float().log_softmax(1)
+            for own in by_teachers:
+                theirs = own.float().log_softmax(1)
                 forward += kl_div(theirs, student, reduction="sum", log_target=True).item()
                 backward += kl_div(student, theirs, reduction="sum", log_target=True).item()
     found: Json = {"macro_f1": macro_f1(torch.cat(predicted), torch.cat(true))}

@@ -251,14 +251,22 @@ def autocast(device: torch.device, precision: str, *, emulate: bool = False) -> 
     Args:
         device: where layers compute.
         precision: ``float32`` or ``bfloat16``.
-        emulate: stay with bfloat16 where PyTorch's layers would be emulated, for layers that are
-            not. Others compute in float32 there, and that is said once.
+        emulate: stay with it where PyTorch's layers would be emulated, for layers that are not;
+            otherwise it becomes what :func:`computed_in` says.
     """
-    wanted = precision == "bfloat16"
-    if wanted and not emulate and emulates_bfloat16(device.type):
+    computed = precision if emulate else computed_in(device, precision)
+    return torch.autocast(device.type, torch.bfloat16, enabled=computed == "bfloat16")
+
+
+def computed_in(device: torch.device, precision: str) -> str:
+    """Precision that PyTorch's layers compute in, for records: float32 instead of an emulation.
+
+    That is said once, by the process that asks first.
+    """
+    if precision == "bfloat16" and emulates_bfloat16(device.type):
         _say_emulated()
-        wanted = False
-    return torch.autocast(device.type, torch.bfloat16, enabled=wanted)
+        return "float32"
+    return precision
 
 
 @functools.cache

@@ -31,9 +31,10 @@ from teddy.bench.command import (
 from teddy.bench.engine import NORMALISATION, Batches, Workload, engine, frozen_network
 from teddy.bench.memory import peak_bytes, saved_bytes
 from teddy.bench.peers import Mode, RecoverLoop
+from teddy.errors import TeddyError
 from teddy.files import Json
 from teddy.gradient import MakePasses, eager
-from teddy.runtime import graphs_wanted
+from teddy.runtime import graphs_wanted, log
 from teddy.schema import from_json, read_yaml, to_json
 from teddy.settings import Precision, SynthesizeConfig
 from teddy.tables import Column, Table
@@ -243,6 +244,12 @@ def programs_of(spec: Spec, ours: bool) -> dict[str, Program]:
         maker = engine(workload, networks[:k], settings, device, passes)
         step = Batches(maker, item, beside).step
         replayed = isinstance(passes, Graphs)
+        if beside > 1:
+            try:
+                step()
+            except TeddyError as error:
+                log(f"bench: {title} is left out: {error}")
+                return
         programs[f"{title}, {precision}, k = {k}"] = Program(step, k, beside, replayed=replayed)
 
     ways: dict[str, MakePasses] = {"engine": eager}

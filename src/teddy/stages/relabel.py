@@ -10,7 +10,7 @@ from teddy.distributed import leave_to_first
 from teddy.files import Json, check_writable, digest, manifest_digest, write_json
 from teddy.labels import MANIFEST, OnlineLabels, TrainingViews, store_labels
 from teddy.pool import open_pool
-from teddy.runtime import pick_device, run_stage
+from teddy.runtime import computed_in, pick_device, run_stage
 from teddy.schema import to_json
 
 
@@ -34,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "set": digest(args.set),
             "pool": manifest_digest(args.pool),
             "settings": to_json(config),
+            "computed_in": computed_in(device, config.precision),
             "seed": params.seed,
             "shards": [],
         }
