@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -35,7 +36,7 @@ from teddy.files import digest, read_json
 from teddy.networks import classifier, load_network
 from teddy.readme import with_results
 from teddy.rows import MethodRow
-from teddy.settings import SynthesizeConfig, settings_of_images
+from teddy.settings import KINDS, SynthesizeConfig, settings_of_images
 from teddy.stages import (
     build_pool,
     continual,
@@ -510,9 +511,36 @@ def test_changing_a_method_leaves_the_images_of_others(tiny_run: Path, tmp_path:
 def test_every_kind_of_images_has_a_maker_and_settings(synthesis_config: SynthesizeConfig) -> None:
     """What the README asks for of a new one."""
     kinds = get_args(get_type_hints(MethodRow)["images"])
-    assert set(kinds) == {"random", *synthesize.MAKERS}
+    assert set(kinds) == {"random", *synthesize.MAKERS} == set(KINDS)
     for kind in kinds:
         assert bool(settings_of_images(synthesis_config, kind)) == (kind != "random")
+
+
+class Recorded:
+    """Settings that note which of them are read."""
+
+    def __init__(self, config: SynthesizeConfig) -> None:
+        self.config, self.read = config, set[str]()
+
+    def __getattr__(self, name: str) -> Any:
+        self.read.add(name)
+        return getattr(self.config, name)
+
+
+@pytest.mark.parametrize("kind", ["synthesised", "dm"])
+@pytest.mark.parametrize("initialise", ["noise", "real"])
+def test_a_maker_reads_no_setting_but_those_of_its_kind(
+    kind: str, initialise: Any, tiny_run: Path, tmp_path: Path, synthesis_config: SynthesizeConfig
+) -> None:
+    """Others are not in its inputs, so that a change of them would be overlooked."""
+    config: Any = Recorded(replace(synthesis_config, initialise=initialise))
+    dataset = read_dataset(tiny_run / "data/prepared/digits")
+    maker = synthesize.MAKERS[kind](config, dataset, tiny_run / "models/digits/prior", 0)
+    item = maker.items(2)[0]
+    maker.load([item])
+    maker.run(item, tmp_path / "resume")
+    assert config.read <= settings_of_images(synthesis_config, kind).keys()
+    assert len(config.read) > 3
 
 
 def test_a_repeat_differs_from_the_synthesis_itself(tiny_run: Path, tmp_path: Path) -> None:

@@ -45,6 +45,23 @@ def changed(tmp_path: Path, before: dict[str, str], *keys: tuple[list[str], Any]
     return {name for name in before | after if before.get(name) != after.get(name)}
 
 
+@pytest.mark.parametrize("section", ["methods", "datasets", "pools", "sets", "scores"])
+def test_order_of_rows_is_an_input_of_what_shows_them(
+    section: str, tmp_path: Path, before: dict[str, str]
+) -> None:
+    yaml = YAML()
+    raw = yaml.load(ROOT / "params.yaml")
+    for name in reversed(list(raw[section])):
+        raw[section].move_to_end(name)
+    yaml.dump(raw, tmp_path / "params.yaml")
+    after = inputs(tmp_path / "inputs", tmp_path / "params.yaml")
+    stale = {name for name in before if before[name] != after[name]}
+    if section == "methods":
+        assert {"table1.json", "overview.json", "report.json"} <= stale
+    assert stale == {"overview.json", "report.json"} or section == "methods"
+    assert not any(name.startswith(("synthesize/", "evaluate/")) for name in stale)
+
+
 @pytest.mark.parametrize(
     ("key", "value", "some", "exactly"),
     [

@@ -26,6 +26,7 @@ from teddy.rows import (
 )
 from teddy.schema import build, check, convert, suggest
 from teddy.settings import (
+    KINDS,
     STAGES,
     ContinualConfig,
     EvaluateConfig,
@@ -253,7 +254,7 @@ class Params:
         self._same_dataset("sets", name, row.dataset, row.pool, pool.dataset)
         config = self.synthesize(name)
         self._check_labels(self._where(f"sets.{name}"), name, method.labels)
-        if method.images != "synthesised":
+        if not KINDS[method.images].by_pool:
             return
         size = self.pool_size(row.pool)
         check(
@@ -295,6 +296,12 @@ class Params:
                 f"{where}: teachers must be its pool {row.pool!r} or a row of step_teachers, got "
                 f"{row.teachers!r}"
             )
+        made = self.methods[self.sets[row.set].method].images
+        check(
+            made == "synthesised" or not KINDS[made].by_pool,
+            f"{where}: strict teachers can make images of Eq. 7 alone, but the set {row.set!r} has "
+            f"{made} ones",
+        )
         teachers = self.step_teachers[row.teachers]
         self._same_dataset("streams", name, row.dataset, row.teachers, teachers.dataset)
         check(

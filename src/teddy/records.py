@@ -36,6 +36,7 @@ from teddy.results import (
 )
 from teddy.rows import Leaf
 from teddy.schema import read_yaml
+from teddy.settings import KINDS
 
 CLASSES_SHOWN, IMAGES_SHOWN = 10, 10
 
@@ -223,7 +224,7 @@ def _member(index: int, entry: Json) -> Member:
 
 def _method_of_pool(params: Params, pool: str) -> str | None:
     methods = (row.method for row in params.sets.values() if row.pool == pool)
-    made = (name for name in methods if params.methods[name].images == "synthesised")
+    made = (name for name in methods if KINDS[params.methods[name].images].by_pool)
     return next(made, None)
 
 

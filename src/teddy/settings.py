@@ -4,7 +4,7 @@ No field has a default here: a value lives in ``params.yaml`` alone.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from teddy.files import Json
 from teddy.schema import check, to_json
@@ -416,14 +416,33 @@ class SynthesizeConfig:
             )
 
 
-_OF_DM = ("initialise", "classes_per_batch", "dsa", "clip", "dm")
+class ImageKind(NamedTuple):
+    """What images of a kind depend on, see :attr:`teddy.rows.MethodRow.images`."""
+
+    by_pool: bool
+    """Whether teachers have a part in them."""
+    own: tuple[str, ...] = ()
+    """Settings of ``synthesize`` that no other kind reads."""
+    shared: tuple[str, ...] | None = ()
+    """Other settings that it reads; None for all that are nobody's own."""
+
+
+KINDS = {
+    "synthesised": ImageKind(by_pool=True, shared=None),
+    "random": ImageKind(by_pool=False),
+    "dm": ImageKind(
+        by_pool=False, own=("dm",), shared=("initialise", "classes_per_batch", "dsa", "clip")
+    ),
+}
+"""Kinds of images by name."""
 
 
 def settings_of_images(config: SynthesizeConfig, images: str) -> Json:
-    """The settings that images of a kind depend on, see :attr:`teddy.rows.MethodRow.images`."""
+    """The settings that images of a kind depend on."""
+    kind, of_others = KINDS[images], {key for kind in KINDS.values() for key in kind.own}
     every = to_json(config)
-    kept = {"random": (), "dm": _OF_DM, "synthesised": every.keys() - {"dm"}}[images]
-    return {key: value for key, value in every.items() if key in kept}
+    shared = every.keys() - of_others if kind.shared is None else kind.shared
+    return {key: value for key, value in every.items() if key in {*kind.own, *shared}}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

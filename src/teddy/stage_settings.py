@@ -5,7 +5,7 @@ again if that file changes. So what a stage reads must stand here; what it does 
 or it would run again for nothing.
 """
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from teddy.axis_tables import AXES
 from teddy.config import Params
@@ -129,12 +129,9 @@ def _measure_costs(params: Params, name: str) -> Json:
 def _everything(params: Params, name: str) -> Json:
     """All rows, but no settings: records tell the rest, though not that a row has gone."""
     sections = ("prepared", "bases", "pools", "sets", "scores", "step_teachers", "streams")
-    shown = {
-        section: {row: to_json(value) for row, value in getattr(params, section).items()}
-        for section in sections
-    }
+    shown = {section: _in_order(getattr(params, section)) for section in sections}
     titles = _titles(params, {row.dataset for row in params.prepared.values()})
-    return {**shown, **titles, "targets": {k: list(v) for k, v in params.targets.items()}}
+    return {**shown, **titles, "targets": [[k, list(v)] for k, v in params.targets.items()]}
 
 
 def _fig1(params: Params, name: str) -> Json:
@@ -195,11 +192,14 @@ def _target(params: Params, name: str, kept: Sequence[Kept]) -> Json:
 
 
 def _titles(params: Params, datasets: Iterable[str]) -> Json:
-    known = [name for name in params.datasets if name in set(datasets)]
-    return {
-        "datasets": {name: to_json(params.datasets[name]) for name in known},
-        "methods": {name: to_json(row) for name, row in params.methods.items()},
-    }
+    known = set(datasets)
+    shown = {name: row for name, row in params.datasets.items() if name in known}
+    return {"datasets": _in_order(shown), "methods": _in_order(params.methods)}
+
+
+def _in_order(rows: Mapping[str, object]) -> list[list[object]]:
+    """Rows and names as a list: tables show them in order, which a file of sorted keys forgets."""
+    return [[name, to_json(row)] for name, row in rows.items()]
 
 
 def _only(config: object, keys: Collection[str]) -> Json:

@@ -25,7 +25,7 @@ from teddy.hardware import describe
 from teddy.items import cut_items
 from teddy.pool import MANIFEST, open_pool
 from teddy.runtime import pick_device, run_stage, use_threads
-from teddy.schema import from_json
+from teddy.schema import check, from_json
 from teddy.seeding import derive
 from teddy.settings import ViewConfig
 from teddy.synthesis import Synthesiser
@@ -49,6 +49,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         params = Params(args.params)
         check_writable(args.out)
         names = [params.leaf(name).set for name in params.targets[args.name]]
+        for name in names:
+            images = params.methods[params.sets[name].method].images
+            check(
+                images == "synthesised",
+                f"{args.params}: targets.{args.name}: costs are measured of Eq. 7 alone, but the "
+                f"set {name!r} has {images} images",
+            )
         bases = dict.fromkeys(params.pools[params.sets[name].pool].base for name in names)
         epochs = {base: _alone(_epoch, params, base, args.data) for base in bases}
         sets = {name: _set(params, name, epochs, args.data, args.pools) for name in names}

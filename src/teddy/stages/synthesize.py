@@ -20,7 +20,7 @@ from teddy.pool import MANIFEST, open_pool
 from teddy.runtime import pick_device, run_stage
 from teddy.schema import from_json
 from teddy.seeding import derive
-from teddy.settings import SynthesizeConfig, ViewConfig, settings_of_images
+from teddy.settings import KINDS, SynthesizeConfig, ViewConfig, settings_of_images
 from teddy.synthesis import Synthesiser
 
 
@@ -57,10 +57,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             leave_to_first()
             images, labels = _random(dataset, row.ipc, seed)
         else:
-            make, by_pool = MAKERS[method.images]
             provenance |= {"settings": settings_of_images(config, method.images)}
-            provenance |= {"pool": manifest_digest(args.pool)} if by_pool else {}
-            maker = make(config, dataset, args.pool, seed)
+            if KINDS[method.images].by_pool:
+                provenance |= {"pool": manifest_digest(args.pool)}
+            maker = MAKERS[method.images](config, dataset, args.pool, seed)
             work = WorkDir("synthesize", args.name, **provenance).claim()
             images, labels, records = synthesise(maker, row.ipc, work)
         distilled = DistilledSet(
@@ -93,12 +93,8 @@ def _matcher(config: SynthesizeConfig, dataset: ImageDataset, pool: Path, seed: 
 
 
 Make = Callable[[SynthesizeConfig, ImageDataset, Path, int], ImageMaker]
-MAKERS: dict[str, tuple[Make, bool]] = {
-    "synthesised": (_synthesiser, True),
-    "dm": (_matcher, False),
-}
-"""What optimises the images of a method, see :attr:`teddy.rows.MethodRow.images`, and whether the
-pool has a part in it."""
+MAKERS: dict[str, Make] = {"synthesised": _synthesiser, "dm": _matcher}
+"""What optimises images of a kind, given settings, real images, the pool's folder and a seed."""
 
 
 if __name__ == "__main__":
