@@ -33,6 +33,7 @@ from teddy.dependencies import (
 )
 from teddy.files import digest, read_json
 from teddy.networks import classifier, load_network
+from teddy.pool import Pool
 from teddy.readme import with_results
 from teddy.rows import MethodRow
 from teddy.settings import SynthesizeConfig, settings_of_images
@@ -483,6 +484,24 @@ def test_online_labels_train_the_same_students(
     )  # fmt: skip
     assert not list(Path(labels).glob("*.safetensors"))
     assert read_json(Path(score)) == read_json(tiny_run / f"metrics/runs/{name}.json")
+
+
+def test_students_with_hard_labels_alone_load_no_teachers(
+    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tiny_run)
+    monkeypatch.setenv("TEDDY_WORKERS", "1")
+
+    def member(*_: object) -> None:
+        raise AssertionError("a member of the pool was loaded")
+
+    monkeypatch.setattr(Pool, "member", member)
+    name, score = "digits/dm/ipc3", tmp_path / "score.json"
+    evaluate.main(
+        [name, "--data", "data/prepared/digits", "--set", f"data/distilled/{name}.safetensors",
+         "--labels", f"data/labels/{name}", "--pool", "models/digits/prior", "--out", str(score)]
+    )  # fmt: skip
+    assert read_json(score) == read_json(Path(f"metrics/runs/{name}.json"))
 
 
 def test_changing_a_method_leaves_the_images_of_others(tiny_run: Path, tmp_path: Path) -> None:
