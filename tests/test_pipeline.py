@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -556,6 +557,14 @@ def test_a_repeat_differs_from_the_synthesis_itself(tiny_run: Path, tmp_path: Pa
 def test_readme_shows_the_committed_results() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert with_results(readme, ROOT) == readme, "run `make readme`"
+
+
+def test_readme_lists_every_module() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    listed = re.findall(r"[\w*]+", text[text.index("\nsrc/teddy/  ") :])
+    modules = {path.stem for path in SOURCE.glob("*.py")} - {"__init__"}
+    missing = {name for name in modules if not any(fnmatch(name, known) for known in listed)}
+    assert not missing
 
 
 def test_committed_summary_is_that_of_the_committed_records() -> None:
