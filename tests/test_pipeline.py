@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -24,6 +25,7 @@ from ruamel.yaml import YAML
 import teddy
 from teddy import config
 from teddy.continual import class_steps, seen_classes
+from teddy.data import read_dataset
 from teddy.dependencies import (
     imported,
     target_inputs,
@@ -34,6 +36,7 @@ from teddy.dependencies import (
 )
 from teddy.files import digest, read_json
 from teddy.networks import classifier, load_network
+from teddy.pool import Pool
 from teddy.readme import with_results
 from teddy.rows import MethodRow
 from teddy.settings import KINDS, SynthesizeConfig, settings_of_images
@@ -486,6 +489,24 @@ def test_online_labels_train_the_same_students(
     assert read_json(Path(score)) == read_json(tiny_run / f"metrics/runs/{name}.json")
 
 
+def test_students_with_hard_labels_alone_load_no_teachers(
+    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tiny_run)
+    monkeypatch.setenv("TEDDY_WORKERS", "1")
+
+    def member(*_: object) -> None:
+        raise AssertionError("a member of the pool was loaded")
+
+    monkeypatch.setattr(Pool, "member", member)
+    name, score = "digits/dm/ipc3", tmp_path / "score.json"
+    evaluate.main(
+        [name, "--data", "data/prepared/digits", "--set", f"data/distilled/{name}.safetensors",
+         "--labels", f"data/labels/{name}", "--pool", "models/digits/prior", "--out", str(score)]
+    )  # fmt: skip
+    assert read_json(score) == read_json(Path(f"metrics/runs/{name}.json"))
+
+
 def test_changing_a_method_leaves_the_images_of_others(tiny_run: Path, tmp_path: Path) -> None:
     """More images per class only add to a set: the first ones stay byte for byte."""
     params = tiny_params(tmp_path / "params.yaml")
@@ -565,6 +586,14 @@ def test_a_repeat_differs_from_the_synthesis_itself(tiny_run: Path, tmp_path: Pa
 def test_readme_shows_the_committed_results() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert with_results(readme, ROOT) == readme, "run `make readme`"
+
+
+def test_readme_lists_every_module() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    listed = re.findall(r"[\w*]+", text[text.index("\nsrc/teddy/  ") :])
+    modules = {path.stem for path in SOURCE.glob("*.py")} - {"__init__"}
+    missing = {name for name in modules if not any(fnmatch(name, known) for known in listed)}
+    assert not missing
 
 
 def test_committed_summary_is_that_of_the_committed_records() -> None:

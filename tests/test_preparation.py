@@ -28,6 +28,7 @@ from raw_fixtures import (
 from ruamel.yaml import YAML
 from torch import Tensor
 
+from teddy.config import Params
 from teddy.data import SPLITS, ImageDataset, read_dataset, read_manifest
 from teddy.decoding import fit, fit_arrays
 from teddy.errors import TeddyError
@@ -501,6 +502,35 @@ def test_stage_names_the_dataset_and_prints_counts(
     (line,) = capsys.readouterr().err.splitlines()
     assert f"{tmp_path / 'params.yaml'}: datasets.digits: " in line
     assert "only in the first: bee; only in the second: none" in line
+
+
+@pytest.mark.parametrize(
+    ("method", "ipc", "needed"),
+    [("dm", 3, None), ("dm", 4, "needs 4 real"), ("random", 3, None), ("random", 4, "needs 4 real"),
+     ("teddy-prior", 2, None), ("teddy-prior", 3, r"needs 4 .* \(groups of .*_per_batch 2\)")],
+)  # fmt: skip
+def test_sets_need_the_real_images_that_their_method_takes(
+    method: str, ipc: int, needed: str | None, tmp_path: Path, dataset: ImageDataset
+) -> None:
+    """Only Eq. 7 makes whole groups of indices."""
+    yaml = YAML()
+    raw = yaml.load(Path(__file__).parents[1] / "params.yaml")
+    row = {
+        **raw["sets"]["digits/prior/ipc1"], "method": method, "ipc": ipc, "initialise": "real",
+        "indices_per_batch": 2,
+    }  # fmt: skip
+    if method == "dm":
+        row["relabel"] = {"augmentation": "dsa", "cutmix": False}
+    raw |= {"sets": {"mine": row}, "scores": {}, "streams": {}, "targets": {}}
+    yaml.dump(raw, tmp_path / "params.yaml")
+    nine = torch.arange(9)  # three of each class
+    few = replace(dataset, train=Images(dataset.train.pick(nine), dataset.train.labels[nine]))
+    params = Params(tmp_path / "params.yaml")
+    if needed is None:
+        stage._refuse_large_ipc(params, "digits", few)
+    else:
+        with pytest.raises(TeddyError, match=needed):
+            stage._refuse_large_ipc(params, "digits", few)
 
 
 # ------------------------------------------------------------------------------ the real images

@@ -199,3 +199,67 @@ def test_listing_says_which_are_on(checkout: list[str], capsys: pytest.CaptureFi
     listed = capsys.readouterr().err
     assert "on   mnist" in listed
     assert "off  cifar10 " in listed
+
+
+PARENT = "sets:\n  z:\n    ipc: 1\nrest: 1\n"
+ADDED = "sets:\n  a:\n    ipc: 1\n  b:\n    ipc: 2\n"
+
+
+@pytest.mark.parametrize("indent", ["", "  "])
+def test_comments_above_a_row_belong_to_it(indent: str) -> None:
+    mine = f"{indent}# mine,\n{indent}# really\n  own:\n    ipc: 3\n"
+    on = switch(PARENT, ADDED, on=True)
+    after = on.replace("rest:", f"{mine}rest:")
+    assert edited(after, ADDED) == []
+    assert switch(after, ADDED, on=False) == PARENT.replace("rest:", f"{mine}rest:")
+    between = on.replace("  b:", f"{mine}  b:")
+    assert edited(between, ADDED) == []
+    assert switch(between, ADDED, on=False) == PARENT.replace("rest:", f"{mine}rest:")
+
+
+def test_a_comment_on_a_row_of_the_profile_is_an_edit_of_that_row() -> None:
+    on = switch(PARENT, ADDED, on=True)
+    assert edited(on.replace("  b:", "  # better\n  b:"), ADDED) == ["sets.b"]
+    assert edited(on.replace("  b:", "    # lr: 0.3\n  b:"), ADDED) == ["sets.a"]
+
+
+def test_comments_that_end_a_section_stay_there() -> None:
+    default = PARENT.replace("rest:", "  # further rows go here\nrest:")
+    on = switch(default, ADDED, on=True)
+    assert edited(on, ADDED) == []
+    assert switch(on, ADDED, on=False) == default
+
+
+def test_comments_of_a_profile_come_and_go_with_its_rows() -> None:
+    added = "sets:\n  # why\n  a:\n    ipc: 1\ntargets:\n  # what\n  t:\n  - a\n"
+    default = f"{PARENT}targets:\n  s:\n  - z\n"
+    on = switch(default, added, on=True)
+    assert "  # why\n  a:" in on
+    assert "  # what\n  t:\n  - a\n" in on
+    assert edited(on, added) == []
+    assert edited(on.replace("- a", "- a  # x"), added) == ["targets.t: a"]
+    assert switch(on, added, on=False) == default
+
+
+def test_lines_between_the_entries_of_a_target_are_no_edits() -> None:
+    default, added = "targets:\n  t:\n  - z\n", "targets:\n  t:\n  - a\n  - b\n"
+    own = switch(default, added, on=True).replace("  - b", "\n    # mine\n  - b")
+    assert edited(own, added) == []
+    assert switch(own, added, on=False) == "targets:\n  t:\n  - z\n\n    # mine\n"
+    alone = "targets:\n  t:\n  - a\n\n  - b\n"
+    assert switch(alone, added, on=False) == "targets: {}\n"
+
+
+def test_entries_are_added_below_the_list_and_above_the_next_comment() -> None:
+    default = "targets:\n  # first\n  t:\n  - z\n  # second\n  u:\n  - z\n"
+    on = switch(default, "targets:\n  t:\n  - a\n", on=True)
+    assert on == default.replace("  # second", "  - a\n  # second")
+
+
+def test_force_without_off_is_refused(
+    checkout: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        profile.main(["mnist", "--force", *checkout])
+    assert "--force only goes with --off" in capsys.readouterr().err
+    assert Path(checkout[1]).read_text(encoding="utf-8") == PARAMS

@@ -58,7 +58,8 @@ def test_order_of_rows_is_an_input_of_what_shows_them(
     stale = {name for name in before if before[name] != after[name]}
     if section == "methods":
         assert {"table1.json", "overview.json", "report.json"} <= stale
-    assert stale == {"overview.json", "report.json"} or section == "methods"
+    if section not in ("methods", "datasets"):  # of one dataset, whose place says nothing
+        assert stale == {"overview.json", "report.json"}
     assert not any(name.startswith(("synthesize/", "evaluate/")) for name in stale)
 
 
@@ -164,6 +165,7 @@ def test_tables_depend_on_the_titles_of_runs_that_are_kept() -> None:
     kept = Kept(
         dataset="mnist", target="table1", date="", commit="", command="", hardware={}, scores=()
     )
-    assert "mnist" in settings_of("target", "table1", params, [kept])["datasets"]
+    shown = settings_of("target", "table1", params, [kept])["datasets"]
+    assert [name for name, _ in shown] == ["digits", "mnist"]
     assert "mnist" not in settings_of("target", "table2", params, [kept])["datasets"]
     assert "mnist" not in settings_of("target", "table1", params)["datasets"]

@@ -25,6 +25,7 @@ from teddy.schema import read_yaml
 _SECTIONS = (
     "prepared", "bases", "pools", "sets", "scores", "step_teachers", "streams", "targets",
 )  # fmt: skip
+_COMMENT = re.compile(r" {0,2}#")  # no deeper than a row's key; deeper ones are of its settings
 Lines = list[str]
 
 
@@ -42,6 +43,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--profiles", type=Path, default=Path("profiles"), help="their folder")
     parser.add_argument("--dvc", type=Path, default=Path("dvc.yaml"))
     args = parser.parse_args(argv)
+    if args.force and not args.off:
+        parser.error("--force only goes with --off: adding a profile changes no row that is there")
 
     def stage() -> str:
         if not args.names:
@@ -76,7 +79,7 @@ def switch(text: str, profile: str, *, on: bool) -> str:
         for name, block in _rows(added, section).items():
             present = _rows(lines, section)
             if section == "targets" and name in present:
-                _switch_entries(lines, name, block[1:], on=on)
+                _switch_entries(lines, name, _list(block), on=on)
             elif on and name not in present:
                 _insert(lines, section, block)
             elif not on and name in present:
@@ -92,7 +95,8 @@ def edited(text: str, profile: str) -> list[str]:
         profile: text of the profile.
 
     Returns:
-        ``section.row``, or ``targets.<target>: <row>``. A comment counts, an empty line does not.
+        ``section.row``, or ``targets.<target>: <row>``. A comment counts, but not on a line of its
+        own in a target's list; an empty line does not.
     """
     lines, added, found = text.splitlines(), profile.splitlines(), []
     for section in _SECTIONS:
@@ -100,11 +104,11 @@ def edited(text: str, profile: str) -> list[str]:
         for name, block in _rows(added, section).items():
             own = present.get(name, block)
             if section == "targets":
-                known = {_entry(line): line for line in block[1:]}
+                known = {_entry(line): line for line in _list(block)}
                 found += [
-                    f"targets.{name}: {_entry(line)}"
-                    for line in own[1:]
-                    if known.get(_entry(line), line) != line
+                    f"targets.{name}: {entry}"
+                    for line in _list(own)
+                    if (entry := _entry(line)) and known.get(entry, line) != line
                 ]
             elif _written(own) != _written(block):
                 found.append(f"{section}.{name}")
@@ -129,23 +133,36 @@ def _entry(line: str) -> str:
     return line.split("#")[0].strip(" -")
 
 
+def _list(block: Lines) -> Lines:
+    """Lines of a target's list: those after its key."""
+    return block[_comments(block) + 1 :]
+
+
+def _comments(block: Lines) -> int:
+    """Number of comment lines above a row's key."""
+    return next(i for i, line in enumerate(block) if not _COMMENT.match(line))
+
+
 def _insert(lines: Lines, section: str, block: Lines) -> None:
-    start, end = _extent(lines, section)
+    start, _ = _extent(lines, section)
     if lines[start].split("#")[0].rstrip().endswith("{}"):
         lines[start] = f"{section}:"
+    end = max((last for _, last in _places(lines, section).values()), default=start + 1)
     lines[end:end] = block
 
 
 def _switch_entries(lines: Lines, name: str, entries: Lines, *, on: bool) -> None:
     """Add entries to the end of a target's list, or take them out, and it if it is empty then."""
     first, last = _places(lines, "targets")[name]
-    present = lines[first + 1 : last]
+    first += _comments(lines[first:last]) + 1
+    present = lines[first:last]
     if on:
         lines[last:last] = _missing(entries, present)
         return
     kept = _missing(present, entries)
-    lines[first + 1 : last] = kept
-    if not kept:
+    if any(map(_entry, kept)):
+        lines[first:last] = kept
+    else:
         _remove(lines, "targets", name)
 
 
@@ -169,13 +186,22 @@ def _rows(lines: Lines, section: str) -> dict[str, Lines]:
 
 
 def _places(lines: Lines, section: str) -> dict[str, tuple[int, int]]:
-    """First and last line (exclusive) of every row of a section."""
+    """First and last line (exclusive) of every row of a section.
+
+    Comment lines directly above a key belong to its row, and those that end a section to none.
+    """
     start, end = _extent(lines, section)
     row = re.compile(r"  ([^\s#:]+):")
     found = [(i, row.match(lines[i])) for i in range(start + 1, end)]
     heads = [(i, match[1]) for i, match in found if match]
-    ends = [*(i for i, _ in heads[1:]), end][: len(heads)]
-    return {name: (i, last) for (i, name), last in zip(heads, ends, strict=True)}
+
+    def above(line: int) -> int:
+        while line > start + 1 and _COMMENT.match(lines[line - 1]):
+            line -= 1
+        return line
+
+    ends = [above(i) for i in (*(i for i, _ in heads[1:]), end)][: len(heads)]
+    return {name: (above(i), last) for (i, name), last in zip(heads, ends, strict=True)}
 
 
 def _extent(lines: Lines, section: str) -> tuple[int, int]:

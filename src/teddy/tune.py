@@ -121,17 +121,25 @@ def _key(parts: Any) -> str:
 
 
 def _upstream(config: Params, name: str) -> dict[str, Any]:
-    """Everything that dataset, base run and pool of a set depend on."""
+    """Everything that prepared images, base run and pool of a set depend on."""
     row = config.row("sets", name)
     pool = config.row("pools", row.pool)
     return {
         "seed": config.seed,
-        "prepare": to_json(config.prepare(row.dataset)),
+        "prepare": [[data, to_json(config.prepare(data))] for data in _data_of(config, row)],
         "train_teacher": [
-            [base, to_json(config.train_teacher(base))] for base in (pool.base, pool.curve)
+            [base, config.row("bases", base).data, to_json(config.train_teacher(base))]
+            for base in (pool.base, pool.curve)
         ],
-        "pool": [row.pool, pool.kind, to_json(config.pool(row.pool))],
+        "pool": [row.pool, pool.data, pool.kind, to_json(config.pool(row.pool))],
     }
+
+
+def _data_of(config: Params, row: Any) -> list[str]:
+    """Prepared images of a set, its pool and the pool's base runs, each once."""
+    pool = config.row("pools", row.pool)
+    bases = [config.row("bases", base) for base in (pool.base, pool.curve)]
+    return list(dict.fromkeys(each.data for each in (row, pool, *bases)))
 
 
 def _resolved(config: Params, name: str) -> dict[str, Any]:
@@ -141,20 +149,22 @@ def _resolved(config: Params, name: str) -> dict[str, Any]:
 
 
 def _make_upstream(row: Any, params: Path, root: Path) -> None:
-    """Dataset, base run and pool of a set, in a folder that appears whole."""
+    """Prepared images, base run and pool of a set, in a folder that appears whole."""
     root.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=root.parent) as folder:
         new = Path(folder) / "new"
-        pool = Params(params).row("pools", row.pool)
-        data, common = str(new / "data"), ["--params", str(params)]
-        prepare.main([row.dataset, "--out", data, *common])
+        config, common = Params(params), ["--params", str(params)]
+        pool = config.row("pools", row.pool)
+        for name in _data_of(config, row):
+            prepare.main([name, "--out", str(new / "data" / name), *common])
         for base in dict.fromkeys((pool.base, pool.curve)):
+            data = new / "data" / config.row("bases", base).data
             train_teacher.main(
-                [base, "--data", data, "--out", str(new / base),
+                [base, "--data", str(data), "--out", str(new / base),
                  "--curve", f"{folder}/{base}.json", *common]
             )  # fmt: skip
         build_pool.main(
-            [row.pool, "--data", data, "--base", str(new / pool.base),
+            [row.pool, "--data", str(new / "data" / pool.data), "--base", str(new / pool.base),
              "--curve", f"{folder}/{pool.curve}.json", "--out", str(new / row.pool),
              "--facts", f"{folder}/pool.json", *common]
         )  # fmt: skip
@@ -162,7 +172,7 @@ def _make_upstream(row: Any, params: Path, root: Path) -> None:
 
 
 def _score(name: str, row: Any, params: Path, root: Path, out: Path) -> dict[str, Any]:
-    data, pool = str(root / "data"), str(root / row.pool)
+    data, pool = str(root / "data" / row.data), str(root / row.pool)
     images, labels, score = str(out / "set"), str(out / "labels"), str(out / "score.json")
     common = ["--pool", pool, "--params", str(params)]
     synthesize.main(

@@ -61,15 +61,21 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
         size = label_bytes(views, dataset.num_classes)
         own = _stored(params, leaf, args.set, args.pool, args.labels)
-        soft = StoredLabels(args.labels, own, device) if own else _computed(leaf, views, pool, size)
+        soft: SoftLabels | None = None
+        if "soft" in leaf.labels:
+            if own:
+                soft = StoredLabels(args.labels, own, device)
+            else:
+                soft = _computed(leaf, views, pool, size)
         work = WorkDir(
             "evaluate", args.name, config=to_json(config), relabel=to_json(relabel),
             seed=params.seed, set=digest(args.set), pool=manifest_digest(args.pool),
             data=manifest_digest(args.data), split=args.split, members=leaf.members,
         ).claim()  # fmt: skip
         students = Students(
-            params, leaf, views, soft, _measured_against(leaf, config, pool, device),
-            dataset.split(args.split).to(device), dataset.num_classes, work,
+            args.name, config, leaf.labels, params.seed, views, soft,
+            _measured_against(leaf, config, pool, device), dataset.split(args.split).to(device),
+            dataset.num_classes, work,
         )  # fmt: skip
         for_each(len(students.runs), students.finish, device)
         leave_to_first()
@@ -94,10 +100,16 @@ def main(argv: Sequence[str] | None = None) -> None:
 class Students:
     """The students of a score: one for each kind of labels and seed."""
 
-    params: Params
-    leaf: Leaf
+    name: str
+    """Of the score."""
+    config: EvaluateConfig
+    labels: tuple[str, ...]
+    """Kinds of labels."""
+    seed: int
+    """Of the experiment."""
     views: TrainingViews
-    soft: SoftLabels
+    soft: SoftLabels | None
+    """None if no student learns from soft labels."""
     teachers: list[nn.Module]
     """Those whose divergence from students with soft labels is measured."""
     held_out: LabelledImages
@@ -108,19 +120,18 @@ class Students:
     @property
     def runs(self) -> list[tuple[str, int]]:
         """Labels and seed of every student."""
-        seeds = self.params.evaluate(self.leaf.name).seeds
-        return [(kind, seed) for kind in self.leaf.labels for seed in seeds]
+        return [(kind, seed) for kind in self.labels for seed in self.config.seeds]
 
     def finish(self, index: int) -> None:
         """Train and measure a student, unless that is done."""
         kind, seed = self.runs[index]
-        name, soft, path = self.leaf.name, kind == "soft", self._path(kind, seed)
+        soft, path = kind == "soft", self._path(kind, seed)
         if path.exists():
             return
         result = train_student(
-            self.params.evaluate(name), self.views, self.soft if soft else None, self.held_out,
-            self.num_classes, derive(self.params.seed, "student", seed),
-            f"evaluate {name}, {kind} labels, seed {seed}", path.with_suffix(".resume"),
+            self.config, self.views, self.soft if soft else None, self.held_out,
+            self.num_classes, derive(self.seed, "student", seed),
+            f"evaluate {self.name}, {kind} labels, seed {seed}", path.with_suffix(".resume"),
             self.teachers if soft else (),
         )  # fmt: skip
         write_json(path, result | {"seed": seed})

@@ -39,12 +39,15 @@ def _refuse_large_ipc(params: Params, name: str, dataset: ImageDataset) -> None:
         if row.data != name:
             continue
         config = params.synthesize(key)
-        random = params.methods[row.method].images == "random"
-        real = not random and config.initialise == "real"
-        size = 1 if random else config.indices_per_batch
-        needed = -(-row.ipc // size) * size
-        if (random or real) and needed > smallest:
-            grouped = f" (groups of synthesize.indices_per_batch {size})" if real else ""
+        images = params.methods[row.method].images
+        if images != "random" and config.initialise != "real":
+            continue
+        grouped, needed = "", row.ipc
+        if images == "synthesised":  # the last group of indices is made whole
+            size = config.indices_per_batch
+            grouped = f" (groups of synthesize.indices_per_batch {size})"
+            needed = -(-row.ipc // size) * size
+        if needed > smallest:
             raise TeddyError(
                 f"{params.path}: sets.{key} needs {needed} real images per class{grouped}, but the "
                 f"smallest class of {name} has {smallest} for training; choose a smaller ipc"
