@@ -28,7 +28,7 @@ from teddy.labels import (
 )
 from teddy.pool import Pool, evenly, open_pool
 from teddy.rows import Leaf
-from teddy.runtime import for_each, pick_device, run_stage
+from teddy.runtime import computed_in, for_each, pick_device, run_stage
 from teddy.schema import to_json
 from teddy.seeding import derive
 from teddy.settings import EvaluateConfig
@@ -71,6 +71,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "evaluate", args.name, config=to_json(config), relabel=to_json(relabel),
             seed=params.seed, set=digest(args.set), pool=manifest_digest(args.pool),
             data=manifest_digest(args.data), split=args.split, members=leaf.members,
+            computed_in=computed_in(device, config.precision),
         ).claim()  # fmt: skip
         students = Students(
             args.name, config, leaf.labels, params.seed, views, soft,
@@ -81,6 +82,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         leave_to_first()
         record = _identity(leaf, pool) | {
             "arch": config.network.arch,
+            "computed_in": computed_in(device, config.precision),
             "split": args.split,
             "images_held_out": len(students.held_out),
             "num_classes": dataset.num_classes,
