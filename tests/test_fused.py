@@ -25,6 +25,7 @@ from teddy import fused, kernels
 from teddy.errors import TeddyError
 from teddy.frozen import Teacher
 from teddy.kernels import Standard
+from teddy.memory import OutOfMemory
 
 CUDA = torch.device("cuda", 0)
 
@@ -69,7 +70,8 @@ def test_switch(fresh: None, monkeypatch: pytest.MonkeyPatch, logged: list[str])
     monkeypatch.delenv("TEDDY_FUSED")
     assert fused.usable(CUDA)
     assert not fused.usable(torch.device("cpu"))
-    assert logged == []
+    (line,) = logged
+    assert line.startswith("compiling fused kernels for cuda:0")
 
 
 @pytest.mark.parametrize("way", ["differs", "raises"])
@@ -88,7 +90,20 @@ def test_a_device_they_fail_on_does_without_and_says_so_once(
         "differs": "mean in torch.float32 is wrong; sum in torch.float32 is wrong",
         "raises": "OSError: no compiler",
     }
-    assert logged == [f"teachers run without fused kernels on cuda:0 ({why[way]})"]
+    assert logged[1:] == [f"teachers run without fused kernels on cuda:0 ({why[way]})"]
+
+
+def test_a_lack_of_memory_says_nothing_about_them(
+    fresh: None, monkeypatch: pytest.MonkeyPatch, logged: list[str]
+) -> None:
+    def exhausted(device: torch.device) -> list[str]:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with monkeypatch.context() as patch, pytest.raises(OutOfMemory):
+        patch.setattr(fused, "disagreements", exhausted)
+        fused.usable(CUDA)
+    monkeypatch.setattr(fused, "disagreements", lambda device: [])
+    assert fused.usable(CUDA)
 
 
 @given(st.integers(1, 10**7), st.integers(1, 3000), st.sampled_from([fused._PARTS, fused._SPANS]))

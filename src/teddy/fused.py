@@ -75,6 +75,7 @@ def usable(device: torch.device) -> bool:
 @functools.cache
 def _agrees(index: int) -> bool:
     device = torch.device("cuda", index)
+    log(f"compiling fused kernels for {device}, which Triton keeps (TEDDY_FUSED=0 for without)")
     try:
         with memory_watch():
             wrong = disagreements(device)
