@@ -48,7 +48,7 @@ test-slow: install  ## The long tests alone
 
 CIFAR10 := data/raw/cifar10/cifar-10-batches-py
 
-bench: install  ## Measure speeds beside plain loops into metrics/bench (15 minutes)
+bench: install  ## Measure speeds beside plain loops into metrics/bench (a quarter of an hour)
 	python -m teddy.bench input $(if $(wildcard $(CIFAR10)),--cifar10 $(dir $(CIFAR10)))
 	python -m teddy.bench synthesis
 	python -m teddy.bench evaluation

@@ -412,8 +412,8 @@ def _draw(measured: dict[str, Json], figure: "Figure") -> None:
     axes.set_yticks(range(len(titles)), titles)
     axes.invert_yaxis()
     axes.set_xlabel("speed of a teacher pass over the reference's")
-    axes.margins(x=0.3)  # for the legend
-    axes.legend(loc="lower right", fontsize=6)
+    axes.margins(x=0.1)  # for the numbers
+    figure.legend(loc="outside right upper", fontsize=6)
 
 
 def _times_reference(found: Json, name: str) -> float:
