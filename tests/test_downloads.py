@@ -222,7 +222,12 @@ def test_archive_of_something_else_is_refused(tmp_path: Path) -> None:
     assert names(tmp_path) == ["set.zip"]
 
 
-def test_member_that_leaves_the_folder_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("python", ["new", "before 3.11.4"])
+def test_member_that_leaves_the_folder_is_refused(
+    tmp_path: Path, python: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if python != "new":
+        monkeypatch.delattr(tarfile, "data_filter", raising=False)
     (tmp_path / "inside").mkdir()
     members = {"set/a.txt": b"a", "../../escaped.txt": b"x"}
     archive = write_archive(tmp_path / "inside" / "set.tar.gz", members)
@@ -230,3 +235,16 @@ def test_member_that_leaves_the_folder_is_refused(tmp_path: Path) -> None:
         extract(archive, tmp_path / "inside" / "set")
     assert names(tmp_path) == ["inside"]
     assert names(tmp_path / "inside") == ["set.tar.gz"]
+
+
+def test_links_are_refused_where_python_cannot_tell_safe_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(tarfile, "data_filter", raising=False)
+    link = tarfile.TarInfo("set/link")
+    link.type, link.linkname = tarfile.SYMTYPE, "/etc"
+    with tarfile.open(tmp_path / "set.tar", "w") as opened:
+        opened.addfile(link)
+    with pytest.raises(TeddyError, match="'set/link' is neither a file nor a folder"):
+        extract(tmp_path / "set.tar", tmp_path / "set")
+    assert names(tmp_path) == ["set.tar"]

@@ -194,6 +194,22 @@ def _unzip(archive: Path, target: Path) -> None:
 def _untar(archive: Path, target: Path) -> None:
     with tarfile.open(archive) as opened, progress(0, f"unpack {archive.name}", "file") as bar:
         bar.total = None
+        if hasattr(tarfile, "data_filter"):
+            opened.extraction_filter = tarfile.data_filter
         for member in opened:
-            opened.extract(member, target, filter="data")
+            if not hasattr(tarfile, "data_filter"):  # before Python 3.11.4
+                _check_member(member, target)
+            opened.extract(member, target)
             bar.update()
+
+
+def _check_member(member: tarfile.TarInfo, target: Path) -> None:
+    """As tarfile's own filter for data, which also allows links that stay inside.
+
+    Raises:
+        tarfile.TarError: not a file or folder, or outside the target.
+    """
+    if not (member.isfile() or member.isdir()):
+        raise tarfile.TarError(f"{member.name!r} is neither a file nor a folder")
+    if not (target / member.name).resolve().is_relative_to(target.resolve()):
+        raise tarfile.TarError(f"{member.name!r} would be outside the destination")
