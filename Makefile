@@ -21,14 +21,14 @@ help:  ## Show the targets
 JOBS ?= 2
 
 repro: install  ## Install, then make every table and figure on the digits dataset (half an hour)
-	python -m teddy.repro --jobs $(JOBS)
+	python -m tools.repro --jobs $(JOBS)
 	@echo
 	@sed '/^## Best-epoch/,$$d' metrics/tables/table1.md
 	@echo
 	@echo "Everything: plots/report.html   Tables: metrics/tables   Figures: plots/figures"
 
 table1: install  ## Install, then make Table 1 alone (10 minutes)
-	python -m teddy.repro --jobs $(JOBS) table1
+	python -m tools.repro --jobs $(JOBS) table1
 	@echo
 	@sed '/^## Best-epoch/,$$d' metrics/tables/table1.md
 	@echo
@@ -38,7 +38,7 @@ report: install  ## Write plots/report.html from the tables and figures that are
 	dvc repro --single-item inputs report
 
 tables-check: install  ## Recompute every table from its records; fails on any difference
-	python -m teddy.check
+	python -m tools.tables_check
 
 test: install  ## Install, then run the tests (a few minutes)
 	python -m pytest -m "not slow"
@@ -49,19 +49,19 @@ test-slow: install  ## The long tests alone
 CIFAR10 := data/raw/cifar10/cifar-10-batches-py
 
 bench: install  ## Measure speeds beside plain loops into metrics/bench (a quarter of an hour)
-	python -m teddy.bench input $(if $(wildcard $(CIFAR10)),--cifar10 $(dir $(CIFAR10)))
-	python -m teddy.bench synthesis
-	python -m teddy.bench evaluation
-	python -m teddy.bench scaling
+	python -m benchmarks input $(if $(wildcard $(CIFAR10)),--cifar10 $(dir $(CIFAR10)))
+	python -m benchmarks synthesis
+	python -m benchmarks evaluation
+	python -m benchmarks scaling
 
 lint: install  ## Format check, lint and types
-	ruff format --check src tests
-	ruff check src tests
+	ruff format --check .
+	ruff check .
 	mypy
 
 format: install  ## Format and fix what can be fixed
-	ruff format src tests
-	ruff check --fix src tests
+	ruff format .
+	ruff check --fix .
 
 install: $(STAMP)  ## Install into the active virtual environment, or into .venv
 
@@ -76,7 +76,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@mkdir -p work && touch $@
 
 readme: install  ## Write the results of the report into README.md
-	python -m teddy.readme
+	python -m tools.readme
 
 clean:  ## Remove resume state and logs (results and caches stay)
 	rm -rf work logs

@@ -12,12 +12,10 @@ from hypothesis import settings
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from teddy.data import ImageDataset
-from teddy.files import digest
-from teddy.images import Images, Normalisation
-from teddy.networks import build, save_network
-from teddy.pool import Pool
-from teddy.settings import (
+from teddy.core.files import digest
+from teddy.data.datasets import ImageDataset
+from teddy.data.images import Images, Normalisation
+from teddy.settings.configs import (
     DmConfig,
     DsaConfig,
     NetworkConfig,
@@ -26,6 +24,8 @@ from teddy.settings import (
     SynthesizeConfig,
     ViewConfig,
 )
+from teddy.teachers.networks import build, save_network
+from teddy.teachers.pools import Pool
 
 settings.register_profile(
     "repeatable", derandomize=True, deadline=None, database=None, max_examples=30

@@ -17,12 +17,12 @@ from torch.nn import functional
 from triton import language as tl
 from triton.runtime import interpreter
 
-from teddy import fused, kernels
-from teddy.frozen import Teacher
-from teddy.kernels import Standard, observe
-from teddy.networks import build
-from teddy.pruning import prune_randomly
-from teddy.settings import NetworkConfig
+from teddy.settings.configs import NetworkConfig
+from teddy.synthesis.engine import fused, kernels
+from teddy.synthesis.engine.frozen import Teacher
+from teddy.synthesis.engine.kernels import Standard, observe
+from teddy.teachers.networks import build
+from teddy.teachers.pruning import prune_randomly
 
 CPU = torch.device("cpu")
 ROUNDING = {torch.float32: 3e-6, torch.bfloat16: 2**-8, torch.float16: 2**-11}

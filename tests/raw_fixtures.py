@@ -14,7 +14,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from teddy.settings import PrepareConfig
+from teddy.settings.configs import PrepareConfig
 
 SHARED = Path(os.environ.get("TEDDY_SHARED_DATA", Path(__file__).parents[2] / "shared/data"))
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason=f"no real images in {SHARED}")

@@ -19,17 +19,19 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map_only
 
-from teddy import acceleration, synthesis
-from teddy.acceleration import Graphs, choose_passes, replays_per_recording
-from teddy.data import ImageDataset
-from teddy.errors import TeddyError
-from teddy.frozen import Teacher
-from teddy.gradient import MakePasses, Mode, eager, losses_of_teachers
-from teddy.items import cut_items
+from teddy.core.errors import TeddyError
+from teddy.data.datasets import ImageDataset
 from teddy.objectives import Moments
-from teddy.pool import Pool
-from teddy.settings import SynthesizeConfig, ViewConfig
-from teddy.synthesis import Synthesiser
+from teddy.settings.configs import SynthesizeConfig, ViewConfig
+from teddy.synthesis import eq7 as synthesis
+from teddy.synthesis.batches import cut_items
+from teddy.synthesis.engine import cuda_graphs as acceleration
+from teddy.synthesis.engine.cuda_graphs import Graphs, choose_passes, replays_per_recording
+from teddy.synthesis.engine.frozen import Teacher
+from teddy.synthesis.engine.passes import MakePasses, eager
+from teddy.synthesis.eq7 import Synthesiser
+from teddy.synthesis.gradient import Mode, losses_of_teachers
+from teddy.teachers.pools import Pool
 
 CPU = torch.device("cpu")
 MODES: list[Mode] = ["two_pass", "joint"]
@@ -473,7 +475,7 @@ def test_iterations_do_not_wait_for_the_gpu(
     on_gpu: Callable[..., Synthesiser], tmp_path: Path, monkeypatch: Any, way: str, changes: Any
 ) -> None:
     made = on_gpu(eager if way == "eager" else Graphs(), **{"iterations": 200, **changes})
-    monkeypatch.setattr("teddy.makers.CHECK_EVERY", 10**6)
+    monkeypatch.setattr("teddy.synthesis.methods.CHECK_EVERY", 10**6)
     item, draw = cut_items(1, 3, made.config)[0], made.draw
 
     def watched(item: Any, iteration: int) -> list[int]:

@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from teddy.artifacts import WorkDir, read_record, read_tensors, write_tensors
-from teddy.errors import TeddyError
-from teddy.files import atomic_path, check_writable, digest, read_json, write_json
+from teddy.core.artifacts import WorkDir, read_record, read_tensors, write_tensors
+from teddy.core.errors import TeddyError
+from teddy.core.files import atomic_path, check_writable, digest, read_json, write_json
 
 KIND = "teddy.test.v1"
 json_values = st.recursive(
@@ -275,7 +275,7 @@ def test_work_of_equal_settings_is_found_again_and_of_others_is_not(workplace: P
 
 def test_work_of_other_code_is_not_found(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = WorkDir("stage", "a").path
-    monkeypatch.setattr("teddy.artifacts.source_digest", lambda: "other code")
+    monkeypatch.setattr("teddy.core.artifacts.source_digest", lambda: "other code")
     assert WorkDir("stage", "a").path != first
 
 
@@ -295,7 +295,7 @@ def test_finished_work_is_published_and_discarded(workplace: Path, tmp_path: Pat
 
 HOLDER = """
 import os, sys, time
-from teddy.artifacts import WorkDir
+from teddy.core.artifacts import WorkDir
 work = WorkDir("stage", "a").claim()
 child = os.fork()
 if child:
@@ -323,7 +323,7 @@ def holder(workplace: Path) -> Iterator["subprocess.Popen[str]"]:
 def test_second_command_for_an_artifact_is_refused_until_the_first_ends(
     holder: "subprocess.Popen[str]", monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("teddy.artifacts._LOCK_TRIES", 2)
+    monkeypatch.setattr("teddy.core.artifacts._LOCK_TRIES", 2)
     WorkDir("stage", "b").claim().discard()
     work = WorkDir("stage", "a")
     with pytest.raises(TeddyError, match=r"stage/a-.*another process is making this artifact"):

@@ -14,8 +14,8 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms import functional as reference
 
-from teddy.augmentation import CutMix, Views, cutmix_box, draw_cutmix, draw_views
-from teddy.settings import ViewConfig
+from teddy.data.augmentation import CutMix, Views, cutmix_box, draw_cutmix, draw_views
+from teddy.settings.configs import ViewConfig
 
 SIZES = [(8, 8), (9, 6), (16, 24), (64, 64)]
 

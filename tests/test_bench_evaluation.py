@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from teddy.bench import evaluation as bench
-from teddy.bench.__main__ import main
-from teddy.bench.evaluation import WORKLOADS, Task, per_batch, per_image
-from teddy.files import read_json
+from benchmarks import evaluation as bench
+from benchmarks.__main__ import main
+from benchmarks.evaluation import WORKLOADS, Task, per_batch, per_image
+from teddy.core.files import read_json
 
 CPU = torch.device("cpu")
 
@@ -57,7 +57,7 @@ def test_both_ways_train_every_student_on_every_view(
     def network(*args: object) -> torch.nn.Module:
         return torch.nn.Sequential(torch.nn.Flatten(), Counting(64, 10))
 
-    monkeypatch.setattr("teddy.evaluation.build", network)
+    monkeypatch.setattr("teddy.students.evaluation.build", network)
     monkeypatch.setattr(bench, "build", network)
     for train in (task.train_ours, lambda: task.train_plainly(per_batch)):
         seen.clear()

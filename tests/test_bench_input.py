@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from teddy.bench import input as bench
-from teddy.bench.__main__ import main
-from teddy.bench.command import take_turns
-from teddy.files import read_json
-from teddy.hardware import describe
+from benchmarks import input as bench
+from benchmarks.__main__ import main
+from benchmarks.command import take_turns
+from teddy.core.files import read_json
+from teddy.core.hardware import describe
 
 
 def test_input_writes_a_record_and_prints_a_table(
@@ -33,10 +33,10 @@ def test_input_writes_a_record_and_prints_a_table(
         speeds = case["images_per_second"]
         assert len(speeds) == 5
         assert all(len(values) == 2 and min(values) > 0 for values in speeds.values())
-        ours = case["median"].pop("teddy.images.Images")
+        ours = case["median"].pop("teddy.data.images.Images")
         fastest = max(case["median"].values())
         assert case["ratio_to_fastest_reference"] == pytest.approx(ours / fastest)
-    assert "teddy.images.Images" in capsys.readouterr().out
+    assert "teddy.data.images.Images" in capsys.readouterr().out
 
 
 def test_every_reference_makes_what_we_make() -> None:

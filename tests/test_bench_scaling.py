@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from teddy.bench import scaling
-from teddy.bench.__main__ import main
-from teddy.bench.scaling import Point, linear_fit, run_point
-from teddy.errors import TeddyError
-from teddy.files import read_json
+from benchmarks import scaling
+from benchmarks.__main__ import main
+from benchmarks.scaling import Point, linear_fit, run_point
+from teddy.core.errors import TeddyError
+from teddy.core.files import read_json
 
 TINY = Point(ipc=1, classes=3, teachers=1, pool=2, size=8, iterations=1)
 

@@ -7,19 +7,19 @@ import pytest
 import torch
 from torch import nn
 
-from teddy.bench import floor
-from teddy.bench import synthesis as bench
-from teddy.bench.__main__ import main
-from teddy.bench.engine import NORMALISATION, Batches, Workload, engine, frozen_network
-from teddy.bench.memory import peak_bytes, saved_bytes
-from teddy.bench.peers import FeatureHook, Mode, RecoverLoop, recover_loss
-from teddy.errors import TeddyError
-from teddy.files import read_json
-from teddy.frozen import Teacher
-from teddy.gradient import eq7_gradient
-from teddy.networks import batchnorms
-from teddy.schema import read_yaml
-from teddy.settings import SynthesizeConfig, ViewConfig
+from benchmarks import floor
+from benchmarks import synthesis as bench
+from benchmarks.__main__ import main
+from benchmarks.engine import NORMALISATION, Batches, Workload, engine, frozen_network
+from benchmarks.memory import peak_bytes, saved_bytes
+from benchmarks.peers import FeatureHook, Mode, RecoverLoop, recover_loss
+from teddy.core.errors import TeddyError
+from teddy.core.files import read_json
+from teddy.settings.configs import SynthesizeConfig, ViewConfig
+from teddy.settings.schema import read_yaml
+from teddy.synthesis.engine.frozen import Teacher
+from teddy.synthesis.gradient import eq7_gradient
+from teddy.teachers.networks import batchnorms
 
 CPU = torch.device("cpu")
 SMALL = Workload("small", "resnet18", 8, 10, 4)
@@ -85,7 +85,7 @@ def test_batches_that_do_not_fit_are_not_timed(
 
     maker = engine(SMALL, [frozen_network(SMALL, 0)], synthesis_config, CPU)
     batches = Batches(maker, SMALL.item(4), 2)
-    monkeypatch.setattr("teddy.synthesis.losses_of_teachers", refuse)
+    monkeypatch.setattr("teddy.synthesis.eq7.losses_of_teachers", refuse)
     with pytest.raises(TeddyError, match="no memory for 2 batches at a time"):
         batches.step()
 

@@ -14,11 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
-from teddy.config import Params
-from teddy.errors import TeddyError
-from teddy.experiment_settings import EXPERIMENTS
-from teddy.schema import from_json, to_json
-from teddy.settings import (
+from teddy.core.errors import TeddyError
+from teddy.settings.configs import (
     STAGES,
     NetworkConfig,
     OptimizerConfig,
@@ -27,6 +24,9 @@ from teddy.settings import (
     TrainTeacherConfig,
     ViewConfig,
 )
+from teddy.settings.params import Params
+from teddy.settings.schema import from_json, to_json
+from teddy.settings.theory import EXPERIMENTS
 
 VIEWS = {"crop_scale": 0.5, "hflip": False, "roll": [0, 0]}
 DSA = {

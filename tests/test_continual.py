@@ -12,8 +12,13 @@ from hypothesis import strategies as st
 from ruamel.yaml import YAML
 from torch import Tensor
 
-from teddy.config import Params
-from teddy.continual import (
+from teddy.core.errors import TeddyError
+from teddy.data.datasets import ImageDataset
+from teddy.data.images import Images
+from teddy.data.lazy_images import ImageFiles
+from teddy.settings.configs import RelabelConfig
+from teddy.settings.params import Params
+from teddy.students.continual import (
     UnionLabels,
     UnionViews,
     class_steps,
@@ -22,12 +27,7 @@ from teddy.continual import (
     places,
     seen_classes,
 )
-from teddy.data import ImageDataset
-from teddy.errors import TeddyError
-from teddy.images import Images
-from teddy.labels import TrainingViews
-from teddy.settings import RelabelConfig
-from teddy.streaming import ImageFiles
+from teddy.students.labels import TrainingViews
 
 # --------------------------------------------------------------------------------------- settings
 
@@ -200,7 +200,7 @@ def test_views_of_a_union_may_be_drawn_anew(
     parts: list[TrainingViews], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (want,) = UnionViews(parts).batches(2, [torch.tensor([3, 45])])
-    monkeypatch.setattr("teddy.labels._KEEP_BYTES", 0)
+    monkeypatch.setattr("teddy.students.labels._KEEP_BYTES", 0)
     union = UnionViews(parts)
     assert not union._keep
     (got,) = union.batches(2, [torch.tensor([3, 45])])

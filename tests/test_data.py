@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from raw_fixtures import DIGITS, prepare_config, write_classes
 from torch import Tensor
 
-from teddy.data import ImageDataset, read_dataset, read_manifest, select_random
-from teddy.errors import TeddyError
-from teddy.files import read_json, write_json
-from teddy.images import Images, Normalisation
-from teddy.preparation import prepare, stratified_split, write_dataset
-from teddy.streaming import ImageFiles
+from teddy.core.errors import TeddyError
+from teddy.core.files import read_json, write_json
+from teddy.data.datasets import ImageDataset, read_dataset, read_manifest, select_random
+from teddy.data.images import Images, Normalisation
+from teddy.data.lazy_images import ImageFiles
+from teddy.data.preparation import prepare, stratified_split, write_dataset
 
 IMAGENET = Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 TINY = Normalisation((0.4802, 0.4481, 0.3975), (0.2302, 0.2265, 0.2262))

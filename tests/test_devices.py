@@ -12,18 +12,19 @@ from test_synthesis import with_config
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from teddy import frozen, gradient, kernels
-from teddy.data import ImageDataset
-from teddy.gradient import Mode
-from teddy.images import Images
-from teddy.items import cut_items
-from teddy.labels import TrainingViews
-from teddy.networks import load_network
+from teddy.data.datasets import ImageDataset
+from teddy.data.images import Images
 from teddy.objectives import Moments
-from teddy.pool import Pool
-from teddy.settings import RelabelConfig, ViewConfig
-from teddy.synthesis import Synthesiser
-from teddy.training import real_batches
+from teddy.settings.configs import RelabelConfig, ViewConfig
+from teddy.students.labels import TrainingViews
+from teddy.synthesis import gradient
+from teddy.synthesis.batches import cut_items
+from teddy.synthesis.engine import frozen, kernels
+from teddy.synthesis.eq7 import Synthesiser
+from teddy.synthesis.gradient import Mode
+from teddy.teachers.networks import load_network
+from teddy.teachers.pools import Pool
+from teddy.teachers.training import real_batches
 
 META = torch.device("meta")
 

@@ -7,10 +7,10 @@ import torch
 from torch.utils.data import DataLoader
 
 import teddy
-from teddy.artifacts import write_tensors
-from teddy.distilled import DistilledSet, save_distilled
-from teddy.errors import TeddyError
-from teddy.images import Normalisation
+from teddy.core.artifacts import write_tensors
+from teddy.core.errors import TeddyError
+from teddy.data.distilled import DistilledSet, save_distilled
+from teddy.data.images import Normalisation
 
 NORMALISATION = Normalisation((0.5, 0.4), (0.25, 0.2))
 

@@ -20,17 +20,17 @@ import torch
 from ruamel.yaml import YAML
 from test_pipeline import commands, outputs, tiny_params
 
-from teddy import distributed
-from teddy.artifacts import WorkDir
-from teddy.distributed import Team, team
-from teddy.errors import TeddyError
-from teddy.files import read_json, write_json
-from teddy.images import Images, Normalisation
-from teddy.networks import build
-from teddy.runtime import cores, for_each, pick_device, run_stage
-from teddy.settings import NetworkConfig, OptimizerConfig, ViewConfig
-from teddy.teachers import _refuse_small_shares
-from teddy.training import Run, fit, real_batches
+from teddy.core import distributed
+from teddy.core.artifacts import WorkDir
+from teddy.core.distributed import Team, team
+from teddy.core.errors import TeddyError
+from teddy.core.files import read_json, write_json
+from teddy.core.runtime import cores, for_each, pick_device, run_stage
+from teddy.data.images import Images, Normalisation
+from teddy.settings.configs import NetworkConfig, OptimizerConfig, ViewConfig
+from teddy.teachers.making import _refuse_small_shares
+from teddy.teachers.networks import build
+from teddy.teachers.training import Run, fit, real_batches
 
 ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")

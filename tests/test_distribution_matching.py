@@ -12,17 +12,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from teddy.artifacts import WorkDir, read_tensors
-from teddy.data import ImageDataset, select_random
-from teddy.distribution_matching import DistributionMatcher, matching_loss
-from teddy.dsa import draw_shared_dsa
-from teddy.errors import TeddyError
-from teddy.images import Images
-from teddy.items import Item
-from teddy.makers import synthesise
-from teddy.networks import ConvNet, build
-from teddy.seeding import derive
-from teddy.settings import DmConfig, NetworkConfig, SynthesizeConfig
+from teddy.core.artifacts import WorkDir, read_tensors
+from teddy.core.errors import TeddyError
+from teddy.core.seeding import derive
+from teddy.data.datasets import ImageDataset, select_random
+from teddy.data.dsa import draw_shared_dsa
+from teddy.data.images import Images
+from teddy.settings.configs import DmConfig, NetworkConfig, SynthesizeConfig
+from teddy.synthesis.batches import Item
+from teddy.synthesis.distribution_matching import DistributionMatcher, matching_loss
+from teddy.synthesis.methods import synthesise
+from teddy.teachers.networks import ConvNet, build
 
 CPU = torch.device("cpu")
 
@@ -203,7 +203,7 @@ def test_images_of_a_class_do_not_depend_on_the_others(
 def test_killed_run_continues_to_the_same_bytes(
     matcher: DistributionMatcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("teddy.makers.CHECK_EVERY", 1)
+    monkeypatch.setattr("teddy.synthesis.methods.CHECK_EVERY", 1)
     item, resume = matcher.items(2)[0], tmp_path / "resume"
     want = matcher.run(item, tmp_path / "other", save_every_seconds=1e9)
     killed, original, seen = changed(matcher), matcher.loss, []

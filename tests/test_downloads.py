@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from teddy import downloads
-from teddy.downloads import Published, checksum, extract, fetch
-from teddy.errors import TeddyError
+from teddy.core.errors import TeddyError
+from teddy.data import downloads
+from teddy.data.downloads import Published, checksum, extract, fetch
 
 CONTENT = bytes(range(256)) * 40  # 10,240 bytes
 

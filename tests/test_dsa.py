@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from teddy.dsa import DsaViews, draw_dsa, draw_shared_dsa
-from teddy.errors import TeddyError
-from teddy.settings import DsaConfig
+from teddy.core.errors import TeddyError
+from teddy.data.dsa import DsaViews, draw_dsa, draw_shared_dsa
+from teddy.settings.configs import DsaConfig
 
 Operation = Literal["color", "crop", "cutout", "flip", "scale", "rotate"]
 EVERY: tuple[Operation, ...] = ("color", "crop", "cutout", "flip", "scale", "rotate")

@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from teddy.data import ImageDataset
-from teddy.evaluation import macro_f1, measure
-from teddy.networks import build
-from teddy.pool import Pool, evenly
-from teddy.settings import NetworkConfig
+from teddy.data.datasets import ImageDataset
+from teddy.settings.configs import NetworkConfig
+from teddy.students.evaluation import macro_f1, measure
+from teddy.teachers.networks import build
+from teddy.teachers.pools import Pool, evenly
 
 CPU = torch.device("cpu")
 

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from teddy import experiment_figures as figures
-from teddy import experiments
-from teddy.config import Params
-from teddy.errors import TeddyError
+from teddy.core.errors import TeddyError
+from teddy.settings.params import Params
+from teddy.theory import documents as experiments
+from teddy.theory import figures
 
 ROOT = Path(__file__).parents[1]
 

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.functional import cross_entropy
 
-from teddy import kernels
-from teddy.errors import TeddyError
-from teddy.frozen import FOLD_LIMIT, Teacher
-from teddy.networks import batchnorms, build
+from teddy.core.errors import TeddyError
 from teddy.objectives import Moments, moments, statistics_loss
-from teddy.pruning import prune_randomly
-from teddy.settings import NetworkConfig
+from teddy.settings.configs import NetworkConfig
+from teddy.synthesis.engine import kernels
+from teddy.synthesis.engine.frozen import FOLD_LIMIT, Teacher
+from teddy.teachers.networks import batchnorms, build
+from teddy.teachers.pruning import prune_randomly
 
 # (architecture, pixels, BatchNorm layers, of which folded)
 NETWORKS = [

@@ -21,11 +21,11 @@ from test_frozen import gradient, inputs, network
 from test_kernels import values, vector
 from torch import Tensor
 
-from teddy import fused, kernels
-from teddy.errors import TeddyError
-from teddy.frozen import Teacher
-from teddy.kernels import Standard
-from teddy.memory import OutOfMemory
+from teddy.core.errors import TeddyError
+from teddy.core.memory import OutOfMemory
+from teddy.synthesis.engine import fused, kernels
+from teddy.synthesis.engine.frozen import Teacher
+from teddy.synthesis.engine.kernels import Standard
 
 CUDA = torch.device("cuda", 0)
 

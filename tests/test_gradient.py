@@ -8,24 +8,19 @@ import pytest
 import torch
 from test_synthesis import random_network, random_teachers, random_view, with_config
 
-from teddy import gradient, synthesis
-from teddy.artifacts import read_record, read_tensors
-from teddy.data import ImageDataset
-from teddy.errors import TeddyError
-from teddy.frozen import Teacher
-from teddy.gradient import (
-    Mode,
-    choose_mode,
-    combined,
-    eq7_gradient,
-    kept_bytes,
-    losses_of_teachers,
-)
-from teddy.items import cut_items
-from teddy.memory import OutOfMemory, memory_watch
-from teddy.pool import Pool
-from teddy.settings import SynthesizeConfig, ViewConfig
-from teddy.synthesis import Synthesiser
+from teddy.core.artifacts import read_record, read_tensors
+from teddy.core.errors import TeddyError
+from teddy.core.memory import OutOfMemory, memory_watch
+from teddy.data.datasets import ImageDataset
+from teddy.settings.configs import SynthesizeConfig, ViewConfig
+from teddy.synthesis import eq7 as synthesis
+from teddy.synthesis import gradient
+from teddy.synthesis.batches import cut_items
+from teddy.synthesis.engine.frozen import Teacher
+from teddy.synthesis.engine.passes import kept_bytes, memory_of_an_item
+from teddy.synthesis.eq7 import Synthesiser
+from teddy.synthesis.gradient import Mode, choose_mode, combined, eq7_gradient, losses_of_teachers
+from teddy.teachers.pools import Pool
 
 CPU = torch.device("cpu")
 
@@ -73,8 +68,8 @@ def test_bytes_are_those_of_the_layers_outputs(synthesis_config: SynthesizeConfi
 
 
 def test_memory_of_an_item_is_part_of_the_machines() -> None:
-    assert 2**20 < gradient.memory_of_an_item(CPU) < 2**50
-    assert gradient.memory_of_an_item(CPU) == gradient.memory_of_an_item(CPU)
+    assert 2**20 < memory_of_an_item(CPU) < 2**50
+    assert memory_of_an_item(CPU) == memory_of_an_item(CPU)
 
 
 @pytest.mark.parametrize("size", [1.0, 1e15])
@@ -160,7 +155,7 @@ def test_smaller_mode_that_does_not_fit_is_a_refusal(
 def test_mode_of_an_interrupted_item_is_kept(
     synthesiser: Synthesiser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("teddy.makers.CHECK_EVERY", 1)
+    monkeypatch.setattr("teddy.synthesis.methods.CHECK_EVERY", 1)
     item = cut_items(1, 3, synthesiser.config)[0]
     path = tmp_path / "resume"
     joint = with_config(synthesiser, gradient="joint")
@@ -200,7 +195,7 @@ def test_losses_of_teachers_add_up_to_eq7(synthesis_config: SynthesizeConfig) ->
 def test_refusal_names_the_teacher_and_leaves_the_last_finite_images(
     synthesiser: Synthesiser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("teddy.makers.CHECK_EVERY", 2)
+    monkeypatch.setattr("teddy.synthesis.methods.CHECK_EVERY", 2)
     item = cut_items(1, 3, synthesiser.config)[0]
     ends = with_config(synthesiser, draw=3)
     count = iter(range(1000))

@@ -6,9 +6,9 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as reference
 
-from teddy.augmentation import draw_views
-from teddy.images import Images, Normalisation
-from teddy.settings import ViewConfig
+from teddy.data.augmentation import draw_views
+from teddy.data.images import Images, Normalisation
+from teddy.settings.configs import ViewConfig
 
 NORMALISATION = Normalisation((0.4, 0.5, 0.6), (0.2, 0.25, 0.3))
 VIEWS = ViewConfig(crop_scale=0.08, hflip=True, roll=(-3, 4))

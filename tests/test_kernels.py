@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from teddy import kernels
-from teddy.kernels import Standard, observe
+from teddy.synthesis.engine import kernels
+from teddy.synthesis.engine.kernels import Standard, observe
 
 
 def values(*shape: int, seed: int = 0) -> Tensor:

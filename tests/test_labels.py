@@ -12,16 +12,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from teddy import labels as module
-from teddy.artifacts import WorkDir, write_tensors
-from teddy.augmentation import draw_cutmix, draw_views
-from teddy.data import ImageDataset
-from teddy.dsa import draw_dsa
-from teddy.errors import TeddyError
-from teddy.images import Images
-from teddy.labels import Batch, OnlineLabels, StoredLabels, TrainingViews, store_labels
-from teddy.pool import Pool
-from teddy.settings import RelabelConfig, ViewConfig
+from teddy.core.artifacts import WorkDir, write_tensors
+from teddy.core.errors import TeddyError
+from teddy.data.augmentation import draw_cutmix, draw_views
+from teddy.data.datasets import ImageDataset
+from teddy.data.dsa import draw_dsa
+from teddy.data.images import Images
+from teddy.settings.configs import RelabelConfig, ViewConfig
+from teddy.students import labels as module
+from teddy.students.labels import Batch, OnlineLabels, StoredLabels, TrainingViews, store_labels
+from teddy.teachers.pools import Pool
 
 CPU = torch.device("cpu")
 FIELDS = ("inputs", "labels", "partner_labels", "kept")

@@ -12,17 +12,18 @@ from test_acceleration import FakePool, pools, recordings, synthesiser
 from test_synthesis import with_config
 from torch import Tensor
 
-from teddy import lanes, synthesis
-from teddy.acceleration import Graphs
-from teddy.artifacts import WorkDir
-from teddy.augmentation import Resampling
-from teddy.distribution_matching import DistributionMatcher
-from teddy.errors import TeddyError
-from teddy.gradient import losses_of_teachers
-from teddy.items import Item
-from teddy.lanes import Lane, Lanes, Search, Turn
-from teddy.makers import ImageMaker, ItemRun, synthesise
-from teddy.synthesis import Synthesiser
+from teddy.core.artifacts import WorkDir
+from teddy.core.errors import TeddyError
+from teddy.data.augmentation import Resampling
+from teddy.synthesis import eq7 as synthesis
+from teddy.synthesis.batches import Item
+from teddy.synthesis.distribution_matching import DistributionMatcher
+from teddy.synthesis.engine import lanes
+from teddy.synthesis.engine.cuda_graphs import Graphs
+from teddy.synthesis.engine.lanes import Lane, Lanes, Search, Turn
+from teddy.synthesis.eq7 import Synthesiser
+from teddy.synthesis.gradient import losses_of_teachers
+from teddy.synthesis.methods import ImageMaker, ItemRun, synthesise
 
 CPU = torch.device("cpu")
 
@@ -329,7 +330,7 @@ def test_distribution_matching_without_memory_lets_fewer_run(
 def test_killed_items_that_ran_beside_each_other_go_on(
     synthesiser: Synthesiser, workplace: Path, one_process: Path, monkeypatch: Any
 ) -> None:
-    monkeypatch.setattr("teddy.makers.CHECK_EVERY", 1)
+    monkeypatch.setattr("teddy.synthesis.methods.CHECK_EVERY", 1)
     monkeypatch.setenv("TEDDY_SAVE_SECONDS", "0")
     want, records = at_a_time(with_config(synthesiser), 1, monkeypatch)
     killed = with_config(synthesiser)
@@ -354,7 +355,7 @@ def test_killed_items_that_ran_beside_each_other_go_on(
 def test_items_beside_each_other_on_a_gpu_have_the_bytes_of_items_alone(
     synthesiser: Synthesiser, workplace: Path, one_process: Path, monkeypatch: Any, replayed: bool
 ) -> None:
-    monkeypatch.setattr("teddy.acceleration._LEAST_REPLAYS", 0)
+    monkeypatch.setattr("teddy.synthesis.engine.cuda_graphs._LEAST_REPLAYS", 0)
     monkeypatch.setenv("TEDDY_GRAPHS", "1" if replayed else "0")
 
     def on_gpu() -> Synthesiser:

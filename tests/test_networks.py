@@ -16,9 +16,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from teddy.artifacts import write_tensors
-from teddy.errors import TeddyError
-from teddy.networks import (
+from teddy.core.artifacts import write_tensors
+from teddy.core.errors import TeddyError
+from teddy.settings.configs import NetworkConfig
+from teddy.teachers.networks import (
     batchnorms,
     build,
     classifier,
@@ -28,8 +29,7 @@ from teddy.networks import (
     read_network_record,
     save_network,
 )
-from teddy.pruning import count_macs, prune_randomly
-from teddy.settings import NetworkConfig
+from teddy.teachers.pruning import count_macs, prune_randomly
 
 RESNET = NetworkConfig(arch="resnet18", width=64, norm="batch")
 ARCHS: tuple[Any, ...] = get_args(get_type_hints(NetworkConfig)["arch"])

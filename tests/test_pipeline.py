@@ -23,23 +23,11 @@ import pytest
 from ruamel.yaml import YAML
 
 import teddy
-from teddy import config
-from teddy.continual import class_steps, seen_classes
-from teddy.data import read_dataset
-from teddy.dependencies import (
-    imported,
-    target_inputs,
-    target_of,
-    update,
-    with_inputs,
-    write_inputs,
-)
-from teddy.files import digest, read_json
-from teddy.networks import classifier, load_network
-from teddy.pool import Pool
-from teddy.readme import with_results
-from teddy.rows import MethodRow
-from teddy.settings import KINDS, SynthesizeConfig, settings_of_images
+from teddy.core.files import digest, read_json
+from teddy.data.datasets import read_dataset
+from teddy.settings import params as config
+from teddy.settings.configs import KINDS, SynthesizeConfig, settings_of_images
+from teddy.settings.rows import MethodRow
 from teddy.stages import (
     build_pool,
     continual,
@@ -60,6 +48,18 @@ from teddy.stages import (
     train_step_teachers,
     train_teacher,
 )
+from teddy.students.continual import class_steps, seen_classes
+from teddy.teachers.networks import classifier, load_network
+from teddy.teachers.pools import Pool
+from tools.dependencies import (
+    imported,
+    target_inputs,
+    target_of,
+    update,
+    with_inputs,
+    write_inputs,
+)
+from tools.readme import with_results
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "teddy"
@@ -120,7 +120,7 @@ def test_stage_depends_on_its_file_of_code_and_settings(stage: str) -> None:
 
 def test_inputs_are_looked_at_in_every_run() -> None:
     assert INPUTS["always_changed"]
-    assert INPUTS["cmd"] == "python -m teddy.dependencies --inputs inputs"
+    assert INPUTS["cmd"] == "python -m tools.dependencies --inputs inputs"
 
 
 def test_there_is_a_file_for_every_stage_and_row_also_of_all_profiles(tmp_path: Path) -> None:
@@ -152,7 +152,7 @@ def test_code_of_a_stage_is_every_module_that_it_imports(tmp_path: Path) -> None
 def test_target_depends_on_exactly_the_files_of_its_rows(stage: str) -> None:
     declared = {dep for dep in body(stage)["deps"] if not dep.startswith("inputs/")}
     params = config.Params(ROOT / "params.yaml")
-    assert declared == target_inputs(body(stage), params), "run: python -m teddy.dependencies"
+    assert declared == target_inputs(body(stage), params), "run: python -m tools.dependencies"
 
 
 def test_a_row_of_a_target_reaches_the_lists(tmp_path: Path) -> None:
@@ -881,9 +881,10 @@ def test_larger_images_label_the_same_with_any_number_of_workers(
     """Forked workers must neither hang nor differ once a parent has used several threads."""
     script = (
         "import sys, torch; from pathlib import Path; from teddy import labels; "
-        "from teddy.artifacts import WorkDir; from teddy.files import digest; "
-        "from teddy.settings import *; "
-        "from teddy.images import Images, Normalisation; from teddy.networks import build; "
+        "from teddy.core.artifacts import WorkDir; from teddy.core.files import digest; "
+        "from teddy.settings.configs import *; "
+        "from teddy.data.images import Images, Normalisation; "
+        "from teddy.teachers.networks import build; "
         "torch.set_num_threads(2); torch.randn(512, 512) @ torch.randn(512, 512); "
         "net = NetworkConfig(arch='convnet3', width=64, norm='batch'); "
         "teacher = build(net, (3, 32, 32), 3, 0).eval().requires_grad_(False); "

@@ -11,10 +11,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from teddy.errors import TeddyError
-from teddy.files import write_json
-from teddy.pool import Pool, draw_teachers, open_pool
-from teddy.settings import PriorConfig
+from teddy.core.errors import TeddyError
+from teddy.core.files import write_json
+from teddy.settings.configs import PriorConfig
+from teddy.teachers.pools import Pool, draw_teachers, open_pool
 
 CPU = torch.device("cpu")
 STAGES = {

@@ -28,15 +28,15 @@ from raw_fixtures import (
 from ruamel.yaml import YAML
 from torch import Tensor
 
-from teddy.config import Params
-from teddy.data import SPLITS, ImageDataset, read_dataset, read_manifest
-from teddy.decoding import fit, fit_arrays
-from teddy.errors import TeddyError
-from teddy.files import digest
-from teddy.images import Images
-from teddy.preparation import measure, prepare, unbalanced, write_dataset
+from teddy.core.errors import TeddyError
+from teddy.core.files import digest
+from teddy.data.datasets import SPLITS, ImageDataset, read_dataset, read_manifest
+from teddy.data.decoding import fit, fit_arrays
+from teddy.data.images import Images
+from teddy.data.lazy_images import ImageFiles
+from teddy.data.preparation import measure, prepare, unbalanced, write_dataset
+from teddy.settings.params import Params
 from teddy.stages import prepare as stage
-from teddy.streaming import ImageFiles
 
 
 @pytest.fixture
@@ -388,7 +388,7 @@ def test_sample_of_files_is_measured(
     in_memory, _ = prepare(prepare_config(root=folders), seed=0)
     on_disk, _ = prepare(prepare_config(root=folders, storage="files"), seed=0)
     assert on_disk.normalisation == in_memory.normalisation
-    monkeypatch.setattr("teddy.preparation._MEASURED_FILES", 3)
+    monkeypatch.setattr("teddy.data.preparation._MEASURED_FILES", 3)
     sample, _ = prepare(prepare_config(root=folders, storage="files"), seed=0)
     again, _ = prepare(prepare_config(root=folders, storage="files"), seed=0)
     assert sample.normalisation == again.normalisation != on_disk.normalisation

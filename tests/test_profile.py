@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from teddy import profile
-from teddy.config import Params
-from teddy.profile import edited, switch
+from teddy.settings.params import Params
+from tools import profile
+from tools.profile import edited, switch
 
 ROOT = Path(__file__).parents[1]
 PARAMS = (ROOT / "params.yaml").read_text(encoding="utf-8")

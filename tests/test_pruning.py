@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from teddy.errors import TeddyError
-from teddy.networks import (
+from teddy.core.errors import TeddyError
+from teddy.settings.configs import NetworkConfig
+from teddy.teachers.networks import (
     batchnorms,
     build,
     classifier,
@@ -16,8 +17,7 @@ from teddy.networks import (
     load_network,
     save_network,
 )
-from teddy.pruning import count_macs, prune_randomly
-from teddy.settings import NetworkConfig
+from teddy.teachers.pruning import count_macs, prune_randomly
 
 SHAPE = (3, 32, 32)
 RATIO = 0.19

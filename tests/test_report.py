@@ -19,30 +19,26 @@ import torch
 from matplotlib.image import imread
 from ruamel.yaml import YAML
 
-from teddy import (
-    accuracy_figures,
-    check,
-    figures,
-    records,
-    reference,
-    report,
-    tables,
-    training_figures,
-)
-from teddy.axis_tables import AXES
-from teddy.comparison_tables import result_tables
-from teddy.config import Params
-from teddy.distilled import DistilledSet, save_distilled
-from teddy.errors import TeddyError
-from teddy.experiment_settings import EXPERIMENTS
-from teddy.files import read_json, write_json
-from teddy.image_grids import method_grid
-from teddy.images import Normalisation
-from teddy.results import PaperResult, Score
-from teddy.settings import STAGES
+from teddy.core import tables
+from teddy.core.errors import TeddyError
+from teddy.core.files import read_json, write_json
+from teddy.data.distilled import DistilledSet, save_distilled
+from teddy.data.images import Normalisation
+from teddy.report import accuracy_figures, records, training_figures
+from teddy.report import drawing as figures
+from teddy.report import targets as report
+from teddy.report.axis_tables import AXES
+from teddy.report.comparison_tables import result_tables
+from teddy.report.image_grids import method_grid
+from teddy.report.results import PaperResult, Score
+from teddy.report.summary import summarise
+from teddy.settings.configs import STAGES
+from teddy.settings.params import Params
+from teddy.settings.theory import EXPERIMENTS
 from teddy.stages import grids, overview, target
 from teddy.stages import report as page
-from teddy.summary import summarise
+from tools import keep_run as reference
+from tools import tables_check as check
 
 ROOT = Path(__file__).parents[1]
 REFERENCE = ROOT / "metrics/reference"

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from teddy.errors import TeddyError
-from teddy.repro import Plan, ancestors, instances, stale
-from teddy.target_costs import _whole_run, costs
+from teddy.core.errors import TeddyError
+from tools.repro import Plan, ancestors, instances, stale
+from tools.target_costs import _whole_run, costs
 
 PARENTS = {
     "prepare@a": set[str](),

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from teddy import runtime
-from teddy.runtime import autocast, computed_in
+from teddy.core import runtime
+from teddy.core.runtime import autocast, computed_in
 
 _FAULTS = """
 import resource, torch
-from teddy.runtime import keep_freed_memory
+from teddy.core.runtime import keep_freed_memory
 if {ours}: keep_freed_memory()
 def step(): return [torch.zeros(2**24) for _ in range(2)] and None  # above glibc's own limit
 def faults(): return resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -7,7 +7,7 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from teddy.seeding import derive, permutation, stream, uniforms
+from teddy.core.seeding import derive, permutation, stream, uniforms
 
 seeds = st.integers(-(2**63), 2**63 - 1)
 parts = st.one_of(st.text(max_size=4), st.integers(-9, 9))

@@ -8,15 +8,15 @@ from typing import Any
 import pytest
 from matplotlib.image import imread
 
-from teddy import accuracy_figures, records
-from teddy.config import Params
-from teddy.errors import TeddyError
-from teddy.files import write_json
-from teddy.records import read_streams, read_titles
-from teddy.report import long_table, target_tables
-from teddy.results import Score, StreamScore
-from teddy.stream_tables import stream_points, stream_tables
-from teddy.verdicts import of_streams, of_target
+from teddy.core.errors import TeddyError
+from teddy.core.files import write_json
+from teddy.report import accuracy_figures, records
+from teddy.report.records import read_streams, read_titles
+from teddy.report.results import Score, StreamScore
+from teddy.report.stream_tables import stream_points, stream_tables
+from teddy.report.targets import long_table, target_tables
+from teddy.report.verdicts import of_streams, of_target
+from teddy.settings.params import Params
 
 ROOT = Path(__file__).parents[1]
 PARAMS = Params(ROOT / "params.yaml")

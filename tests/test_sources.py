@@ -26,10 +26,10 @@ from raw_fixtures import (
     write_tiny_imagenet,
 )
 
-from teddy import sources
-from teddy.downloads import Published, checksum
-from teddy.errors import TeddyError
-from teddy.sources import SOURCES, RawArrays, RawDataset, RawFiles, load
+from teddy.core.errors import TeddyError
+from teddy.data import sources
+from teddy.data.downloads import Published, checksum
+from teddy.data.sources import SOURCES, RawArrays, RawDataset, RawFiles, load
 
 
 def warn(source: str, root: Path) -> RawDataset:

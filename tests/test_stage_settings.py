@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from teddy.config import Params
-from teddy.dependencies import write_inputs
-from teddy.profile import switch
-from teddy.results import Kept
-from teddy.stage_settings import settings_of
+from teddy.report.results import Kept
+from teddy.settings.params import Params
+from tools.dependencies import write_inputs
+from tools.profile import switch
+from tools.stage_settings import settings_of
 
 ROOT = Path(__file__).parents[1]
 TABLES = "table|fig2c|fig3|fig4|ablations|precision|overview|report"

@@ -17,12 +17,13 @@ from torch import Tensor
 from torchvision import transforms
 from torchvision.transforms import functional as reference
 
-from teddy import streaming
-from teddy.augmentation import draw_views
-from teddy.errors import TeddyError
-from teddy.images import Normalisation
-from teddy.settings import ViewConfig
-from teddy.streaming import ImageFiles, centre_view
+from teddy.core.errors import TeddyError
+from teddy.data import lazy_images as streaming
+from teddy.data.augmentation import draw_views
+from teddy.data.decoding import centre_view
+from teddy.data.images import Normalisation
+from teddy.data.lazy_images import ImageFiles
+from teddy.settings.configs import ViewConfig
 
 SIZES = [(40, 30), (30, 40), (33, 33), (16, 64), (64, 16), (90, 71), (16, 16)]
 COUNT = 75  # more than two chunks

@@ -21,25 +21,25 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
-from teddy import makers
-from teddy.artifacts import WorkDir, read_tensors
-from teddy.augmentation import Resampling, draw_views
-from teddy.class_statistics import class_moments
-from teddy.data import ImageDataset
-from teddy.dsa import DsaViews
-from teddy.errors import TeddyError
-from teddy.files import digest
-from teddy.frozen import Teacher
-from teddy.gradient import eq7_gradient
-from teddy.images import Images
-from teddy.items import Item, Place, cut_items
-from teddy.makers import ItemRun, synthesise
-from teddy.networks import batchnorms, build, load_network, save_network
+from teddy.core.artifacts import WorkDir, read_tensors
+from teddy.core.errors import TeddyError
+from teddy.core.files import digest
+from teddy.data.augmentation import Resampling, draw_views
+from teddy.data.datasets import ImageDataset
+from teddy.data.dsa import DsaViews
+from teddy.data.images import Images
 from teddy.objectives import Moments
-from teddy.optimizers import Adam
-from teddy.pool import Pool
-from teddy.settings import NetworkConfig, SynthesizeConfig, ViewConfig
-from teddy.synthesis import Synthesiser
+from teddy.settings.configs import NetworkConfig, SynthesizeConfig, ViewConfig
+from teddy.synthesis import methods as makers
+from teddy.synthesis.batches import Item, Place, cut_items
+from teddy.synthesis.class_statistics import class_moments
+from teddy.synthesis.engine.frozen import Teacher
+from teddy.synthesis.eq7 import Synthesiser
+from teddy.synthesis.gradient import eq7_gradient
+from teddy.synthesis.methods import ItemRun, synthesise
+from teddy.teachers.networks import batchnorms, build, load_network, save_network
+from teddy.teachers.optimizers import Adam
+from teddy.teachers.pools import Pool
 
 CPU = torch.device("cpu")
 
@@ -809,7 +809,7 @@ def test_killed_and_resumed_run_gives_the_same_bytes(
     changes: dict[str, Any],
     stop: int,
 ) -> None:
-    monkeypatch.setattr("teddy.makers.CHECK_EVERY", 1)
+    monkeypatch.setattr("teddy.synthesis.methods.CHECK_EVERY", 1)
     changes = {"iterations": 8, **changes}
     item = cut_items(1, 3, synthesiser.config)[0]
     undisturbed = result(with_config(synthesiser, **changes), item, tmp_path)

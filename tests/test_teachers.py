@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from teddy.artifacts import WorkDir
-from teddy.data import ImageDataset
-from teddy.errors import TeddyError
-from teddy.images import Images
-from teddy.networks import load_network
-from teddy.pool import Pool
-from teddy.settings import NetworkConfig, OptimizerConfig, TrainTeacherConfig, ViewConfig
-from teddy.teachers import checkpoint_name, take_base, train_base
-from teddy.training import accuracy
+from teddy.core.artifacts import WorkDir
+from teddy.core.errors import TeddyError
+from teddy.data.datasets import ImageDataset
+from teddy.data.images import Images
+from teddy.settings.configs import NetworkConfig, OptimizerConfig, TrainTeacherConfig, ViewConfig
+from teddy.teachers.making import checkpoint_name, take_base, train_base
+from teddy.teachers.networks import load_network
+from teddy.teachers.pools import Pool
+from teddy.teachers.training import accuracy
 
 CPU = torch.device("cpu")
 

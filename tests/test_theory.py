@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import cross_entropy, one_hot
 
-from teddy import theory
+from teddy.objectives import pool_class_statistics
+from teddy.theory import equations as theory
 
 Batch = tuple[Tensor, Tensor]
 Weights = dict[str, Tensor]
@@ -294,7 +295,7 @@ def test_kat23_pooled_class_statistics_of_a_balanced_set() -> None:
     """They are the direct mean and biased variance; an imbalanced set has others."""
     draw = normal(23)
     features = draw(6, 10, 4) * draw(6, 1, 4) + 3 * draw(6, 1, 4)  # class, sample, feature
-    mean, variance = theory.pool_class_statistics(features.mean(1), features.var(1, correction=0))
+    mean, variance = pool_class_statistics(features.mean(1), features.var(1, correction=0))
     direct = features.reshape(60, 4)
     torch.testing.assert_close(mean, direct.mean(0), rtol=1e-12, atol=0)
     torch.testing.assert_close(variance, direct.var(0, correction=0), rtol=1e-12, atol=0)
@@ -305,7 +306,7 @@ def test_kat23_pooled_class_statistics_of_a_balanced_set() -> None:
     shrunk = features.clone()
     shrunk[-1] = features[-1, :2].repeat(5, 1)
     last = features[-1, :2]
-    mean, variance = theory.pool_class_statistics(
+    mean, variance = pool_class_statistics(
         torch.cat([features[:-1].mean(1), last.mean(0, keepdim=True)]),
         torch.cat([features[:-1].var(1, correction=0), last.var(0, correction=0, keepdim=True)]),
     )
@@ -316,7 +317,7 @@ def test_kat23_pooled_class_statistics_of_a_balanced_set() -> None:
 def test_kat23_pooled_variance_survives_a_large_mean() -> None:
     """Subtracting squared means near 1e8 would lose every digit of a variance of 2."""
     means, variances = f64([1e8 - 1], [1e8 + 1]), f64([0.5], [1.5])
-    mean, variance = theory.pool_class_statistics(means, variances)
+    mean, variance = pool_class_statistics(means, variances)
     assert mean.item() == 1e8
     assert variance.item() == 2
 
@@ -510,7 +511,7 @@ def test_descent_bounds_hold_for_any_quadratic(
 def test_pooled_variance_equals_the_printed_formula(means: Tensor, roots: Tensor) -> None:
     """mean_c(var_c + mu_c^2) - mean^2."""
     variances = roots.square()
-    mean, variance = theory.pool_class_statistics(means, variances)
+    mean, variance = pool_class_statistics(means, variances)
     expected = (variances + means.square()).mean(0) - means.mean(0).square()
     torch.testing.assert_close(mean, means.mean(0))
     torch.testing.assert_close(variance, expected, rtol=1e-9, atol=1e-9)
@@ -574,7 +575,7 @@ def zeros(*shape: int) -> Tensor:
         (lambda: theory.class_means(zeros(1, 1), f64([1, 0])), r"got counts \[1.0, 0.0\]"),
         (lambda: theory.class_mean_gap(zeros(2, 3), zeros(3, 3)), r"\(2, 3\), got \(3, 3\)"),
         (lambda: theory.global_mean_gap(zeros(2, 3), zeros(0, 3)), "synthetic"),
-        (lambda: theory.pool_class_statistics(zeros(2, 3), zeros(2, 1)), "variances"),
+        (lambda: pool_class_statistics(zeros(2, 3), zeros(2, 1)), "variances"),
         (
             lambda: theory.descent_bounds(scalar(0), zeros(1), zeros(1), lr=0.1, smoothness=0),
             "smoothness must be positive and finite, got 0",

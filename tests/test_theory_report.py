@@ -10,13 +10,14 @@ import pytest
 import torch
 from ruamel.yaml import YAML
 
-from teddy import theory, theory_objective
-from teddy.config import Params
-from teddy.errors import TeddyError
-from teddy.experiment_settings import TheoryConfig
+from teddy.core.errors import TeddyError
+from teddy.settings.params import Params
+from teddy.settings.theory import TheoryConfig
 from teddy.stages import theory as stage
-from teddy.theory_checks import Check
-from teddy.theory_report import check_all, count, markdown, refuse_failures
+from teddy.theory import equations as theory
+from teddy.theory import objective as theory_objective
+from teddy.theory.appendix import check_all, count, markdown, refuse_failures
+from teddy.theory.checks import Check
 
 ROOT = Path(__file__).parents[1]
 
@@ -92,7 +93,7 @@ def test_a_broken_equation_fails_the_report(
 def test_a_broken_objective_fails_the_report(
     name: str, settings: TheoryConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The objectives of the pipeline itself, not only of :mod:`teddy.theory`."""
+    """The objectives of the pipeline itself, not only of :mod:`teddy.theory.equations`."""
     true = getattr(theory_objective, name)
     monkeypatch.setattr(theory_objective, name, lambda *a: true(*a) + 0.5)
     with pytest.raises(TeddyError, match="checks failed"):

@@ -15,14 +15,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from teddy.data import ImageDataset
-from teddy.errors import TeddyError
-from teddy.files import Json
-from teddy.images import Images, Normalisation
-from teddy.networks import build
-from teddy.optimizers import Adam, Group, Optimizer, Sgd, restore
-from teddy.settings import NetworkConfig, OptimizerConfig, ViewConfig
-from teddy.training import (
+from teddy.core.errors import TeddyError
+from teddy.core.files import Json
+from teddy.data.datasets import ImageDataset
+from teddy.data.images import Images, Normalisation
+from teddy.settings.configs import NetworkConfig, OptimizerConfig, ViewConfig
+from teddy.teachers.networks import build
+from teddy.teachers.optimizers import Adam, Group, Optimizer, Sgd, restore
+from teddy.teachers.training import (
     Run,
     Step,
     accuracy,
@@ -425,7 +425,7 @@ def test_accuracy_counts(cases: list[tuple[bool, bool]], batch_size: int) -> Non
     network = Brightness()
     half = Normalisation((0.5,), (0.5,))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("teddy.training.inference_batch", lambda shape: batch_size)
+        patch.setattr("teddy.teachers.training.inference_batch", lambda shape: batch_size)
         got = accuracy(network, images, half)
     assert got == pytest.approx(100 * sum(right for _, right in cases) / len(cases))
     assert network.training, "the mode is restored"

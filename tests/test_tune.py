@@ -6,9 +6,9 @@ import pytest
 from ruamel.yaml import YAML
 from test_pipeline import set_row, tiny_params
 
-from teddy import tune
-from teddy.config import Params
-from teddy.data import read_dataset
+from teddy.data.datasets import read_dataset
+from teddy.settings.params import Params
+from tools import tune
 
 
 def test_a_set_is_tuned_on_its_own_images(

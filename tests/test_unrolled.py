@@ -1,4 +1,4 @@
-"""The bi-level problem on a network: against finite differences, against :mod:`teddy.theory`, and
+"""The bi-level problem on a network: against finite differences, :mod:`teddy.theory.equations`, and
 what it costs. Float64 where numbers are compared; no data, no GPU.
 """
 
@@ -11,14 +11,15 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
-from teddy import theory, unrolled
-from teddy.data import ImageDataset
-from teddy.errors import TeddyError
-from teddy.experiment_settings import Fig1Config, Fig5Config
-from teddy.settings import NetworkConfig, SynthesizeConfig
-from teddy.taylor import Comparison, measure_law, optimise
-from teddy.unrolled import Batch, InnerLoop, Weights
-from teddy.unrolled_cost import Operations, SavedBytes, count, methods
+from teddy.core.errors import TeddyError
+from teddy.data.datasets import ImageDataset
+from teddy.settings.configs import NetworkConfig, SynthesizeConfig
+from teddy.settings.theory import Fig1Config, Fig5Config
+from teddy.theory import equations as theory
+from teddy.theory import unrolled
+from teddy.theory.taylor import Comparison, measure_law, optimise
+from teddy.theory.unrolled import Batch, InnerLoop, Weights
+from teddy.theory.unrolled_cost import Operations, SavedBytes, count, methods
 
 CPU = torch.device("cpu")
 
@@ -39,7 +40,7 @@ def problem(num_steps: int = 3, lr: float = 0.3) -> tuple[InnerLoop, Weights, Ba
 
 
 def plain_loss(inner: InnerLoop) -> Callable[[Any, Any], Tensor]:
-    """Loss of the same network in the form :mod:`teddy.theory` takes."""
+    """Loss of the same network in the form :mod:`teddy.theory.equations` takes."""
 
     def loss(theta: Weights, batch: Batch) -> Tensor:
         outputs: Tensor = functional_call(inner.network, theta, (batch[0],))
@@ -106,7 +107,7 @@ def test_first_order_gradient_is_not_the_exact_one_but_tends_to_it() -> None:
 
 
 def test_statistics_matching_equals_a_slow_version() -> None:
-    """Eq. 19 with convolutions called by hand and the trajectory of :mod:`teddy.theory`."""
+    """Eq. 19 with convolutions called by hand and the trajectory of the equations."""
     inner, theta_0, (images, labels), real = problem()
     images.requires_grad_()
     loss = plain_loss(inner)

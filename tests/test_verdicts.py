@@ -7,10 +7,9 @@ from typing import Any
 
 import pytest
 
-from teddy.config import Params
-from teddy.page import Section, from_markdown, outcomes, render
-from teddy.results import Cost, Score
-from teddy.verdicts import (
+from teddy.report.page import Section, from_markdown, outcomes, render
+from teddy.report.results import Cost, Score
+from teddy.report.verdicts import (
     CLAIMS,
     Verdict,
     correlation,
@@ -20,6 +19,7 @@ from teddy.verdicts import (
     of_target,
     to_record,
 )
+from teddy.settings.params import Params
 
 PARAMS = Params(Path(__file__).parents[1] / "params.yaml")
 SCORE = Score(

@@ -7,8 +7,8 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from teddy.distilled import DistilledSet as DistilledSet
-    from teddy.distilled import load as load
+    from teddy.data.distilled import DistilledSet as DistilledSet
+    from teddy.data.distilled import load as load
 
 __version__ = "0.1.0"
 __all__ = ["DistilledSet", "load"]
@@ -17,7 +17,7 @@ __all__ = ["DistilledSet", "load"]
 def __getattr__(name: str) -> Any:
     # PyTorch is imported only by what needs it: `--help` and refusals stay quick.
     if name in __all__:
-        from teddy import distilled
+        from teddy.data import distilled
 
         return getattr(distilled, name)
     raise AttributeError(f"module 'teddy' has no attribute {name!r}")

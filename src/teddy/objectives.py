@@ -100,6 +100,29 @@ def ensemble_logits(logits_MNK: Tensor, ensemble: Literal["logits", "probs"]) ->
     return logits_MNK.log_softmax(-1).logsumexp(0) - math.log(len(logits_MNK))
 
 
+def pool_class_statistics(means: Tensor, variances: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance of a set in which every class weighs the same, from each class's
+    own (§8-21, variant B).
+
+    The mean is mean_c mu_c, the variance mean_c(var_c + mu_c^2) - mean^2. These are the direct
+    statistics of a balanced set, and the class-balanced target for an imbalanced one.
+
+    Args:
+        means: mean of each feature in each class, (C, d).
+        variances: biased variance, likewise, (C, d).
+
+    Returns:
+        Mean and biased variance, each (d,).
+    """
+    if means.ndim != 2 or variances.shape != means.shape:
+        raise ValueError(
+            "expected means and variances (C, d) of one shape, got "
+            f"{tuple(means.shape)} and {tuple(variances.shape)}"
+        )
+    # Within-class plus between-class variance: the same number without subtracting two large ones.
+    return means.mean(0), variances.mean(0) + means.var(0, correction=0)
+
+
 def soft_label_loss(
     student: Tensor, teacher: Tensor, temperature: float, *, squared: bool = False
 ) -> Tensor:

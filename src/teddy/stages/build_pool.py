@@ -3,17 +3,17 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from teddy.artifacts import WorkDir
-from teddy.config import Params
-from teddy.console import parse
-from teddy.data import ImageDataset, read_dataset
-from teddy.distributed import leave_to_first
-from teddy.files import Json, check_writable, digest, manifest_digest, read_json, write_json
-from teddy.pool import MANIFEST
-from teddy.runtime import pick_device, run_stage, use_threads
-from teddy.schema import to_json
-from teddy.seeding import derive
-from teddy.teachers import RECORD, build_converged, build_post, build_prior
+from teddy.core.artifacts import WorkDir
+from teddy.core.console import parse
+from teddy.core.distributed import leave_to_first
+from teddy.core.files import Json, check_writable, digest, manifest_digest, read_json, write_json
+from teddy.core.runtime import pick_device, run_stage, use_threads
+from teddy.core.seeding import derive
+from teddy.data.datasets import ImageDataset, read_dataset
+from teddy.settings.params import Params
+from teddy.settings.schema import to_json
+from teddy.teachers.making import RECORD, build_converged, build_post, build_prior
+from teddy.teachers.pools import MANIFEST
 
 
 def main(argv: Sequence[str] | None = None) -> None:

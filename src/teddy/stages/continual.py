@@ -6,10 +6,20 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from teddy.artifacts import WorkDir, read_tensors, write_tensors
-from teddy.config import Params
-from teddy.console import parse
-from teddy.continual import (
+from teddy.core.artifacts import WorkDir, read_tensors, write_tensors
+from teddy.core.console import parse
+from teddy.core.distributed import leave_to_first
+from teddy.core.files import Json, check_writable, digest, read_json, write_json
+from teddy.core.runtime import for_each, pick_device, run_stage
+from teddy.core.seeding import derive
+from teddy.data.datasets import ImageDataset, read_dataset
+from teddy.data.distilled import DistilledSet, load
+from teddy.data.images import Images
+from teddy.settings.configs import ViewConfig
+from teddy.settings.params import Params
+from teddy.settings.rows import StreamRow
+from teddy.settings.schema import from_json, to_json
+from teddy.students.continual import (
     UnionLabels,
     UnionViews,
     class_steps,
@@ -21,20 +31,10 @@ from teddy.continual import (
     step_pool,
     synthesise_step,
 )
-from teddy.data import ImageDataset, read_dataset
-from teddy.distilled import DistilledSet, load
-from teddy.distributed import leave_to_first
-from teddy.evaluation import train_student
-from teddy.files import Json, check_writable, digest, read_json, write_json
-from teddy.images import Images
-from teddy.labels import KeptLabels, OnlineLabels, SoftLabels, TrainingViews
-from teddy.pool import MANIFEST, Pool, open_pool
-from teddy.rows import StreamRow
-from teddy.runtime import for_each, pick_device, run_stage
-from teddy.schema import from_json, to_json
-from teddy.seeding import derive
-from teddy.settings import ViewConfig
-from teddy.teachers import RECORD
+from teddy.students.evaluation import train_student
+from teddy.students.labels import KeptLabels, OnlineLabels, SoftLabels, TrainingViews
+from teddy.teachers.making import RECORD
+from teddy.teachers.pools import MANIFEST, Pool, open_pool
 
 _KIND = "teddy.step-images.v1"
 

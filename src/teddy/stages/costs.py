@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 
-from teddy.config import Params
-from teddy.console import parse, run_command
-from teddy.cost_tables import cost_points, cost_table
-from teddy.files import check_writable, read_json
-from teddy.records import read_costs, read_titles
-from teddy.report import declared_rows, write_target
-from teddy.verdicts import of_costs
+from teddy.core.console import parse, run_command
+from teddy.core.files import check_writable, read_json
+from teddy.report.cost_tables import cost_points, cost_table
+from teddy.report.records import read_costs, read_titles
+from teddy.report.targets import declared_rows, write_target
+from teddy.report.verdicts import of_costs
+from teddy.settings.params import Params
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     def stage() -> str:
         # Matplotlib is slow to import; refusals need not wait for it.
-        from teddy import training_figures as figures
+        from teddy.report import training_figures as figures
 
         params = Params(args.params)
         check_writable(args.table)

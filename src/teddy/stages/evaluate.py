@@ -8,16 +8,21 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from teddy.artifacts import WorkDir
-from teddy.config import Params
-from teddy.console import parse
-from teddy.data import LabelledImages, read_dataset
-from teddy.distilled import load
-from teddy.distributed import leave_to_first
-from teddy.errors import TeddyError
-from teddy.evaluation import train_student
-from teddy.files import Json, check_writable, digest, manifest_digest, read_json, write_json
-from teddy.labels import (
+from teddy.core.artifacts import WorkDir
+from teddy.core.console import parse
+from teddy.core.distributed import leave_to_first
+from teddy.core.errors import TeddyError
+from teddy.core.files import Json, check_writable, digest, manifest_digest, read_json, write_json
+from teddy.core.runtime import computed_in, for_each, pick_device, run_stage
+from teddy.core.seeding import derive
+from teddy.data.datasets import LabelledImages, read_dataset
+from teddy.data.distilled import load
+from teddy.settings.configs import EvaluateConfig
+from teddy.settings.params import Params
+from teddy.settings.rows import Leaf
+from teddy.settings.schema import to_json
+from teddy.students.evaluation import train_student
+from teddy.students.labels import (
     MANIFEST,
     KeptLabels,
     OnlineLabels,
@@ -26,12 +31,7 @@ from teddy.labels import (
     TrainingViews,
     label_bytes,
 )
-from teddy.pool import Pool, evenly, open_pool
-from teddy.rows import Leaf
-from teddy.runtime import computed_in, for_each, pick_device, run_stage
-from teddy.schema import to_json
-from teddy.seeding import derive
-from teddy.settings import EvaluateConfig
+from teddy.teachers.pools import Pool, evenly, open_pool
 
 _KEEP_BYTES = 256 * 2**20  # of labels that are computed while training: kept in memory up to this
 

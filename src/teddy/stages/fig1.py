@@ -2,15 +2,15 @@
 
 from collections.abc import Sequence
 
-from teddy import experiment_figures as figures
-from teddy.config import Params
-from teddy.console import parse
-from teddy.data import read_dataset
-from teddy.experiments import cost_document, cost_verdicts, write_experiment
-from teddy.files import check_writable, write_json
-from teddy.hardware import describe
-from teddy.runtime import pick_device, run_stage, use_threads
-from teddy.unrolled_cost import clock, count, methods
+from teddy.core.console import parse
+from teddy.core.files import check_writable, write_json
+from teddy.core.hardware import describe
+from teddy.core.runtime import pick_device, run_stage, use_threads
+from teddy.data.datasets import read_dataset
+from teddy.settings.params import Params
+from teddy.theory import figures
+from teddy.theory.documents import cost_document, cost_verdicts, write_experiment
+from teddy.theory.unrolled_cost import clock, count, methods
 
 
 def main(argv: Sequence[str] | None = None) -> None:

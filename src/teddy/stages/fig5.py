@@ -2,19 +2,19 @@
 
 from collections.abc import Sequence
 
-from teddy import experiment_figures as figures
-from teddy.artifacts import WorkDir
-from teddy.config import Params
-from teddy.console import parse
-from teddy.data import read_dataset
-from teddy.distributed import leave_to_first
-from teddy.experiment_settings import Fig5Config
-from teddy.experiments import taylor_document, taylor_verdicts, write_experiment
-from teddy.files import Json, check_writable, manifest_digest, read_json, write_json
-from teddy.runtime import for_each, pick_device, run_stage
-from teddy.schema import to_json
-from teddy.seeding import derive
-from teddy.taylor import Comparison, measure_law, optimise
+from teddy.core.artifacts import WorkDir
+from teddy.core.console import parse
+from teddy.core.distributed import leave_to_first
+from teddy.core.files import Json, check_writable, manifest_digest, read_json, write_json
+from teddy.core.runtime import for_each, pick_device, run_stage
+from teddy.core.seeding import derive
+from teddy.data.datasets import read_dataset
+from teddy.settings.params import Params
+from teddy.settings.schema import to_json
+from teddy.settings.theory import Fig5Config
+from teddy.theory import figures
+from teddy.theory.documents import taylor_document, taylor_verdicts, write_experiment
+from teddy.theory.taylor import Comparison, measure_law, optimise
 
 
 def main(argv: Sequence[str] | None = None) -> None:

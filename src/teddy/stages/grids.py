@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 
-from teddy.config import Params
-from teddy.console import parse, run_command
-from teddy.files import check_writable
-from teddy.image_grids import class_grid, method_grid
-from teddy.records import read_grids, read_titles
-from teddy.results import grouped
+from teddy.core.console import parse, run_command
+from teddy.core.files import check_writable
+from teddy.report.image_grids import class_grid, method_grid
+from teddy.report.records import read_grids, read_titles
+from teddy.report.results import grouped
+from teddy.settings.params import Params
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -16,20 +16,20 @@ from typing import Any
 
 import torch
 
-from teddy.artifacts import WorkDir
-from teddy.config import Params
-from teddy.console import parse
-from teddy.data import read_dataset
-from teddy.files import Json, check_writable, read_json, write_json
-from teddy.hardware import describe
-from teddy.items import cut_items
-from teddy.pool import MANIFEST, open_pool
-from teddy.runtime import pick_device, run_stage, use_threads
-from teddy.schema import check, from_json
-from teddy.seeding import derive
-from teddy.settings import ViewConfig
-from teddy.synthesis import Synthesiser
-from teddy.teachers import train_base
+from teddy.core.artifacts import WorkDir
+from teddy.core.console import parse
+from teddy.core.files import Json, check_writable, read_json, write_json
+from teddy.core.hardware import describe
+from teddy.core.runtime import pick_device, run_stage, use_threads
+from teddy.core.seeding import derive
+from teddy.data.datasets import read_dataset
+from teddy.settings.configs import ViewConfig
+from teddy.settings.params import Params
+from teddy.settings.schema import check, from_json
+from teddy.synthesis.batches import cut_items
+from teddy.synthesis.eq7 import Synthesiser
+from teddy.teachers.making import train_base
+from teddy.teachers.pools import MANIFEST, open_pool
 
 _EPOCHS, _ITERATIONS, _ROUNDS = 2, 25, 3
 

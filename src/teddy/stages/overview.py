@@ -2,14 +2,14 @@
 
 from collections.abc import Sequence
 
-from teddy import training_figures as figures
-from teddy.config import Params
-from teddy.console import parse, run_command
-from teddy.files import check_writable
-from teddy.records import read_bases, read_histories, read_pools, read_titles
-from teddy.report import markdown
-from teddy.tables import write_text
-from teddy.training_tables import pool_table, synthesis_points, teacher_points
+from teddy.core.console import parse, run_command
+from teddy.core.files import check_writable
+from teddy.core.tables import write_text
+from teddy.report import training_figures as figures
+from teddy.report.records import read_bases, read_histories, read_pools, read_titles
+from teddy.report.targets import markdown
+from teddy.report.training_tables import pool_table, synthesis_points, teacher_points
+from teddy.settings.params import Params
 
 
 def main(argv: Sequence[str] | None = None) -> None:

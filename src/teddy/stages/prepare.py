@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 
-from teddy.config import Params
-from teddy.console import parse
-from teddy.data import SPLITS, ImageDataset
-from teddy.errors import TeddyError
-from teddy.files import check_writable
-from teddy.preparation import prepare, write_dataset
-from teddy.runtime import run_stage
+from teddy.core.console import parse
+from teddy.core.errors import TeddyError
+from teddy.core.files import check_writable
+from teddy.core.runtime import run_stage
+from teddy.data.datasets import SPLITS, ImageDataset
+from teddy.data.preparation import prepare, write_dataset
+from teddy.settings.params import Params
 
 
 def main(argv: Sequence[str] | None = None) -> None:

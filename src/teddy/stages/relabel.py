@@ -2,16 +2,16 @@
 
 from collections.abc import Sequence
 
-from teddy.artifacts import WorkDir
-from teddy.config import Params
-from teddy.console import parse
-from teddy.distilled import load
-from teddy.distributed import leave_to_first
-from teddy.files import Json, check_writable, digest, manifest_digest, write_json
-from teddy.labels import MANIFEST, OnlineLabels, TrainingViews, store_labels
-from teddy.pool import open_pool
-from teddy.runtime import computed_in, pick_device, run_stage
-from teddy.schema import to_json
+from teddy.core.artifacts import WorkDir
+from teddy.core.console import parse
+from teddy.core.distributed import leave_to_first
+from teddy.core.files import Json, check_writable, digest, manifest_digest, write_json
+from teddy.core.runtime import computed_in, pick_device, run_stage
+from teddy.data.distilled import load
+from teddy.settings.params import Params
+from teddy.settings.schema import to_json
+from teddy.students.labels import MANIFEST, OnlineLabels, TrainingViews, store_labels
+from teddy.teachers.pools import open_pool
 
 
 def main(argv: Sequence[str] | None = None) -> None:

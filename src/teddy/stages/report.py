@@ -3,15 +3,15 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from teddy.config import Params
-from teddy.console import parse, run_command
-from teddy.files import check_writable, read_json, write_json
-from teddy.page import Section, render
-from teddy.records import read_bases, read_pools, read_scores
-from teddy.report import TITLES
-from teddy.summary import summarise
-from teddy.tables import write_text
-from teddy.verdicts import from_record
+from teddy.core.console import parse, run_command
+from teddy.core.files import check_writable, read_json, write_json
+from teddy.core.tables import write_text
+from teddy.report.page import Section, render
+from teddy.report.records import read_bases, read_pools, read_scores
+from teddy.report.summary import summarise
+from teddy.report.targets import TITLES
+from teddy.report.verdicts import from_record
+from teddy.settings.params import Params
 
 _INTRO = """Every number on this page comes from a record of this checkout or, where it says so,
 from the paper or a kept run. A comparison counts as reproduced if the difference of the means

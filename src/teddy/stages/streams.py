@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 
-from teddy.config import Params
-from teddy.console import parse, run_command
-from teddy.files import check_writable
-from teddy.records import read_streams, read_titles
-from teddy.report import declared_rows, write_target
-from teddy.stream_tables import stream_points, stream_tables
-from teddy.verdicts import of_streams
+from teddy.core.console import parse, run_command
+from teddy.core.files import check_writable
+from teddy.report.records import read_streams, read_titles
+from teddy.report.stream_tables import stream_points, stream_tables
+from teddy.report.targets import declared_rows, write_target
+from teddy.report.verdicts import of_streams
+from teddy.settings.params import Params
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     def stage() -> str:
         # Matplotlib is slow to import; refusals need not wait for it.
-        from teddy import accuracy_figures as figures
+        from teddy.report import accuracy_figures as figures
 
         params = Params(args.params)
         check_writable(args.table)

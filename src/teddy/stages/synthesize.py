@@ -7,21 +7,21 @@ import torch
 from torch import Tensor
 
 import teddy
-from teddy.artifacts import WorkDir
-from teddy.config import Params
-from teddy.console import parse
-from teddy.data import ImageDataset, read_dataset, select_random
-from teddy.distilled import DistilledSet, save_distilled
-from teddy.distributed import leave_to_first
-from teddy.distribution_matching import DistributionMatcher
-from teddy.files import Json, check_writable, manifest_digest, read_json, write_json
-from teddy.makers import ImageMaker, synthesise
-from teddy.pool import MANIFEST, open_pool
-from teddy.runtime import pick_device, run_stage
-from teddy.schema import from_json
-from teddy.seeding import derive
-from teddy.settings import KINDS, SynthesizeConfig, ViewConfig, settings_of_images
-from teddy.synthesis import Synthesiser
+from teddy.core.artifacts import WorkDir
+from teddy.core.console import parse
+from teddy.core.distributed import leave_to_first
+from teddy.core.files import Json, check_writable, manifest_digest, read_json, write_json
+from teddy.core.runtime import pick_device, run_stage
+from teddy.core.seeding import derive
+from teddy.data.datasets import ImageDataset, read_dataset, select_random
+from teddy.data.distilled import DistilledSet, save_distilled
+from teddy.settings.configs import KINDS, SynthesizeConfig, ViewConfig, settings_of_images
+from teddy.settings.params import Params
+from teddy.settings.schema import from_json
+from teddy.synthesis.distribution_matching import DistributionMatcher
+from teddy.synthesis.eq7 import Synthesiser
+from teddy.synthesis.methods import ImageMaker, synthesise
+from teddy.teachers.pools import MANIFEST, open_pool
 
 
 def main(argv: Sequence[str] | None = None) -> None:

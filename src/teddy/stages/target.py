@@ -3,15 +3,15 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from teddy.axis_tables import AXES
-from teddy.config import Params
-from teddy.console import parser, run_command
-from teddy.files import check_writable
-from teddy.records import read_kept, read_paper, read_scores
-from teddy.report import declared_rows, latex, long_table, tables_with_kept, write_target
-from teddy.results import Score
-from teddy.tables import write_text
-from teddy.verdicts import of_target
+from teddy.core.console import parser, run_command
+from teddy.core.files import check_writable
+from teddy.core.tables import write_text
+from teddy.report.axis_tables import AXES
+from teddy.report.records import read_kept, read_paper, read_scores
+from teddy.report.results import Score
+from teddy.report.targets import declared_rows, latex, long_table, tables_with_kept, write_target
+from teddy.report.verdicts import of_target
+from teddy.settings.params import Params
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -48,8 +48,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _draw(path: Path, target: str, scores: Sequence[Score], params: Params) -> None:
     # Matplotlib is slow to import, and most tables need none.
-    from teddy import accuracy_figures as figures
-    from teddy.records import read_titles
+    from teddy.report import accuracy_figures as figures
+    from teddy.report.records import read_titles
 
     titles = read_titles(params)
     if target in AXES:

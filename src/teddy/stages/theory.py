@@ -6,14 +6,14 @@ from pathlib import Path
 
 import torch
 
-from teddy import theory_figures as figures
-from teddy.config import Params
-from teddy.console import parse
-from teddy.experiment_settings import TheoryConfig
-from teddy.files import check_writable
-from teddy.runtime import run_stage
-from teddy.tables import write_text
-from teddy.theory_report import Report, check_all, count, markdown, overview, refuse_failures
+from teddy.core.console import parse
+from teddy.core.files import check_writable
+from teddy.core.runtime import run_stage
+from teddy.core.tables import write_text
+from teddy.settings.params import Params
+from teddy.settings.theory import TheoryConfig
+from teddy.theory import appendix_figures as figures
+from teddy.theory.appendix import Report, check_all, count, markdown, overview, refuse_failures
 
 
 def main(argv: Sequence[str] | None = None) -> None:

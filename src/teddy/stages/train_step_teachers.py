@@ -2,17 +2,17 @@
 
 from collections.abc import Sequence
 
-from teddy.artifacts import WorkDir
-from teddy.config import Params
-from teddy.console import parse
-from teddy.continual import class_steps, only_classes, step_folder
-from teddy.data import read_dataset
-from teddy.distributed import leave_to_first
-from teddy.files import Json, check_writable, manifest_digest, read_json, write_json
-from teddy.runtime import for_each, pick_device, run_stage
-from teddy.schema import to_json
-from teddy.seeding import derive
-from teddy.teachers import RECORD, checkpoint_name, train_base
+from teddy.core.artifacts import WorkDir
+from teddy.core.console import parse
+from teddy.core.distributed import leave_to_first
+from teddy.core.files import Json, check_writable, manifest_digest, read_json, write_json
+from teddy.core.runtime import for_each, pick_device, run_stage
+from teddy.core.seeding import derive
+from teddy.data.datasets import read_dataset
+from teddy.settings.params import Params
+from teddy.settings.schema import to_json
+from teddy.students.continual import class_steps, only_classes, step_folder
+from teddy.teachers.making import RECORD, checkpoint_name, train_base
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -3,16 +3,16 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from teddy.artifacts import WorkDir
-from teddy.config import Params
-from teddy.console import parse
-from teddy.data import read_dataset
-from teddy.distributed import leave_to_first, team, world_size
-from teddy.files import check_writable, digest, manifest_digest, write_json
-from teddy.runtime import pick_device, run_stage, use_threads
-from teddy.schema import to_json
-from teddy.seeding import derive
-from teddy.teachers import RECORD, checkpoint_name, take_base, train_base
+from teddy.core.artifacts import WorkDir
+from teddy.core.console import parse
+from teddy.core.distributed import leave_to_first, team, world_size
+from teddy.core.files import check_writable, digest, manifest_digest, write_json
+from teddy.core.runtime import pick_device, run_stage, use_threads
+from teddy.core.seeding import derive
+from teddy.data.datasets import read_dataset
+from teddy.settings.params import Params
+from teddy.settings.schema import to_json
+from teddy.teachers.making import RECORD, checkpoint_name, take_base, train_base
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -1,0 +1,133 @@
+"""Prepared datasets: splits, classes and normalisation, and how they are read from disk.
+
+A prepared dataset is a folder with ``manifest.json`` (counts, classes, checksums) and either the
+images themselves (``arrays.safetensors``, small sets) or the list of the files they are read from
+while training (``files.json``, sets too large for memory). :mod:`teddy.data.preparation` writes it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from teddy.core.artifacts import read_tensors
+from teddy.core.errors import TeddyError
+from teddy.core.files import Json, digest, read_json
+from teddy.core.seeding import permutation
+from teddy.data.images import Images, Normalisation
+from teddy.data.lazy_images import ImageFiles
+
+Split = Literal["train", "val", "test"]
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
+ARRAYS_KIND = "teddy.dataset.v1"
+ARRAYS, FILES, MANIFEST = "arrays.safetensors", "files.json", "manifest.json"
+
+LabelledImages = Images | ImageFiles
+"""Images of one split, in memory or on disk; both have the same methods."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImageDataset:
+    """A prepared dataset: three splits that share classes, size and normalisation."""
+
+    train: LabelledImages
+    val: LabelledImages
+    test: LabelledImages
+    class_names: tuple[str, ...]
+    normalisation: Normalisation
+
+    @property
+    def num_classes(self) -> int:
+        """Classes, K."""
+        return len(self.class_names)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Channels, height, width."""
+        return self.train.shape
+
+    def split(self, name: Split) -> LabelledImages:
+        """One of the three splits."""
+        return {"train": self.train, "val": self.val, "test": self.test}[name]
+
+
+def read_manifest(folder: Path) -> Json:
+    """Manifest of a prepared dataset."""
+    if not (folder / MANIFEST).is_file():
+        raise TeddyError(f"{folder}: expected a prepared dataset; run the prepare stage first")
+    return read_json(folder / MANIFEST)
+
+
+def read_dataset(folder: Path) -> ImageDataset:
+    """Read a prepared dataset.
+
+    Raises:
+        TeddyError: missing, or its content is not what the manifest describes.
+    """
+    manifest = read_manifest(folder)
+    content = folder / (FILES if manifest["storage"] == "files" else ARRAYS)
+    if digest(content) != manifest["sha256"]:
+        raise TeddyError(
+            f"{content}: checksum differs from {MANIFEST}; run the prepare stage again"
+        )
+    if manifest["storage"] == "files":
+        splits = _file_splits(content, manifest)
+    else:
+        tensors, _ = read_tensors(content, kind=ARRAYS_KIND)
+        splits = {
+            name: Images(tensors[f"{name}.images"], tensors[f"{name}.labels"]) for name in SPLITS
+        }
+    return ImageDataset(
+        train=splits["train"],
+        val=splits["val"],
+        test=splits["test"],
+        class_names=tuple(manifest["class_names"]),
+        normalisation=Normalisation(tuple(manifest["mean"]), tuple(manifest["std"])),
+    )
+
+
+def _file_splits(content: Path, manifest: Json) -> dict[Split, LabelledImages]:
+    channels, size, _ = manifest["image_shape"]
+    record = read_json(content)
+    return {
+        name: ImageFiles(
+            root=Path(manifest["root"]),
+            files=record[name]["files"],
+            sizes=record[name]["sizes"],
+            labels=torch.tensor(record[name]["labels"], dtype=torch.int64),
+            image_size=size,
+            channels=channels,
+        )
+        for name in SPLITS
+    }
+
+
+def select_random(labels: Tensor, num_classes: int, indices: Sequence[int], seed: int) -> Tensor:
+    """Random images without replacement: the ``indices``-th of each class's own shuffle.
+
+    Args:
+        labels: int64 ``(N,)``.
+        num_classes: K.
+        indices: IPC indices wanted, non-negative.
+        seed: experiment seed.
+
+    Returns:
+        int64 ``(len(indices), K)``; entry ``[i, c]`` does not depend on the other entries.
+
+    Raises:
+        TeddyError: a class has fewer images than asked for.
+    """
+    columns = []
+    for label in range(num_classes):
+        members = torch.nonzero(labels == label)[:, 0]
+        if max(indices) >= len(members):
+            raise TeddyError(
+                f"ipc {max(indices) + 1} is more than the {len(members)} training images of "
+                f"class {label}; choose a smaller ipc"
+            )
+        order = members[permutation(len(members), seed, "random real", label)]
+        columns.append(order[list(indices)])
+    return torch.stack(columns, dim=1)

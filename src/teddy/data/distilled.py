@@ -1,0 +1,109 @@
+"""A distilled set: one self-describing file, and a ``Dataset`` in one line (``teddy.load``)."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from teddy.core.artifacts import read_tensors, write_tensors
+from teddy.core.errors import TeddyError
+from teddy.core.files import Json
+from teddy.data.images import Images, Normalisation
+
+_KIND = "teddy.distilled.v1"
+
+
+class DistilledSet(Dataset[tuple[Tensor, int]]):
+    """Synthetic (or selected real) images with hard labels and their provenance.
+
+    Images are ordered by IPC index, then by class, so the first ``i·K`` images are the set of
+    ``i`` images per class. An item is ``(image, label)``: a normalised float32 image ``(C, H, W)``
+    ready for a network, and its class.
+    """
+
+    def __init__(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        class_names: tuple[str, ...],
+        normalisation: Normalisation,
+        provenance: Json,
+    ) -> None:
+        self.images = images
+        """uint8 ``(N, C, H, W)``."""
+        self.labels = labels
+        """int64 ``(N,)``."""
+        self.class_names = class_names
+        self.normalisation = normalisation
+        self.provenance = provenance
+        """How the set was made: method, settings, seed, checksums of what it was made from."""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"index {index} is out of range for {len(self)} images")
+        image = self.normalisation.apply(self.images[index][None])[0]
+        return image, int(self.labels[index])
+
+    @property
+    def num_classes(self) -> int:
+        """Classes, K."""
+        return len(self.class_names)
+
+    @property
+    def ipc(self) -> int:
+        """Images per class."""
+        return len(self) // self.num_classes
+
+    def as_images(self) -> Images:
+        """The uint8 images and labels."""
+        return Images(self.images, self.labels)
+
+    def __repr__(self) -> str:
+        method = self.provenance.get("method", "unknown method")
+        shape = "×".join(map(str, self.images.shape[1:]))
+        return (
+            f"DistilledSet({len(self)} images of {shape}, {self.num_classes} classes, "
+            f"ipc {self.ipc}, {method})"
+        )
+
+
+def save_distilled(path: Path, distilled: DistilledSet) -> None:
+    """Write a distilled set as one safetensors file."""
+    record: dict[str, Any] = {
+        "class_names": list(distilled.class_names),
+        "mean": list(distilled.normalisation.mean),
+        "std": list(distilled.normalisation.std),
+        "ipc": distilled.ipc,
+        "provenance": distilled.provenance,
+    }
+    tensors = {"images": distilled.images, "labels": distilled.labels}
+    write_tensors(path, tensors, kind=_KIND, record=record)
+
+
+def load(path: str | Path) -> DistilledSet:
+    """Load a distilled set.
+
+    Example:
+        >>> import teddy
+        >>> dataset = teddy.load("data/distilled/digits/prior/ipc10.safetensors")  # doctest: +SKIP
+        >>> image, label = dataset[0]  # doctest: +SKIP
+
+    Raises:
+        TeddyError: missing, truncated or not a distilled set.
+    """
+    tensors, record = read_tensors(Path(path), kind=_KIND)
+    images, labels = tensors["images"], tensors["labels"]
+    if images.dtype != torch.uint8 or len(images) != len(labels):
+        raise TeddyError(f"{path}: expected uint8 images and as many labels")
+    return DistilledSet(
+        images,
+        labels,
+        tuple(record["class_names"]),
+        Normalisation(tuple(record["mean"]), tuple(record["std"])),
+        record["provenance"],
+    )

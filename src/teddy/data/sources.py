@@ -1,0 +1,418 @@
+"""Raw datasets: where images come from, before they are split and stored.
+
+A source is a function from :class:`~teddy.settings.configs.PrepareConfig` to a
+:class:`RawDataset`, entered in :data:`SOURCES` under the name that ``prepare.source`` gives.
+
+Order of classes (what a label means): of CIFAR and MNIST torchvision's, of Tiny-ImageNet that of
+its ``wnids.txt``, of class folders that of their sorted names, as torchvision's ``ImageFolder``.
+"""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from teddy.core.errors import TeddyError
+from teddy.core.runtime import log, progress
+from teddy.data.downloads import Published, checksum, extract, fetch
+from teddy.data.formats import (
+    as_images,
+    as_labels,
+    read_cifar_batch,
+    read_cifar_names,
+    read_idx,
+    read_npz,
+)
+from teddy.settings.configs import PrepareConfig
+
+
+@dataclass(frozen=True, slots=True)
+class RawArrays:
+    """Decoded images of equal size: uint8 ``(N, C, H, W)`` and int64 labels ``(N,)``."""
+
+    images: Tensor
+    labels: Tensor
+
+    def take(self, indices: Tensor) -> "RawArrays":
+        """The images at ``indices``, in that order."""
+        return RawArrays(self.images[indices], self.labels[indices])
+
+
+@dataclass(frozen=True, slots=True)
+class RawFiles:
+    """Image files that are not decoded yet."""
+
+    root: Path
+    files: Sequence[str]
+    """Paths relative to ``root``, one per image."""
+    sizes: Sequence[int]
+    """Bytes of each file."""
+    labels: Tensor
+    """int64 ``(N,)``."""
+
+    def take(self, indices: Tensor) -> "RawFiles":
+        """The images at ``indices``, in that order."""
+        chosen = indices.tolist()
+        files, sizes = [self.files[i] for i in chosen], [self.sizes[i] for i in chosen]
+        return RawFiles(self.root, files, sizes, self.labels[indices])
+
+
+RawSplit = RawArrays | RawFiles
+
+
+@dataclass(frozen=True, slots=True)
+class RawDataset:
+    """What a source yields."""
+
+    train: RawSplit
+    """All images that may be trained on; the validation split is taken from them."""
+    test: RawSplit | None
+    """The official test images (or validation images with public labels), or None: split off."""
+    class_names: tuple[str, ...]
+    checksums: dict[str, str] = field(default_factory=dict)
+    """Files of arrays by name and ``<algorithm>:<digest>``, for the manifest."""
+
+
+def load(config: PrepareConfig) -> RawDataset:
+    """The raw dataset that ``prepare.source`` names.
+
+    Raises:
+        TeddyError: no such source; missing, damaged or unexpected raw data.
+    """
+    if config.source not in SOURCES:
+        choices = ", ".join(sorted(SOURCES))
+        raise TeddyError(f"prepare.source must be one of {choices}; got {config.source!r}")
+    return SOURCES[config.source](config)
+
+
+# ------------------------------------------------------------------------------- sets of arrays
+
+
+def _digits(config: PrepareConfig) -> RawDataset:
+    """scikit-learn's handwritten digits: 1,797 grey 8×8 images, sixteen levels, ten classes."""
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    images = np.rint(bunch.images * (255 / 16)).astype(np.uint8)[:, None]
+    names = tuple(str(name) for name in bunch.target_names)
+    return RawDataset(_arrays(images, bunch.target.astype(np.int64)), None, names)
+
+
+def _cifar(config: PrepareConfig, name: str) -> RawDataset:
+    """CIFAR-10 or -100 in torchvision's layout: ``<root>/cifar-10-batches-py/data_batch_1`` ..."""
+    from torchvision import datasets
+
+    facts = getattr(datasets, name)
+    archive = Published(facts.filename, (facts.url,), f"md5:{facts.tgz_md5}")
+    folder = _unpacked(config, archive, facts.base_folder, marker=facts.meta["filename"])
+    batches = [*facts.train_list, *facts.test_list]
+    published = {file: f"md5:{md5}" for file, md5 in batches}
+    published[facts.meta["filename"]] = f"md5:{facts.meta['md5']}"
+    checksums = {file: _verify(config, folder / file, sum_) for file, sum_ in published.items()}
+
+    def read(files: Sequence[Sequence[str]]) -> RawArrays:
+        images, labels = zip(*(read_cifar_batch(folder / file) for file, _ in files), strict=True)
+        return _arrays(np.concatenate(images), np.concatenate(labels))
+
+    names = read_cifar_names(folder / facts.meta["filename"], facts.meta["key"])
+    return RawDataset(read(facts.train_list), read(facts.test_list), names, checksums)
+
+
+def _mnist(config: PrepareConfig, name: str) -> RawDataset:
+    """MNIST or Fashion-MNIST in torchvision's layout, ``<root>/MNIST/raw``, or in the root."""
+    from torchvision import datasets
+
+    facts = getattr(datasets, name)
+    root, usual = _root(config), _root(config) / name / "raw"
+    folder = root if any(root.glob("*-ubyte*")) else usual
+    checksums, arrays = {}, []
+    for file, md5 in facts.resources:  # train images, train labels, test images, test labels
+        path, plain = folder / file, folder / Path(file).stem
+        if not path.exists() and plain.exists():
+            path = plain  # unpacked by hand or by an old torchvision: there is no published sum
+            checksums[path.name] = checksum(path, "md5")
+        else:
+            urls = [mirror + file for mirror in facts.mirrors]
+            checksums[file] = _obtain(config, Published(file, urls, f"md5:{md5}"), path)
+        arrays.append((str(path), read_idx(path)))
+
+    def split(
+        images: tuple[str, NDArray[np.uint8]], labels: tuple[str, NDArray[np.uint8]]
+    ) -> RawArrays:
+        pixels = as_images(images[1], images[0])
+        return _arrays(pixels, as_labels(labels[1], len(pixels), labels[0]))
+
+    return RawDataset(split(*arrays[:2]), split(*arrays[2:]), tuple(facts.classes), checksums)
+
+
+def _npz(config: PrepareConfig) -> RawDataset:
+    """``x_train``, ``y_train``, perhaps ``x_test``, ``y_test`` and ``class_names`` of one file."""
+    path = _root(config)
+    arrays = read_npz(path)
+
+    def split(name: str) -> RawArrays:
+        for key in (f"x_{name}", f"y_{name}"):
+            if key not in arrays:
+                found = ", ".join(sorted(arrays))
+                raise TeddyError(
+                    f"{path}: expected x_{name} and y_{name}, lacks {key}; has {found}"
+                )
+        images = as_images(arrays[f"x_{name}"], f"{path}: x_{name}")
+        return _arrays(images, as_labels(arrays[f"y_{name}"], len(images), f"{path}: y_{name}"))
+
+    train = split("train")
+    test = split("test") if {"x_test", "y_test"} & set(arrays) else None
+    # A label beyond the number of images leaves a class empty, and is refused as out of range.
+    found = min(int(train.labels.max()), len(train.labels)) + 1
+    names = tuple(map(str, arrays.get("class_names", np.arange(found)).ravel().tolist()))
+    return RawDataset(train, test, names, {path.name: checksum(path, "sha256")})
+
+
+def _arrays(images: NDArray[np.uint8], labels: NDArray[np.int64]) -> RawArrays:
+    return RawArrays(torch.tensor(images), torch.tensor(labels))
+
+
+# ------------------------------------------------------------------------- sets of image files
+
+# The sum is not on the authors' page; several public loaders carry this same one, among them
+# Avalanche's (avalanche/benchmarks/datasets/tiny_imagenet).
+_TINY_IMAGENET = Published(
+    "tiny-imagenet-200.zip",
+    ("http://cs231n.stanford.edu/tiny-imagenet-200.zip",),
+    "md5:90528d7ca1a48142e341f4ef8d21d0de",
+)
+
+# torchvision's ImageFolder.
+_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+
+# Folders that are meant as splits. Only train, val and test are read as such.
+_SPLITS = ("train", "training", "val", "valid", "validation", "test", "testing")
+
+_Listed = list[tuple[str, int]]  # path relative to the root, bytes
+
+
+def _tiny_imagenet(config: PrepareConfig) -> RawDataset:
+    """Tiny-ImageNet-200, whose labelled validation images serve as test images.
+
+    ``val`` may be as published (``val/images`` with ``val/val_annotations.txt``) or moved into
+    class folders; labels and order of images are the same.
+    """
+    root = _unpacked(config, _TINY_IMAGENET, "tiny-imagenet-200", marker="wnids.txt")
+    names = tuple((root / "wnids.txt").read_text(encoding="utf-8").split())
+    published = _list_images(root, "val/images")
+    test = _annotated(root, published) if published else _class_folders(root, "val")
+    test = {name: listed for name, listed in test.items() if listed or name in names}
+    train = _class_folders(root, "train")
+    _same_classes(names, train, f"{root}: wnids.txt", "train/")
+    _same_classes(names, test, f"{root}: wnids.txt", "val/")
+    return RawDataset(_files(root, train, names), _files(root, test, names), names)
+
+
+def _annotated(root: Path, images: _Listed) -> dict[str, _Listed]:
+    """Class by class, the images of Tiny-ImageNet's ``val/images``."""
+    path = root / "val/val_annotations.txt"
+    if not path.is_file():
+        raise TeddyError(f"{path}: not found, but val/images needs it: it holds the labels")
+    lines = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines() if line]
+    if any(len(line) < 2 for line in lines):
+        raise TeddyError(f"{path}: expected lines of file name, tab, class, got others")
+    classes = {f"val/images/{line[0]}": line[1] for line in lines}
+    missing, unlabelled = _differences(classes, [name for name, _ in images])
+    if missing or unlabelled:
+        raise TeddyError(
+            f"{path}: names {len(classes)} images, val/images has {len(images)}; "
+            f"missing there: {_some(missing)}; without a label: {_some(unlabelled)}"
+        )
+    by_class: dict[str, _Listed] = {}
+    for name, size in images:
+        by_class.setdefault(classes[name], []).append((name, size))
+    return by_class
+
+
+def _imagefolder(config: PrepareConfig) -> RawDataset:
+    """One folder per class, in ``train`` and ``val`` (or ``test``) or right in the root.
+
+    ImageNet-1K in torchvision's layout is such a folder. Of ``test`` and ``val``, the first with
+    the classes of ``train`` serves as test images.
+    """
+    root = _root(config)
+    if not root.is_dir():
+        raise TeddyError(
+            f"{root}: expected a folder of class folders, found nothing there; put the images at "
+            f"{root / 'train'}/<class>/ and {root / 'val'}/<class>/ (of ImageNet-1K the official "
+            f"train and val folders), or set prepare.root"
+        )
+    splits = [name for name in _subfolders(root) if name.lower() in _SPLITS]
+    if not (root / "train").is_dir():
+        if len(splits) > 1:
+            raise TeddyError(
+                f"{root}: expected train/ and val/, or class folders; found {_some(splits)}, which "
+                "are no classes: rename them to train and val"
+            )
+        train = _class_folders(root, "")
+        return RawDataset(_files(root, train, tuple(train)), None, tuple(train))
+    train = _class_folders(root, "train")
+    for name in set(splits) - {"train", "val", "test"}:
+        log(f"warning: {root}: {name}/ is not used; rename it to val to test on its images")
+    held = [name for name in ("test", "val") if _subfolders(root / name)]
+    if not held:
+        return RawDataset(_files(root, train, tuple(train)), None, tuple(train))
+    alike = [name for name in held if _subfolders(root / name) == list(train)]
+    used = (alike or held[::-1])[0]
+    for name in set(held) - {used}:
+        log(f"{root}: {used}/ serves as test images; {name}/ is not used")
+    test = _class_folders(root, used)
+    _same_classes(train, test, f"{root}: train/", f"{used}/")
+    names = tuple(train)
+    return RawDataset(_files(root, train, names), _files(root, test, names), names)
+
+
+def _files(root: Path, by_class: Mapping[str, _Listed], names: Sequence[str]) -> RawFiles:
+    listed = [entry for name in names for entry in by_class.get(name, [])]
+    counts = torch.tensor([len(by_class.get(name, [])) for name in names])
+    labels = torch.repeat_interleave(torch.arange(len(names)), counts)
+    return RawFiles(root, [name for name, _ in listed], [size for _, size in listed], labels)
+
+
+def _class_folders(root: Path, name: str) -> dict[str, _Listed]:
+    """Images below each subfolder of ``root/name``, sorted by class and then by path."""
+    if not (root / name).is_dir():
+        raise TeddyError(f"{root / name}: expected a folder of class folders, found nothing there")
+    folders = _subfolders(root / name)
+    if not folders:
+        raise TeddyError(f"{root / name}: expected class folders, found no folder in it")
+    with progress(len(folders), f"list {name or root.name}", "class") as bar:
+        by_class = {}
+        for folder in folders:
+            by_class[folder] = _list_images(root, f"{name}/{folder}" if name else folder)
+            bar.update()
+    return by_class
+
+
+def _subfolders(folder: Path) -> list[str]:
+    """Sorted names of subfolders; hidden ones (``.ipynb_checkpoints``) are no classes."""
+    if not folder.is_dir():
+        return []
+    return sorted(entry.name for entry, is_folder in _entries(folder) if is_folder)
+
+
+def _list_images(root: Path, name: str) -> _Listed:
+    """Images anywhere below ``root/name``, sorted; hidden files are none."""
+    listed: _Listed = []
+    folders = [name]
+    while folders:
+        folder = folders.pop()
+        if not (root / folder).is_dir():
+            continue
+        for entry, is_folder in _entries(root / folder):
+            if is_folder:
+                folders.append(f"{folder}/{entry.name}")
+            elif entry.name.lower().endswith(_SUFFIXES):
+                listed.append((f"{folder}/{entry.name}", _size(entry)))
+    return sorted(listed)
+
+
+def _entries(folder: Path) -> list[tuple["os.DirEntry[str]", bool]]:
+    """What is in a folder and not hidden, and whether it is a folder."""
+    try:
+        with os.scandir(folder) as entries:
+            return [(e, e.is_dir()) for e in entries if not e.name.startswith(".")]
+    except OSError as error:  # no permission, or links that lead in a circle
+        raise TeddyError(f"{str(folder)[:200]}: cannot list: {error.strerror}") from error
+
+
+def _size(entry: "os.DirEntry[str]") -> int:
+    try:
+        return entry.stat().st_size
+    except OSError:
+        return 0  # a dangling link; reading it says so
+
+
+def _same_classes(
+    expected: Sequence[str] | Mapping[str, _Listed], found: Mapping[str, _Listed], a: str, b: str
+) -> None:
+    only_a, only_b = _differences(expected, found)
+    if only_a or only_b:
+        raise TeddyError(
+            f"{a} and {b} have different classes; only in the first: {_some(only_a)}; only in the "
+            f"second: {_some(only_b)}"
+        )
+
+
+def _differences(
+    a: Sequence[str] | Mapping[str, object], b: Sequence[str] | Mapping[str, object]
+) -> tuple[list[str], list[str]]:
+    return sorted(set(a) - set(b)), sorted(set(b) - set(a))
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first few of many names, for a message."""
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return (", ".join(names[:5]) or "none") + more
+
+
+# ---------------------------------------------------------------------------- finding raw data
+
+
+def _root(config: PrepareConfig) -> Path:
+    if not config.root:
+        raise TeddyError(f"prepare.root is empty, but {config.source} is read from there")
+    return Path(config.root).expanduser()
+
+
+def _unpacked(config: PrepareConfig, archive: Published, name: str, marker: str) -> Path:
+    """Folder ``name`` of an archive: in the root, the root itself, or unpacked into it now."""
+    root = _root(config)
+    for folder in (root / name, root):
+        if (folder / marker).is_file():
+            return folder
+    if (root / name).exists():
+        raise TeddyError(
+            f"{root / name}: expected {marker} in it; remove the folder or complete it"
+        )
+    _obtain(config, archive, root / archive.name)
+    extract(root / archive.name, root / name)
+    return root / name
+
+
+def _obtain(config: PrepareConfig, file: Published, path: Path) -> str:
+    """Fetch ``file`` to ``path`` if allowed and needed; returns its verified checksum."""
+    if not path.is_file():
+        if not config.download:
+            raise TeddyError(
+                f"{path}: not found. Put {file.urls[0]} there, or set "
+                "datasets.<name>.prepare.download: true to fetch it"
+            )
+        fetch(file, path)
+    return _verify(config, path, file.checksum)
+
+
+def _verify(config: PrepareConfig, path: Path, published: str) -> str:
+    """Compare a file with its published checksum; returns its own."""
+    if not path.is_file():
+        raise TeddyError(f"{path}: not found; unpack the published archive again")
+    got = checksum(path, published.partition(":")[0])
+    if got != published:
+        message = f"{path}: not the published file: expected {published}, got {got}"
+        if config.on_checksum_mismatch == "refuse":
+            raise TeddyError(f"{message}; prepare.on_checksum_mismatch: warn accepts it")
+        log(f"warning: {message}")
+    return got
+
+
+SOURCES: dict[str, Callable[[PrepareConfig], RawDataset]] = {
+    "digits": _digits,
+    "cifar10": lambda config: _cifar(config, "CIFAR10"),
+    "cifar100": lambda config: _cifar(config, "CIFAR100"),
+    "mnist": lambda config: _mnist(config, "MNIST"),
+    "fashion-mnist": lambda config: _mnist(config, "FashionMNIST"),
+    "tiny-imagenet": _tiny_imagenet,
+    "imagefolder": _imagefolder,
+    "npz": _npz,
+}
+"""Loaders of raw data by the name ``prepare.source`` gives. Add a dataset here."""

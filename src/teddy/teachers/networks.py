@@ -1,0 +1,347 @@
+"""Architectures, and networks as files: weights plus the record they are rebuilt from."""
+
+import argparse
+import hashlib
+import re
+from collections.abc import Mapping
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from teddy.core.artifacts import read_record, read_tensors, write_tensors
+from teddy.core.errors import TeddyError
+from teddy.core.files import Json
+from teddy.core.seeding import derive
+from teddy.settings.configs import NetworkConfig
+from teddy.settings.schema import from_json, to_json
+
+_KIND = "teddy.network.v1"
+_SMALL = 64  # pixels: Tiny-ImageNet's, the largest images that SRe2L adapts the stem to
+# torchvision's published DenseNet weights have names of before its modules were renamed.
+_OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)")
+
+
+class ConvNet(nn.Module):
+    """DM's ConvNet: three blocks of 3×3 convolution, norm, ReLU, 2×2 average pooling; linear head.
+
+    Source: Zhao & Bilen, "Dataset condensation with distribution matching", VICO-UoE/
+    DatasetCondensation ``networks.py``, re-implemented.
+    """
+
+    def __init__(
+        self, image_shape: tuple[int, int, int], num_classes: int, width: int, norm: str
+    ) -> None:
+        super().__init__()
+        channels, height, rest = image_shape
+        blocks: list[nn.Module] = []
+        for _ in range(3):
+            blocks += [
+                nn.Conv2d(channels, width, 3, padding=1),
+                _norm(norm, width),
+                nn.ReLU(inplace=True),
+                nn.AvgPool2d(2),
+            ]
+            channels, height, rest = width, height // 2, rest // 2
+        if min(height, rest) < 1:
+            raise TeddyError(
+                f"convnet3 halves the image three times: expected at least 8×8 pixels, got "
+                f"{image_shape[1]}×{image_shape[2]}"
+            )
+        self.features = nn.Sequential(*blocks)
+        self.classifier = nn.Linear(width * height * rest, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits ``(N, K)`` of normalised images ``(N, C, H, W)``."""
+        logits: Tensor = self.classifier(self.features(images).flatten(1))
+        return logits
+
+
+def _norm(norm: str, width: int) -> nn.Module:
+    if norm == "batch":
+        return nn.BatchNorm2d(width)
+    if norm == "instance":
+        return nn.GroupNorm(width, width)
+    if norm == "group":
+        return nn.GroupNorm(min(4, width), width)
+    return nn.Identity()
+
+
+def build(
+    config: NetworkConfig, image_shape: tuple[int, int, int], num_classes: int, seed: int
+) -> nn.Module:
+    """Fresh network, initialised from its own random stream.
+
+    torchvision's networks are adapted to the images by one rule: up to 64 pixels (the larger of
+    height and width) the stem keeps the resolution, that is, the first convolution becomes 3×3 of
+    stride 1 and padding 1, and a max-pool after the stem is removed. For ResNet18 this is MoCo's
+    and SRe2L's change for small images. Above 64 pixels the network is torchvision's. The first
+    convolution takes as many channels as the images have.
+
+    Args:
+        config: architecture.
+        image_shape: channels, height, width.
+        num_classes: K.
+        seed: any int; equal seeds give equal weights.
+
+    Raises:
+        TeddyError: images of less than 8×8 pixels, or 32×32 for torchvision's own stems.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive(seed, "initialise"))
+        if config.arch == "convnet3":
+            return ConvNet(image_shape, num_classes, config.width, config.norm)
+        return _torchvision(config.arch, image_shape, num_classes)
+
+
+def _torchvision(arch: str, image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+    from torchvision.models import get_model
+
+    channels, height, width = image_shape
+    small = max(height, width) <= _SMALL
+    least = 8 if small else 32  # what later strides divide by, at most
+    if min(height, width) < least:
+        raise TeddyError(
+            f"{arch} expects at least {least}×{least} pixels with the stem for images of "
+            f"{'up to' if small else 'more than'} {_SMALL} pixels, got {height}×{width}"
+        )
+    network: nn.Module = get_model(arch, weights=None, num_classes=num_classes)
+    if small:
+        _replace_stem(network, channels, kernel_size=3, stride=1, padding=1)
+        for name, module in list(network.named_modules()):
+            if isinstance(module, nn.MaxPool2d):  # only stems have one
+                network.set_submodule(name, nn.Identity())
+    elif channels != 3:
+        _replace_stem(network, channels)
+    return network
+
+
+def _replace_stem(network: nn.Module, channels: int, **changes: int) -> None:
+    """Exchange the first convolution for a fresh one, initialised as PyTorch does."""
+    name, stem = next(
+        (name, module) for name, module in network.named_modules() if isinstance(module, nn.Conv2d)
+    )
+    options: Any = {
+        "kernel_size": stem.kernel_size,
+        "stride": stem.stride,
+        "padding": stem.padding,
+        "bias": stem.bias is not None,
+    }
+    network.set_submodule(name, nn.Conv2d(channels, stem.out_channels, **{**options, **changes}))
+
+
+def classifier(network: nn.Module) -> nn.Linear:
+    """The last linear layer, whose outputs are the classes."""
+    return [module for module in network.modules() if isinstance(module, nn.Linear)][-1]
+
+
+def batchnorms(network: nn.Module) -> list[nn.BatchNorm2d]:
+    """BatchNorm layers in module order, down-sampling branches included."""
+    return [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+
+
+def count_parameters(network: nn.Module) -> int:
+    """Trainable numbers of a network."""
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+# ------------------------------------------------------------------------------------ on disk
+
+
+def save_network(
+    path: Path,
+    network: nn.Module,
+    config: NetworkConfig,
+    image_shape: tuple[int, int, int],
+    num_classes: int,
+    record: Json | None = None,
+) -> None:
+    """Write a network's weights and buffers with what is needed to rebuild it."""
+    meta = {
+        "network": to_json(config),
+        "image_shape": list(image_shape),
+        "num_classes": num_classes,
+    }
+    write_tensors(path, network.state_dict(), kind=_KIND, record={**meta, **(record or {})})
+
+
+def load_network(path: Path) -> tuple[nn.Module, Json]:
+    """Rebuild a network, pruned or not, and return it with its record.
+
+    Raises:
+        TeddyError: missing, truncated or foreign file, or weights of another architecture.
+    """
+    state, record = read_tensors(path, kind=_KIND)
+    config = from_json(NetworkConfig, record["network"], f"{path}: network")
+    channels, height, width = record["image_shape"]
+    network = build(config, (channels, height, width), record["num_classes"], seed=0)
+    _fit_shapes(network, state)
+    _load(network, state, f"{path}: weights do not fit {config.arch}")
+    return network, record
+
+
+def read_network_record(path: Path) -> Json:
+    """Record of a network file without its weights; errors as for :func:`load_network`."""
+    return read_record(path, kind=_KIND)
+
+
+def _fit_shapes(network: nn.Module, state: dict[str, Tensor]) -> None:
+    """Shrink layers in place to the shapes of pruned weights."""
+    for name, module in network.named_modules():
+        weight = state.get(f"{name}.weight")
+        if weight is None:
+            continue
+        if isinstance(module, nn.Conv2d):
+            depthwise = module.groups == module.in_channels
+            module.out_channels = weight.shape[0]
+            module.groups = weight.shape[0] if depthwise and module.groups > 1 else module.groups
+            module.in_channels = weight.shape[1] * module.groups
+        elif isinstance(module, nn.Linear):
+            module.out_features, module.in_features = weight.shape
+        elif isinstance(module, nn.BatchNorm2d):
+            module.num_features = len(weight)
+            module.running_mean = torch.empty(len(weight))
+            module.running_var = torch.empty(len(weight))
+        for key, parameter in list(module.named_parameters(recurse=False)):
+            shape = state[f"{name}.{key}"].shape if f"{name}.{key}" in state else parameter.shape
+            if shape != parameter.shape:
+                setattr(module, key, nn.Parameter(torch.empty(shape)))
+
+
+def _load(network: nn.Module, state: Mapping[str, Tensor], complaint: str) -> None:
+    """Load weights that have the network's names and shapes, or name the first that differs.
+
+    Counters of batches may be missing: published weights are older than they are.
+    """
+    wanted = network.state_dict()
+    for name, tensor in wanted.items():
+        if name not in state and not name.endswith("num_batches_tracked"):
+            raise TeddyError(f"{complaint}: {name} is missing")
+        if name in state and state[name].shape != tensor.shape:
+            got, expected = _shape(state[name]), _shape(tensor)
+            raise TeddyError(f"{complaint}: {name} has shape {got}, expected {expected}")
+    for name in state:
+        if name not in wanted:
+            raise TeddyError(f"{complaint}: {name} is not in it")
+    network.load_state_dict({**wanted, **state})
+
+
+def _shape(tensor: Tensor) -> str:
+    return "×".join(map(str, tensor.shape)) or "scalar"
+
+
+# ------------------------------------------------------------------------------ weights of others
+
+
+def load_pretrained(
+    config: NetworkConfig, image_shape: tuple[int, int, int], num_classes: int, checkpoint: str
+) -> nn.Module:
+    """Network of :func:`build` with weights that were trained elsewhere.
+
+    Args:
+        config: architecture.
+        image_shape: channels, height, width.
+        num_classes: K.
+        checkpoint: ``torchvision`` for its published ImageNet weights (IMAGENET1K_V1; classes in
+            the order of their WordNet IDs, pixels normalised with ImageNet's usual mean and
+            deviation), or the path of a file: a network of ours, or a plain state dict as
+            ``.safetensors`` or as PyTorch's ``.pth``, alone or under the key ``state_dict`` or
+            ``model``, with or without DataParallel's prefix ``module.``. No pickled code is run.
+
+    Raises:
+        TeddyError: missing or unreadable file, weights of other classes or another architecture,
+            or published weights that cannot be downloaded; says where to put them by hand.
+    """
+    if checkpoint == "torchvision":
+        state, place = _published(config.arch, num_classes), f"torchvision's {config.arch}"
+    else:
+        state, place = _read_state(Path(checkpoint)), checkpoint
+    state = {_OLD_DENSENET.sub(r"\1\2", name): tensor for name, tensor in state.items()}
+    network = build(config, image_shape, num_classes, seed=0)
+    head = classifier(network)
+    name = next(name for name, module in network.named_modules() if module is head) + ".bias"
+    if name in state:
+        _check_classes(place, state[name].numel(), num_classes)
+    size = "×".join(map(str, image_shape))
+    _load(network, state, f"{place}: weights do not fit {config.arch} for {size} images")
+    return network
+
+
+def _check_classes(place: str, found: int, num_classes: int) -> None:
+    if found != num_classes:
+        raise TeddyError(f"{place}: weights for {found} classes, but the data has {num_classes}")
+
+
+def _published(arch: str, num_classes: int) -> dict[str, Tensor]:
+    """Published weights of torchvision, from its cache or the net."""
+    from torchvision.models import get_model_weights
+
+    if arch == "convnet3":
+        raise TeddyError("torchvision has no weights of convnet3; give the path of a file")
+    weights: Any = get_model_weights(arch)["IMAGENET1K_V1"]
+    _check_classes(f"torchvision's {arch}", len(weights.meta["categories"]), num_classes)
+    path = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
+    if path.exists():
+        _check_hash(path)
+    try:
+        state = weights.get_state_dict(
+            progress=True, check_hash=True, map_location="cpu", weights_only=True
+        )
+    except (OSError, HTTPException, RuntimeError) as error:
+        raise TeddyError(
+            f"cannot download torchvision's weights of {arch} ({' '.join(str(error).split())}); "
+            f"fetch {weights.url} on another machine and put it at {path}"
+        ) from None
+    return dict(state)
+
+
+def _check_hash(path: Path) -> None:
+    """Refuse a cached file that its name's hash does not fit; PyTorch checks only downloads."""
+    expected = path.stem.rpartition("-")[2]
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if not found.startswith(expected):
+        raise TeddyError(
+            f"{path}: not the published file, its SHA-256 begins {found[:8]}, expected {expected}; "
+            "delete it"
+        )
+
+
+def _read_state(path: Path) -> dict[str, Tensor]:
+    """Weights of a file by their names, without DataParallel's prefix."""
+    if not path.is_file():
+        raise TeddyError(f"{path}: expected a checkpoint, found no file there")
+    loaded: Any = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pth(path)
+    for key in ("state_dict", "model"):
+        if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
+            loaded = loaded[key]
+    if not isinstance(loaded, Mapping) or not all(isinstance(t, Tensor) for t in loaded.values()):
+        raise TeddyError(f"{path}: expected a state dict, that is, tensors by name")
+    return {str(name).removeprefix("module."): tensor for name, tensor in loaded.items()}
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            ours = "teddy" in (file.metadata() or {})
+        return read_tensors(path, kind=_KIND)[0] if ours else load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise TeddyError(f"{path}: damaged or not safetensors ({error})") from None
+
+
+def _read_pth(path: Path) -> Any:
+    try:
+        # torchvision's and SRe2L's training scripts leave their arguments in the file.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise TeddyError(f"{path}: cannot read: {error.strerror or error}") from None
+    except Exception:  # what the unpickler raises on a damaged file depends on the damage
+        raise TeddyError(
+            f"{path}: damaged, or not a file of tensors alone; expected what "
+            "torch.save(network.state_dict(), …) writes"
+        ) from None

@@ -1,0 +1,52 @@
+"""Write results into README.md, so that no number there is typed by hand.
+
+A block ``<!-- results of metrics/tables/table1.md … -->`` to ``<!-- /results -->`` gets what stands
+before the file's tables and its first table.
+"""
+
+import argparse
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from teddy.core.errors import TeddyError
+from teddy.core.files import atomic_path
+
+_BLOCK = re.compile(r"(<!-- results of ([^\s,]+)[^>]*-->\n).*?(<!-- /results -->)", re.DOTALL)
+
+
+def with_results(readme: str, root: Path) -> str:
+    """README text with the first table of the file that each block names, its notes included.
+
+    Raises:
+        TeddyError: the README has no block, or a block's file is not there.
+    """
+    if not _BLOCK.search(readme):
+        raise TeddyError("README.md: expected <!-- results of FILE --> and <!-- /results -->")
+    return _BLOCK.sub(lambda match: match[1] + _first_table(root / match[2]) + match[3], readme)
+
+
+def _first_table(path: Path) -> str:
+    if not path.is_file():
+        raise TeddyError(f"README.md: {path}: not found; run the pipeline first")
+    before, first, *_ = path.read_text(encoding="utf-8").split("\n## ")
+    title, table = first.split("\n", 1)
+    lead = "".join(f"{line}\n" for line in before.splitlines()[1:] if line.strip())
+    parts = [lead.rstrip(), f"**{title}**\n{table.rstrip()}"]
+    return "\n" + "\n\n".join(part for part in parts if part) + "\n\n"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--readme", type=Path, default=Path("README.md"))
+    args = parser.parse_args(argv)
+    text = with_results(args.readme.read_text(encoding="utf-8"), args.readme.parent)
+    with atomic_path(args.readme) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,113 @@
+"""What each table and figure costs, from the timings of the last run.
+
+After ``python -m tools.repro`` has made everything, ``python -m tools.target_costs`` writes
+``targets.json`` and ``targets.md`` to ``metrics/bench``: how long every target takes alone, with
+all that it needs, and beyond what Table 1 has made already.
+"""
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence, Set
+from pathlib import Path
+
+from teddy.core.console import logs_folder, run_command
+from teddy.core.errors import TeddyError
+from teddy.core.files import Json, write_json
+from teddy.core.hardware import describe
+from teddy.core.tables import Column, Table, write_text
+from tools.repro import Graph, ancestors, graph
+
+_FIRST = "table1"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command."""
+    options = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    options.add_argument("--out", type=Path, default=Path("metrics/bench"), metavar="FOLDER")
+    args = options.parse_args(argv)
+
+    def command() -> str:
+        parents = graph()
+        run = _whole_run(logs_folder() / "repro-runs.jsonl", parents.keys() - {"inputs"})
+        record = {
+            "hardware": describe(),
+            "stages": len(run["stages"]),
+            "jobs": run["jobs"],
+            "wall_minutes": round(run["seconds"] / 60, 1),
+            "targets": costs(parents, run["stages"]),
+        }
+        write_json(args.out / "targets.json", record)
+        write_text(args.out / "targets.md", f"# What targets cost\n\n{table(record).markdown()}")
+        return f"{len(record['targets'])} targets in {args.out}"
+
+    run_command("target_costs", command)
+
+
+def _whole_run(path: Path, stages: Set[str]) -> Json:
+    """The last run that made every stage.
+
+    Raises:
+        TeddyError: there was none.
+    """
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    for run in reversed([json.loads(line) for line in lines]):
+        if run["stages"].keys() == stages:
+            return run  # type: ignore[no-any-return]
+    raise TeddyError(
+        f"{path}: no run made all {len(stages)} stages; run python -m tools.repro in a fresh clone"
+    )
+
+
+def costs(parents: Graph, seconds: Mapping[str, float]) -> dict[str, Json]:
+    """Stages and seconds that every target takes, on one process.
+
+    Args:
+        parents: the graph; targets are the stages without rows.
+        seconds: what each stage took.
+    """
+    found: dict[str, Json] = {}
+    before = ancestors(parents, {_FIRST}) if _FIRST in parents else set()
+    for target in parents:
+        if "@" in target or target == "inputs":
+            continue
+        needs = ancestors(parents, {target}) - {"inputs"}
+        beyond = needs - before if target != _FIRST else needs
+        found[target] = {
+            "stages": len(needs),
+            "seconds": round(sum(seconds[name] for name in needs), 1),
+            "stages_beyond_table1": len(beyond),
+            "seconds_beyond_table1": round(sum(seconds[name] for name in beyond), 1),
+        }
+    return found
+
+
+def table(record: Json) -> Table:
+    """Minutes of every target."""
+    columns = (
+        Column("target", text=True),
+        Column("stages"),
+        Column("minutes, alone", spec=".1f"),
+        Column("stages beyond Table 1"),
+        Column("minutes beyond Table 1", spec=".1f"),
+    )
+    rows = tuple(
+        (
+            name, cost["stages"], cost["seconds"] / 60,
+            cost["stages_beyond_table1"], cost["seconds_beyond_table1"] / 60,
+        )
+        for name, cost in record["targets"].items()
+    )  # fmt: skip
+    hardware = record["hardware"]
+    note = (
+        f"Minutes of one stage at a time while another ran beside it, DVC's bookkeeping included. "
+        f"All {record['stages']} stages, {record['jobs']} at a time: "
+        f"{record['wall_minutes']:.0f} minutes on "
+        f"{hardware['cores']} cores of {hardware['cpu']}."
+    )
+    return Table("Minutes of every target", columns, rows, (note,))
+
+
+if __name__ == "__main__":
+    main()
