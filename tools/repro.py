@@ -38,9 +38,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise TeddyError(f"--jobs must be at least 1, got {args.jobs}")
         parents = graph()
         wanted = ancestors(parents, instances(parents, args.targets))
-        if "inputs" in wanted:  # which says what code and settings are now
-            _reproduce("inputs", os.environ)
-        todo = stale(parents, _changed()) & wanted - {"inputs"}
+        if "resolve" in wanted:  # which says what code and settings are now
+            _reproduce("resolve", os.environ)
+        todo = stale(parents, _changed()) & wanted - {"resolve"}
         cores = int(os.environ.get("TEDDY_WORKERS") or len(os.sched_getaffinity(0)))
         environment = os.environ | {"TEDDY_WORKERS": str(max(1, cores // args.jobs))}
         start = time.monotonic()
@@ -191,7 +191,7 @@ def stale(parents: Graph, changed: Iterable[str]) -> set[str]:
     for name, before in parents.items():
         for parent in before:
             followers[parent].add(name)
-    return ancestors(followers, {name for name in changed if name in parents and name != "inputs"})
+    return ancestors(followers, {name for name in changed if name in parents and name != "resolve"})
 
 
 def instances(parents: Graph, targets: Sequence[str]) -> set[str]:

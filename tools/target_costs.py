@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     def command() -> str:
         parents = graph()
-        run = _whole_run(logs_folder() / "repro-runs.jsonl", parents.keys() - {"inputs"})
+        run = _whole_run(logs_folder() / "repro-runs.jsonl", parents.keys() - {"resolve"})
         record = {
             "hardware": describe(),
             "stages": len(run["stages"]),
@@ -70,9 +70,9 @@ def costs(parents: Graph, seconds: Mapping[str, float]) -> dict[str, Json]:
     found: dict[str, Json] = {}
     before = ancestors(parents, {_FIRST}) if _FIRST in parents else set()
     for target in parents:
-        if "@" in target or target == "inputs":
+        if "@" in target or target == "resolve":
             continue
-        needs = ancestors(parents, {target}) - {"inputs"}
+        needs = ancestors(parents, {target}) - {"resolve"}
         beyond = needs - before if target != _FIRST else needs
         found[target] = {
             "stages": len(needs),

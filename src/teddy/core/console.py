@@ -9,7 +9,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from teddy.core.errors import TeddyError
@@ -43,33 +43,38 @@ def logs_folder() -> Path:
 
 
 def parser(doc: str | None) -> argparse.ArgumentParser:
-    """Parser that shows a module's docstring as help, with the option for the settings."""
-    made = argparse.ArgumentParser(
+    """Parser that shows a module's docstring as help."""
+    return argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    made.add_argument(
-        "--params", type=Path, default=Path("params.yaml"), help="settings (default: %(default)s)"
-    )
-    return made
 
 
 def parse(
-    doc: str | None, argv: Sequence[str] | None, name: str, *, split: bool = False, **paths: str
+    doc: str | None,
+    argv: Sequence[str] | None,
+    *,
+    split: bool = False,
+    optional: Mapping[str, str] | None = None,
+    **paths: str,
 ) -> argparse.Namespace:
-    """Parse a stage's command line.
+    """Parse a stage's command line: ``--settings`` and paths.
 
     Args:
         doc: the stage's module docstring, shown as help.
         argv: arguments, or None for those of the process.
-        name: what the positional argument names, "" for none.
         split: whether there is an option for the split that accuracy is measured on.
+        optional: path options that may be left out, and their help.
         paths: required path options and their help.
     """
     made = parser(doc)
-    if name:
-        made.add_argument("name", help=name)
+    made.add_argument(
+        "--settings", type=Path, required=True, metavar="FILE",
+        help="what the stage reads of the parameters, written by the stage resolve",
+    )  # fmt: skip
     for option, text in paths.items():
         made.add_argument(f"--{option}", type=Path, required=True, help=text)
+    for option, text in (optional or {}).items():
+        made.add_argument(f"--{option}", type=Path, help=text)
     if split:
         text = "real images that accuracy is measured on (default: %(default)s)"
         made.add_argument("--split", choices=("val", "test"), default="test", help=text)

@@ -56,15 +56,15 @@ class _Abandon(Exception):
     """Leaves :func:`atomic_path` without writing."""
 
 
-def write_json(path: Path, record: Json) -> None:
-    """Write ``record`` as indented JSON with sorted keys and a final newline."""
+def write_json(path: Path, record: Json, *, in_order: bool = False) -> None:
+    """Write ``record`` as indented JSON with a final newline; keys sorted, or in their order."""
     with atomic_path(path) as temporary:
-        temporary.write_text(as_text(record), encoding="utf-8")
+        temporary.write_text(as_text(record, in_order=in_order), encoding="utf-8")
 
 
-def as_text(record: Json) -> str:
+def as_text(record: Json, *, in_order: bool = False) -> str:
     """A record as :func:`write_json` writes it."""
-    return json.dumps(record, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+    return json.dumps(record, indent=1, sort_keys=not in_order, ensure_ascii=False) + "\n"
 
 
 def read_json(path: Path) -> Json:

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from teddy.core.tables import Cell, Column, Table, percent
 from teddy.report.results import PaperResult, Score, grouped, spread
 from teddy.report.score_tables import distinct, students_note, top1_cell
-from teddy.settings.params import Params
+from teddy.settings.stages import Catalogue
 
 
-def ablations(scores: Sequence[Score], paper: Sequence[PaperResult], params: Params) -> list[Table]:
+def ablations(
+    scores: Sequence[Score], paper: Sequence[PaperResult], catalogue: Catalogue
+) -> list[Table]:
     """What the paper leaves out, one row per set and labelling pool."""
     tables = []
     for (dataset, ipc), own in grouped(scores, "dataset", "ipc").items():
@@ -19,7 +21,7 @@ def ablations(scores: Sequence[Score], paper: Sequence[PaperResult], params: Par
             first = mine[0]
             rows.append(
                 (
-                    name, params.methods[first.method].title, first.pool, first.ensemble,
+                    name, catalogue.methods[first.method].title, first.pool, first.ensemble,
                     first.first_bn_weight, top1_cell(cells.get("hard")),
                     top1_cell(cells.get("soft")), first.image_bytes,
                     max(score.label_bytes for score in mine),
@@ -35,12 +37,14 @@ def ablations(scores: Sequence[Score], paper: Sequence[PaperResult], params: Par
             "of the first BatchNorm layer (§8-5). Random real images appear under the labels of "
             "every pool, so that what labels and what images contribute can be told apart."
         )
-        title = f"Ablations, {params.datasets[dataset].title}, IPC {ipc}: top-1 accuracy (%)"
+        title = f"Ablations, {catalogue.datasets[dataset].title}, IPC {ipc}: top-1 accuracy (%)"
         tables.append(Table(title, columns, tuple(rows), (note, students_note(own))))
     return tables
 
 
-def precision(scores: Sequence[Score], paper: Sequence[PaperResult], params: Params) -> list[Table]:
+def precision(
+    scores: Sequence[Score], paper: Sequence[PaperResult], catalogue: Catalogue
+) -> list[Table]:
     """Autocast dtypes of synthesis, each over repeats of the whole synthesis."""
     tables = []
     for (dataset, ipc), own in grouped(scores, "dataset", "ipc").items():
@@ -55,7 +59,7 @@ def precision(scores: Sequence[Score], paper: Sequence[PaperResult], params: Par
                 for values in means.values()
             ]
             count = len({score.repeat for score in mine})
-            rows.append((params.methods[method].title, precision or "–", count, *cells))
+            rows.append((catalogue.methods[method].title, precision or "–", count, *cells))
         columns = (
             Column("images", text=True), Column("precision", text=True), Column("syntheses"),
             Column("hard"), Column("soft"),
@@ -65,6 +69,6 @@ def precision(scores: Sequence[Score], paper: Sequence[PaperResult], params: Par
             f"randomness, of the mean accuracy of {distinct(own, 'n')} students each, after the "
             f"last of {distinct(own, 'epochs')} epochs."
         )
-        title = f"Precision, {params.datasets[dataset].title}, IPC {ipc}: top-1 accuracy (%)"
+        title = f"Precision, {catalogue.datasets[dataset].title}, IPC {ipc}: top-1 accuracy (%)"
         tables.append(Table(title, columns, tuple(rows), (note,)))
     return tables

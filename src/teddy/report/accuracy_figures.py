@@ -19,15 +19,18 @@ from teddy.report.drawing import (
     looks,
     short_name,
 )
-from teddy.report.results import Base, Score, StreamScore, Titles
+from teddy.report.results import Base, Score, StreamScore
+from teddy.settings.stages import Catalogue
 
 # --------------------------------------------------------------------------------- images per class
 
 
-def accuracy(path: Path, scores: Sequence[Score], bases: Sequence[Base], titles: Titles) -> None:
+def accuracy(
+    path: Path, scores: Sequence[Score], bases: Sequence[Base], catalogue: Catalogue
+) -> None:
     """Last-epoch accuracy against IPC: a row per dataset and student, a column per labels."""
     groups: dict[tuple[str, str], list[Score]] = {}
-    for score in sorted(scores, key=lambda score: list(titles.datasets).index(score.dataset)):
+    for score in sorted(scores, key=lambda score: list(catalogue.datasets).index(score.dataset)):
         groups.setdefault((score.dataset, score.arch), []).append(score)
     kinds = sorted({score.labels for score in scores})
     with drawn(path, WIDTH * (0.3 + 0.35 * len(kinds)), (PANEL + 0.55) * len(groups)) as figure:
@@ -37,12 +40,12 @@ def accuracy(path: Path, scores: Sequence[Score], bases: Sequence[Base], titles:
             teachers = [base for base in bases if base.dataset == dataset]
             present = [kind for kind in kinds if any(s.labels == kind for s in own)]
             ends = [
-                _accuracy_panel(axes, [s for s in own if s.labels == kind], teachers, titles)
+                _accuracy_panel(axes, [s for s in own if s.labels == kind], teachers, catalogue)
                 for axes, kind in zip(row, present, strict=False)
             ]
             row[0].set_ylim(*_headroom(*row[0].get_ylim()))
             for axes, kind, labels in zip(row, present, ends, strict=False):
-                axes.set_title(f"{titles.datasets[dataset]}, {kind} labels", loc="left")
+                axes.set_title(f"{catalogue.datasets[dataset].title}, {kind} labels", loc="left")
                 label_ends(axes, labels)
             for axes in row[len(present) :]:
                 axes.set_visible(False)
@@ -57,13 +60,13 @@ def _headroom(low: float, high: float) -> tuple[float, float]:
 
 
 def _accuracy_panel(
-    axes: Axes, scores: Sequence[Score], teachers: Sequence[Base], titles: Titles
+    axes: Axes, scores: Sequence[Score], teachers: Sequence[Base], catalogue: Catalogue
 ) -> list[LineEnd]:
     ends = []
     ipcs = sorted({score.ipc for score in scores})
-    methods = [m for m in titles.methods if any(score.method == m for score in scores)]
+    methods = [m for m in catalogue.methods if any(score.method == m for score in scores)]
     for place, method in enumerate(methods):
-        look = looks(list(titles.methods))[method]
+        look = looks(list(catalogue.methods))[method]
         points = sorted((s for s in scores if s.method == method), key=lambda score: score.ipc)
         # Side by side by a hair, so that error bars stay apart.
         shift = 1.02 ** (place - (len(methods) - 1) / 2)
@@ -72,7 +75,7 @@ def _accuracy_panel(
             xs, ys, [score.top1_std for score in points], color=look.colour, marker=look.marker,
             capsize=2, elinewidth=0.8, capthick=0.8,
         )  # fmt: skip
-        ends.append(LineEnd(titles.methods[method], xs[-1], ys[-1], look.colour))
+        ends.append(LineEnd(catalogue.methods[method].title, xs[-1], ys[-1], look.colour))
     for base in teachers:
         name = short_name(base.name) if len(teachers) > 1 else "teacher"
         top1 = base.epochs[-1].val_top1
@@ -95,7 +98,7 @@ def _log_ticks(axes: Axes, ipcs: Sequence[int]) -> None:
 
 
 def along_axis(
-    path: Path, scores: Sequence[Score], attribute: str, title: str, titles: Titles
+    path: Path, scores: Sequence[Score], attribute: str, title: str, catalogue: Catalogue
 ) -> None:
     """Last-epoch accuracy along a setting, as Fig. 3: a row per dataset, a line per IPC and labels.
 
@@ -112,7 +115,7 @@ def along_axis(
         panels = figure.subplots(len(groups), columns, squeeze=False)
         for row, (dataset, own) in zip(panels, groups.items(), strict=True):
             _axis_panel(row[0], own, attribute, "top1_mean", title)
-            row[0].set_title(titles.datasets[dataset], loc="left")
+            row[0].set_title(catalogue.datasets[dataset].title, loc="left")
             row[0].set_ylabel("top-1, test split (%)")
             if divergence:
                 _axis_panel(row[1], own, attribute, "kl_student_teacher", title)
@@ -164,7 +167,7 @@ def _ipc_colour(ipc: int, lines: Iterable[tuple[int, str]]) -> int:
 # -------------------------------------------------------------------------------- classes that come
 
 
-def streams(path: Path, streams: Sequence[StreamScore], titles: Titles) -> None:
+def streams(path: Path, streams: Sequence[StreamScore], catalogue: Catalogue) -> None:
     """Accuracy on seen classes after each step, as Fig. 3e: a row per dataset and IPC, a column per
     kind of teachers, a line per method and labels.
     """
@@ -172,7 +175,7 @@ def streams(path: Path, streams: Sequence[StreamScore], titles: Titles) -> None:
     for stream in streams:
         rows.setdefault((stream.dataset, stream.ipc), []).append(stream)
     kinds = sorted({stream.strict for stream in streams})
-    style = looks(list(titles.methods))
+    style = looks(list(catalogue.methods))
     with drawn(path, WIDTH * (0.35 + 0.3 * len(kinds)), (PANEL + 0.5) * len(rows)) as figure:
         figure.set_layout_engine("constrained", w_pad=0.06, h_pad=0.06)
         panels = figure.subplots(len(rows), len(kinds), squeeze=False, sharey="row")
@@ -180,20 +183,22 @@ def streams(path: Path, streams: Sequence[StreamScore], titles: Titles) -> None:
             for axes, strict in zip(panel, kinds, strict=True):
                 for stream in own:
                     if stream.strict == strict:
-                        _stream_line(axes, stream, style[stream.method], titles)
+                        _stream_line(axes, stream, style[stream.method], catalogue)
                 teachers = "strict" if strict else "paper-like"
-                axes.set_title(f"{titles.datasets[dataset]}, IPC {ipc}, {teachers}", loc="left")
+                axes.set_title(
+                    f"{catalogue.datasets[dataset].title}, IPC {ipc}, {teachers}", loc="left"
+                )
                 axes.set_xticks(own[0].classes)
                 axes.set_xlabel("classes seen")
             panel[0].set_ylabel(f"top-1 on seen classes, {own[0].split} split (%)")
             panel[0].legend(fontsize="small")
 
 
-def _stream_line(axes: Axes, stream: StreamScore, look: Look, titles: Titles) -> None:
+def _stream_line(axes: Axes, stream: StreamScore, look: Look, catalogue: Catalogue) -> None:
     soft = stream.labels == "soft"
     axes.errorbar(
         stream.classes, stream.top1_mean, stream.top1_std,
         color=look.colour, marker=look.marker, linestyle="-" if soft else (0, (4, 3)),
         capsize=2, elinewidth=0.8,
-        label=titles.methods[stream.method] + ("" if soft else ", hard labels"),
+        label=catalogue.methods[stream.method].title + ("" if soft else ", hard labels"),
     )  # fmt: skip

@@ -7,7 +7,7 @@ from teddy.core.errors import TeddyError
 from teddy.core.tables import Cell, Column, Table
 from teddy.report.results import PaperResult, Score, grouped
 from teddy.report.score_tables import Maker, ipcs_and_labels, placed, students_note, top1_cell
-from teddy.settings.params import Params
+from teddy.settings.stages import Catalogue
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,12 +33,13 @@ def along(target: str) -> "Maker":
     """Maker of the tables of a figure with an axis: a row per value."""
     axis = AXES[target]
 
-    def make(scores: Sequence[Score], paper: Sequence[PaperResult], params: Params) -> list[Table]:
+    def make(
+        scores: Sequence[Score], paper: Sequence[PaperResult], catalogue: Catalogue
+    ) -> list[Table]:
         for score in scores:
             if getattr(score, axis.attribute) is None:
                 raise TeddyError(
-                    f"{params.path}: targets.{target}: {score.name} has no place on the axis "
-                    f"{axis.title!r}"
+                    f"targets.{target}: {score.name} has no place on the axis {axis.title!r}"
                 )
         tables = []
         for (dataset, arch), own in grouped(scores, "dataset", "arch").items():
@@ -69,7 +70,9 @@ def along(target: str) -> "Maker":
                     "KL in nats at temperature 1, mean over the images held out, the members of "
                     "the pool and the students. The paper does not say which direction it plots."
                 )
-            title = f"Top-1 accuracy (%) against {axis.title}: {params.datasets[dataset].title}, "
+            title = (
+                f"Top-1 accuracy (%) against {axis.title}: {catalogue.datasets[dataset].title}, "
+            )
             title += f"{arch} students"
             tables.append(Table(title, tuple(columns), tuple(rows), tuple(notes)))
         return tables

@@ -13,39 +13,43 @@ from teddy.report.score_tables import (
     students_note,
     top1_cell,
 )
-from teddy.settings.params import Params
+from teddy.settings.stages import Catalogue
 
 
 def comparison(
-    scores: Sequence[Score], paper: Sequence[PaperResult], params: Params
+    scores: Sequence[Score], paper: Sequence[PaperResult], catalogue: Catalogue
 ) -> list[Table]:
     """Table 1, what its sets cost to keep, and the paper's own table."""
-    return [*result_tables(scores, paper, params), size_table(scores, params), paper_table(paper)]
+    return [
+        *result_tables(scores, paper, catalogue),
+        size_table(scores, catalogue),
+        paper_table(paper),
+    ]
 
 
 def result_tables(
-    scores: Sequence[Score], paper: Sequence[PaperResult], params: Params
+    scores: Sequence[Score], paper: Sequence[PaperResult], catalogue: Catalogue
 ) -> list[Table]:
     """Table 1 for every dataset and student, then its best-epoch values."""
     tables = []
-    for dataset in params.datasets:
+    for dataset in catalogue.datasets:
         own = [score for score in scores if score.dataset == dataset]
         for arch, rows in grouped(own, "arch").items():
-            where = f"{params.datasets[dataset].title}, {arch} students"
-            tables.append(_table1(where, rows, paper, params))
-            tables.append(_best_table(where, rows, params))
+            where = f"{catalogue.datasets[dataset].title}, {arch} students"
+            tables.append(_table1(where, rows, paper, catalogue))
+            tables.append(_best_table(where, rows, catalogue))
     return tables
 
 
 def _table1(
-    where: str, scores: Sequence[Score], paper: Sequence[PaperResult], params: Params
+    where: str, scores: Sequence[Score], paper: Sequence[PaperResult], catalogue: Catalogue
 ) -> Table:
     first = scores[0]
     ipcs, kinds = ipcs_and_labels(scores)
-    methods = _by_cell(scores, params)
+    methods = _by_cell(scores, catalogue)
     printed = {
         (method, ipc): marked(
-            paper_result(params, "1", first.dataset, method, ipc, paper), first.arch
+            paper_result(catalogue, "1", first.dataset, method, ipc, paper), first.arch
         )
         for method in methods
         for ipc in ipcs
@@ -57,12 +61,12 @@ def _table1(
         columns += [Column(kind, f"IPC {ipc}") for kind in shown]
     rows = []
     for method, own in methods.items():
-        row: list[Cell] = [params.methods[method].title]
+        row: list[Cell] = [catalogue.methods[method].title]
         for ipc in ipcs:
             row += [top1_cell(own.get((ipc, kind))) for kind in kinds]
             row += [printed[method, ipc]] if ipc in in_paper else []
         rows.append(tuple(row))
-    for name, numbers in _from_literature(first.dataset, methods, paper, params).items():
+    for name, numbers in _from_literature(first.dataset, methods, paper, catalogue).items():
         row = [f"{name}, quoted"]
         for ipc in ipcs:
             row += [None] * len(kinds)
@@ -74,10 +78,13 @@ def _table1(
 
 
 def _from_literature(
-    dataset: str, methods: Iterable[str], paper: Sequence[PaperResult], params: Params
+    dataset: str, methods: Iterable[str], paper: Sequence[PaperResult], catalogue: Catalogue
 ) -> dict[str, dict[int | None, PaperResult]]:
     """Methods of the paper's Table 1 that we do not run, by IPC; the paper quotes them itself."""
-    ours, title = {params.methods[method].paper for method in methods}, params.datasets[dataset]
+    ours, title = (
+        {catalogue.methods[method].paper for method in methods},
+        catalogue.datasets[dataset],
+    )
     found: dict[str, dict[int | None, PaperResult]] = {}
     for r in paper:
         if r.table == "1" and r.dataset == title.paper and r.method not in ours:
@@ -99,14 +106,14 @@ def _paper_notes(quoted: str) -> list[str]:
     return notes
 
 
-def _best_table(where: str, scores: Sequence[Score], params: Params) -> Table:
+def _best_table(where: str, scores: Sequence[Score], catalogue: Catalogue) -> Table:
     ipcs, kinds = ipcs_and_labels(scores)
     cells = [(ipc, kind) for ipc in ipcs for kind in kinds]
     rows = []
-    for method, own in _by_cell(scores, params).items():
+    for method, own in _by_cell(scores, catalogue).items():
         found = [own.get(cell) for cell in cells]
         values = [score.top1_best_mean if score else None for score in found]
-        rows.append((params.methods[method].title, *values))
+        rows.append((catalogue.methods[method].title, *values))
     split = split_title(scores[0].split)
     note = (
         "Mean over the same students of each one's best epoch. That epoch is chosen on the "
@@ -121,17 +128,19 @@ def _best_table(where: str, scores: Sequence[Score], params: Params) -> Table:
     )
 
 
-def _by_cell(scores: Sequence[Score], params: Params) -> dict[str, dict[tuple[int, str], Score]]:
-    groups = by_method(scores, params)
+def _by_cell(
+    scores: Sequence[Score], catalogue: Catalogue
+) -> dict[str, dict[tuple[int, str], Score]]:
+    groups = by_method(scores, catalogue)
     return {method: placed(own, "ipc", "labels") for method, own in groups.items()}
 
 
-def size_table(scores: Sequence[Score], params: Params) -> Table:
+def size_table(scores: Sequence[Score], catalogue: Catalogue) -> Table:
     """Bytes of images and of labels, which is what a distilled set costs to keep."""
     rows = [
         (
-            params.datasets[score.dataset].title, score.ipc, params.methods[score.method].title,
-            score.image_bytes, score.label_bytes,
+            catalogue.datasets[score.dataset].title, score.ipc,
+            catalogue.methods[score.method].title, score.image_bytes, score.label_bytes,
         )
         for score in scores
         if score.labels == "soft"

@@ -5,14 +5,14 @@ from collections.abc import Sequence
 from teddy.core.files import Json
 from teddy.core.tables import Column, Table
 from teddy.report.results import Cost
-from teddy.settings.params import Params
+from teddy.settings.stages import Catalogue
 
 
-def cost_table(costs: Sequence[Cost], hardware: Json, params: Params) -> Table:
+def cost_table(costs: Sequence[Cost], hardware: Json, catalogue: Catalogue) -> Table:
     """Fig. 3d: seconds of pre-training and synthesis, and the peak memory of synthesis."""
     rows = [
         (
-            params.methods[cost.method].title, params.datasets[cost.dataset].title, cost.ipc,
+            catalogue.methods[cost.method].title, catalogue.datasets[cost.dataset].title, cost.ipc,
             cost.draw, cost.epochs, cost.pretraining_seconds, cost.synthesis_seconds, cost.seconds,
             cost.peak_mib,
         )

@@ -8,7 +8,8 @@ from matplotlib.textpath import TextPath
 from numpy.typing import NDArray
 
 from teddy.report.drawing import DPI, drawn, looks
-from teddy.report.results import ImageGrid, Titles
+from teddy.report.results import ImageGrid
+from teddy.settings.stages import Catalogue
 
 Pixels = NDArray[np.uint8]
 
@@ -20,15 +21,15 @@ _TEXT = 8
 """Size of text in pictures; points."""
 
 
-def method_grid(path: Path, grids: Sequence[ImageGrid], titles: Titles) -> None:
+def method_grid(path: Path, grids: Sequence[ImageGrid], catalogue: Catalogue) -> None:
     """The same classes of one dataset side by side: a block of rows per method."""
-    own = looks(list(titles.methods))
+    own = looks(list(catalogue.methods))
     ipcs = sorted({grid.ipc for grid in grids})
-    title = f"{titles.datasets[grids[0].dataset]}{_shown_classes(grids[0])}, " + (
+    title = f"{catalogue.datasets[grids[0].dataset].title}{_shown_classes(grids[0])}, " + (
         f"IPC {ipcs[0]}" if len(ipcs) == 1 else "IPC differs"
     )
     names = [
-        titles.methods[grid.method] + (f", IPC {grid.ipc}" if len(ipcs) > 1 else "")
+        catalogue.methods[grid.method].title + (f", IPC {grid.ipc}" if len(ipcs) > 1 else "")
         for grid in grids
     ]
     colours = [own[grid.method].colour for grid in grids]
@@ -36,12 +37,10 @@ def method_grid(path: Path, grids: Sequence[ImageGrid], titles: Titles) -> None:
     _picture(path, title, blocks, names, colours, [_class(name) for name in grids[0].class_names])
 
 
-def class_grid(path: Path, grid: ImageGrid, titles: Titles) -> None:
+def class_grid(path: Path, grid: ImageGrid, catalogue: Catalogue) -> None:
     """Images of one set: a row per class."""
-    title = (
-        f"{titles.datasets[grid.dataset]}{_shown_classes(grid)}, {titles.methods[grid.method]}, "
-        f"IPC {grid.ipc}"
-    )
+    dataset, method = catalogue.datasets[grid.dataset], catalogue.methods[grid.method]
+    title = f"{dataset.title}{_shown_classes(grid)}, {method.title}, IPC {grid.ipc}"
     names = [_class(name) for name in grid.class_names]
     blocks = [grid.images[:, index][None] for index in range(len(names))]
     _picture(path, title, blocks, names, ["black"] * len(names), [], block_gap=_GAP)

@@ -6,11 +6,11 @@ from teddy.core.tables import Cell, Column, Table
 from teddy.report.paper import paper_result, quoted
 from teddy.report.results import PaperResult, Score, grouped
 from teddy.report.score_tables import by_method, f1_cell, placed, students_note, top1_cell
-from teddy.settings.params import Params
+from teddy.settings.stages import Catalogue
 
 
 def imbalanced(
-    scores: Sequence[Score], paper: Sequence[PaperResult], params: Params
+    scores: Sequence[Score], paper: Sequence[PaperResult], catalogue: Catalogue
 ) -> list[Table]:
     """Table 3: accuracy and macro-F1 for every share of images that classes keep."""
     tables = []
@@ -22,17 +22,17 @@ def imbalanced(
         for data in datas:
             columns += [Column("top-1", keeps[data]), Column("macro-F1", keeps[data])]
         rows: list[tuple[Cell, ...]] = []
-        for method, mine in by_method(own, params).items():
+        for method, mine in by_method(own, catalogue).items():
             by_data = placed(mine, "data")
-            ours: list[Cell] = [params.methods[method].title, "ours"]
-            theirs: list[Cell] = [params.methods[method].title, "paper"]
+            ours: list[Cell] = [catalogue.methods[method].title, "ours"]
+            theirs: list[Cell] = [catalogue.methods[method].title, "paper"]
             for data in datas:
                 score = by_data.get(data)
                 ours += [top1_cell(score), f1_cell(score)]
                 theirs += [
                     quoted(
                         paper_result(
-                            params, "3", dataset, method, ipc, paper,
+                            catalogue, "3", dataset, method, ipc, paper,
                             metric=metric, keep=keeps[data],
                         )
                     )
@@ -46,7 +46,7 @@ def imbalanced(
             "the thinned images only. A matches each class to its own statistics, B all classes to "
             "class-balanced pooled ones (§8-21). Soft labels."
         )
-        title = f"Imbalanced training data, {params.datasets[dataset].title}, IPC {ipc}"
+        title = f"Imbalanced training data, {catalogue.datasets[dataset].title}, IPC {ipc}"
         tables.append(Table(title, tuple(columns), tuple(rows), (note, students_note(own))))
     return tables
 

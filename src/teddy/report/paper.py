@@ -4,11 +4,11 @@ from collections.abc import Sequence
 
 from teddy.core.tables import DASH, Cell, Column, Table, percent
 from teddy.report.results import PaperResult, grouped
-from teddy.settings.params import Params
+from teddy.settings.stages import Catalogue
 
 
 def paper_result(
-    params: Params,
+    catalogue: Catalogue,
     table: str,
     dataset: str,
     method: str,
@@ -23,7 +23,7 @@ def paper_result(
     """The paper's number in one of its tables for our setting, if it has one.
 
     Args:
-        params: names of our datasets and methods in the paper.
+        catalogue: names of our datasets and methods in the paper.
         table: its number there.
         dataset: ours.
         method: ours. Tables 3 and 4 do not say which of Teddy's pools they use.
@@ -34,7 +34,7 @@ def paper_result(
         keep: as printed in Table 3.
         init: as printed in Table 5.
     """
-    name, title = params.methods[method].paper, params.datasets[dataset].paper
+    name, title = catalogue.methods[method].paper, catalogue.datasets[dataset].paper
     names = {name, name.split(" (")[0]} if table in ("3", "4L") else {name}
     for r in paper:
         same = (r.table, r.ipc, r.metric, r.keep, r.init) == (table, ipc, metric, keep, init)

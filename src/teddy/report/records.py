@@ -8,7 +8,7 @@ import contextlib
 import json
 import math
 import statistics
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -29,49 +29,33 @@ from teddy.report.results import (
     PoolFacts,
     Score,
     StreamScore,
-    Titles,
     grouped,
     spread,
 )
-from teddy.settings.configs import KINDS
-from teddy.settings.params import Params
-from teddy.settings.rows import Leaf
 from teddy.settings.schema import read_yaml
+from teddy.settings.stages import ShownBase, ShownEvaluation, ShownLearner, ShownPool, ShownSet
 
 CLASSES_SHOWN, IMAGES_SHOWN = 10, 10
 
 
-def read_titles(params: Params) -> Titles:
-    """Titles of the declared datasets and methods."""
-    return Titles(
-        {name: row.title for name, row in params.datasets.items()},
-        {name: row.title for name, row in params.methods.items()},
-    )
-
-
-def read_scores(params: Params, runs: Path, names: Sequence[str]) -> list[Score]:
-    """Scores of declared rows, one for every kind of labels.
+def read_scores(rows: Sequence[ShownEvaluation], runs: Path) -> list[Score]:
+    """Scores of declared evaluations, one for every kind of labels.
 
     Args:
-        params: the declarations.
+        rows: the declarations.
         runs: folder of the records.
-        names: rows of ``sets`` or ``scores``.
 
     Raises:
-        TeddyError: there is no row, a record is missing or of another row than declared, or two
-            scores of a dataset were measured on different splits.
+        TeddyError: a record is missing or of another row than declared, or two scores of a dataset
+            were measured on different splits.
     """
-    if not names:
-        raise TeddyError(f"{params.path}: no row is declared, so there is nothing to report")
     scores: list[Score] = []
-    for name in names:
-        leaf = params.leaf(name)
+    for row in rows:
         keys = ("set", "dataset", "data", "method", "ipc", "pool")
-        declared = {"score": name} | {key: getattr(leaf, key) for key in keys}
-        stage = "score" if name in params.scores else "evaluate"
-        with _opened(runs / f"{name}.json", stage, name, declared) as record:
-            facts = declared_facts(params, leaf)
-            scores += [_score(record | facts, kind) for kind in leaf.labels]
+        declared = {"score": row.name} | {key: getattr(row, key) for key in keys}
+        stage = "evaluate" if row.name == row.set else "score"
+        with _opened(runs / f"{row.name}.json", stage, row.name, declared) as record:
+            scores += [_score(record | declared_facts(row), kind) for kind in row.labels]
     for dataset, own in grouped(scores, "dataset").items():
         splits = {score.split: score.name for score in own}
         if len(splits) > 1:
@@ -83,13 +67,9 @@ def read_scores(params: Params, runs: Path, names: Sequence[str]) -> list[Score]
     return scores
 
 
-def declared_facts(params: Params, leaf: Leaf) -> Json:
+def declared_facts(row: ShownEvaluation) -> Json:
     """What a score is of that its record does not say."""
-    return {
-        "repeat": params.sets[leaf.set].repeat,
-        "keep": list(params.prepare(leaf.data).keep),
-        "default": params.is_default(leaf.name),
-    }
+    return {"repeat": row.repeat, "keep": list(row.keep), "default": row.default}
 
 
 def _score(record: Json, labels: str) -> Score:
@@ -129,18 +109,17 @@ def _score(record: Json, labels: str) -> Score:
     )
 
 
-def read_streams(params: Params, streams: Path, names: Sequence[str]) -> list[StreamScore]:
+def read_streams(rows: Sequence[ShownLearner], streams: Path) -> list[StreamScore]:
     """Continual learning of declared rows, one for every kind of labels.
 
     Raises:
         TeddyError: a record is missing, or of another row than declared.
     """
     found: list[StreamScore] = []
-    for name in names:
-        row = params.row("streams", name)
+    for row in rows:
         keys = ("dataset", "data", "set", "pool", "teachers")
-        declared = {"stream": name} | {key: getattr(row, key) for key in keys}
-        with _opened(streams / f"{name}.json", "continual", name, declared) as record:
+        declared = {"stream": row.name} | {key: getattr(row, key) for key in keys}
+        with _opened(streams / f"{row.name}.json", "continual", row.name, declared) as record:
             found += [_stream(record, labels, row.strict) for labels in row.labels]
     return found
 
@@ -171,13 +150,12 @@ def _mean_of(runs: Sequence[Json], key: str) -> float | None:
     return statistics.fmean(values) if values else None
 
 
-def read_bases(params: Params, teachers: Path, names: Iterable[str] | None = None) -> list[Base]:
-    """Every declared base run, or those named."""
+def read_bases(rows: Sequence[ShownBase], teachers: Path) -> list[Base]:
+    """Declared base runs."""
     bases = []
-    for name in params.bases if names is None else names:
-        row = params.bases[name]
-        path = teachers / f"{name}.json"
-        with _opened(path, "train_teacher", name, {"base": name}) as record:
+    for row in rows:
+        path = teachers / f"{row.name}.json"
+        with _opened(path, "train_teacher", row.name, {"base": row.name}) as record:
             epochs = tuple(
                 Epoch(
                     epoch=entry["epoch"],
@@ -186,32 +164,20 @@ def read_bases(params: Params, teachers: Path, names: Iterable[str] | None = Non
                 )
                 for entry in record["epochs"]
             )
-        bases.append(Base(name=name, dataset=row.dataset, epochs=epochs))
+        bases.append(Base(name=row.name, dataset=row.dataset, epochs=epochs))
     return bases
 
 
-def read_pools(
-    params: Params, folder: Path, names: Container[str] | None = None
-) -> list[PoolFacts]:
-    """Every declared pool, or those named."""
+def read_pools(rows: Sequence[ShownPool], folder: Path) -> list[PoolFacts]:
+    """Declared pools."""
     pools = []
-    for name, row in params.pools.items():
-        if names is not None and name not in names:
-            continue
-        path = folder / f"{name}.json"
-        declared = {"pool": name, "base": row.base, "kind": row.kind}
-        with _opened(path, "build_pool", name, declared) as record:
+    for row in rows:
+        path = folder / f"{row.name}.json"
+        declared = {"pool": row.name, "base": row.base, "kind": row.kind}
+        with _opened(path, "build_pool", row.name, declared) as record:
             members = tuple(_member(i, entry) for i, entry in enumerate(record["members"]))
-        pools.append(
-            PoolFacts(
-                name=name,
-                dataset=row.dataset,
-                base=row.base,
-                kind=row.kind,
-                method=_method_of_pool(params, name),
-                members=members,
-            )
-        )
+        keys = ("name", "dataset", "base", "kind", "method")
+        pools.append(PoolFacts(**{key: getattr(row, key) for key in keys}, members=members))
     return pools
 
 
@@ -222,25 +188,20 @@ def _member(index: int, entry: Json) -> Member:
     return Member(index=index, **facts)
 
 
-def _method_of_pool(params: Params, pool: str) -> str | None:
-    methods = (row.method for row in params.sets.values() if row.pool == pool)
-    made = (name for name in methods if KINDS[params.methods[name].images].by_pool)
-    return next(made, None)
-
-
-def read_histories(params: Params, syntheses: Path, names: Iterable[str]) -> list[History]:
+def read_histories(rows: Sequence[ShownSet], syntheses: Path) -> list[History]:
     """Loss curves of those of some declared sets that Eq. 7 has made; other images have none."""
     histories = []
-    for name in names:
-        row = params.sets[name]
-        if params.methods[row.method].images not in ("synthesised", "random"):
-            continue  # their losses are others
-        with _opened(syntheses / f"{name}.json", "synthesize", name, {"set": name}) as record:
+    for row in rows:
+        if not row.by_eq7:
+            continue
+        with _opened(
+            syntheses / f"{row.name}.json", "synthesize", row.name, {"set": row.name}
+        ) as record:
             items = tuple(_curve(item["curve"]) for item in record["items"])
-        if items:
-            histories.append(
-                History(set=name, dataset=row.dataset, method=row.method, ipc=row.ipc, items=items)
-            )
+        keys = ("dataset", "method", "ipc")
+        histories.append(
+            History(set=row.name, items=items, **{key: getattr(row, key) for key in keys})
+        )
     return histories
 
 
@@ -252,21 +213,21 @@ def _curve(points: Sequence[Json]) -> LossCurve:
     )
 
 
-def read_grids(params: Params, sets: Path, names: Sequence[str]) -> list[ImageGrid]:
-    """Images of some declared scores' sets, the same classes of all sets of a dataset."""
-    return [_grid(params, sets, params.leaf(name).set) for name in names]
+def read_grids(rows: Sequence[ShownSet], sets: Path) -> list[ImageGrid]:
+    """Images of some declared sets, the same classes of all sets of a dataset."""
+    return [_grid(row, sets) for row in rows]
 
 
-def _grid(params: Params, sets: Path, name: str) -> ImageGrid:
-    path, row = sets / f"{name}.safetensors", params.sets[name]
-    _refuse_missing(path, "synthesize", name)
+def _grid(row: ShownSet, sets: Path) -> ImageGrid:
+    path = sets / f"{row.name}.safetensors"
+    _refuse_missing(path, "synthesize", row.name)
     with safe_open(path, framework="np") as file:  # not by teddy.load, which needs PyTorch
         pixels, labels = file.get_tensor("images"), file.get_tensor("labels")
         record = json.loads((file.metadata() or {})["teddy"])
     count = len(record["class_names"])
     shown = np.unique(np.linspace(0, count - 1, CLASSES_SHOWN).round().astype(int)).tolist()
     rows = np.stack([np.flatnonzero(labels == c)[:IMAGES_SHOWN] for c in shown], axis=1)
-    images = np.stack([pixels[row] for row in rows])
+    images = np.stack([pixels[one] for one in rows])
     return ImageGrid(
         dataset=row.dataset,
         method=row.method,
@@ -300,7 +261,7 @@ def read_paper(path: Path) -> list[PaperResult]:
         raise TeddyError(f"{path}: expected a list 'results' of {', '.join(keys)}") from error
 
 
-def read_costs(params: Params, path: Path, names: Sequence[str]) -> list[Cost]:
+def read_costs(rows: Sequence[ShownSet], path: Path) -> list[Cost]:
     """Measured costs of some declared sets.
 
     Raises:
@@ -309,12 +270,12 @@ def read_costs(params: Params, path: Path, names: Sequence[str]) -> list[Cost]:
     record = read_json(path)
     costs = []
     keys = ("draw", "epochs", "pretraining_seconds", "synthesis_seconds", "peak_mib")
-    for name in [params.leaf(name).set for name in names]:
-        row = params.sets[name]
-        if name not in record["sets"]:
-            raise TeddyError(f"{path}: lacks {name!r}; run the measure_costs stage again")
-        own = {key: record["sets"][name][key] for key in keys}
-        costs.append(Cost(name=name, dataset=row.dataset, method=row.method, ipc=row.ipc, **own))
+    for row in rows:
+        if row.name not in record["sets"]:
+            raise TeddyError(f"{path}: lacks {row.name!r}; run the measure_costs stage again")
+        own = {key: record["sets"][row.name][key] for key in keys}
+        named = {key: getattr(row, key) for key in ("name", "dataset", "method", "ipc")}
+        costs.append(Cost(**named, **own))
     return costs
 
 

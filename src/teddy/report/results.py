@@ -1,7 +1,7 @@
 """What was measured, as small frozen rows; :mod:`teddy.report.records` reads them."""
 
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -255,14 +255,6 @@ class Kept:
     command: str
     hardware: Json
     scores: tuple[Score, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Titles:
-    """Names for the reader, in the order of ``params.yaml``."""
-
-    datasets: Mapping[str, str]
-    methods: Mapping[str, str]
 
 
 def spread(values: Sequence[float]) -> float:

@@ -6,16 +6,16 @@ from typing import Any
 from teddy.core.errors import TeddyError
 from teddy.core.tables import Table, percent
 from teddy.report.results import PaperResult, Score, grouped
-from teddy.settings.params import Params
+from teddy.settings.stages import Catalogue
 
-Maker = Callable[[Sequence[Score], Sequence[PaperResult], Params], list[Table]]
+Maker = Callable[[Sequence[Score], Sequence[PaperResult], Catalogue], list[Table]]
 """What makes the tables of a target from its scores and the paper's numbers."""
 
 
-def by_method(scores: Sequence[Score], params: Params) -> dict[str, list[Score]]:
+def by_method(scores: Sequence[Score], catalogue: Catalogue) -> dict[str, list[Score]]:
     """Scores of every method, in the order of ``params.yaml``."""
     groups = grouped(scores, "method")
-    return {method: groups[method] for method in params.methods if method in groups}
+    return {method: groups[method] for method in catalogue.methods if method in groups}
 
 
 def placed(scores: Iterable[Score], *keys: str) -> dict[Any, Score]:

@@ -6,11 +6,11 @@ from teddy.core.tables import Cell, Column, Table
 from teddy.report.paper import paper_result, quoted
 from teddy.report.results import PaperResult, Score, grouped
 from teddy.report.score_tables import by_method, students_note, top1_cell
-from teddy.settings.params import Params
+from teddy.settings.stages import Catalogue
 
 
 def small_data(
-    scores: Sequence[Score], paper: Sequence[PaperResult], params: Params
+    scores: Sequence[Score], paper: Sequence[PaperResult], catalogue: Catalogue
 ) -> list[Table]:
     """Table 5: hard labels and DSA, by what the images start from; the paper's numbers beside."""
     tables = []
@@ -20,14 +20,16 @@ def small_data(
         printed = False
         by_init = grouped(own, "init")
         for init in sorted(by_init, key=lambda value: ("noise", "real", None).index(value)):
-            for method, mine in by_method(by_init[init], params).items():
+            for method, mine in by_method(by_init[init], catalogue).items():
                 by_ipc = {score.ipc: score for score in mine}
                 cells: list[Cell] = []
                 for ipc in ipcs:
-                    theirs = paper_result(params, "5", dataset, method, ipc, paper, init=init or "")
+                    theirs = paper_result(
+                        catalogue, "5", dataset, method, ipc, paper, init=init or ""
+                    )
                     cells += [top1_cell(by_ipc.get(ipc)), quoted(theirs)]
                     printed = printed or theirs is not None
-                rows.append((init or "selected", params.methods[method].title, *cells))
+                rows.append((init or "selected", catalogue.methods[method].title, *cells))
         columns = [Column("start", text=True), Column("method", text=True)]
         columns += [Column(who, f"IPC {ipc}") for ipc in ipcs for who in ("ours", "paper")]
         if not printed:
@@ -39,7 +41,9 @@ def small_data(
             "optimised. All rows: hard labels, students and DSA of one recipe, which follows DM's "
             "evaluation (§8-17)."
         )
-        title = f"Small data without soft labels, {params.datasets[dataset].title}, {arch} students"
+        title = (
+            f"Small data without soft labels, {catalogue.datasets[dataset].title}, {arch} students"
+        )
         notes = (note, students_note(own))
         tables.append(Table(f"{title}: top-1 (%)", tuple(columns), tuple(rows), notes))
     return tables

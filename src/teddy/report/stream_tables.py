@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from teddy.core.tables import Cell, Column, Table, percent
 from teddy.report.results import StreamScore, grouped
 from teddy.report.score_tables import split_title
-from teddy.settings.params import Params
+from teddy.settings.stages import Catalogue
 
 
-def stream_tables(streams: Sequence[StreamScore], params: Params) -> list[Table]:
+def stream_tables(streams: Sequence[StreamScore], catalogue: Catalogue) -> list[Table]:
     """Fig. 3e: accuracy on seen classes after each step, for every dataset and IPC."""
     tables = []
     for (dataset, ipc, arch), own in grouped(streams, "dataset", "ipc", "arch").items():
@@ -18,7 +18,7 @@ def stream_tables(streams: Sequence[StreamScore], params: Params) -> list[Table]
             rows.append(
                 (
                     "strict" if stream.strict else "paper-like",
-                    params.methods[stream.method].title,
+                    catalogue.methods[stream.method].title,
                     stream.labels,
                     *(percent(m, s if stream.orders > 1 else None) for m, s in shown),
                 )
@@ -37,7 +37,9 @@ def stream_tables(streams: Sequence[StreamScore], params: Params) -> list[Table]
             "included. Strict: images and labels of teachers that were trained on the classes of "
             "one step; random and DM images do not depend on teachers, their labels do (§8-24)."
         )
-        title = f"Continual learning, {params.datasets[dataset].title}, IPC {ipc}, {arch} students"
+        title = (
+            f"Continual learning, {catalogue.datasets[dataset].title}, IPC {ipc}, {arch} students"
+        )
         tables.append(Table(f"{title}: top-1 (%)", tuple(columns), tuple(rows), (note,)))
     return tables
 

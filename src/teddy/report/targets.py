@@ -20,7 +20,7 @@ from teddy.report.results import Kept, PaperResult, Score
 from teddy.report.score_tables import Maker
 from teddy.report.small_data_tables import small_data
 from teddy.report.verdicts import Verdict, to_record
-from teddy.settings.params import Params
+from teddy.settings.stages import Catalogue
 
 MAKERS: dict[str, Maker] = {
     "table1": comparison,
@@ -62,7 +62,7 @@ TITLES: dict[str, str] = {
 
 
 def target_tables(
-    target: str, scores: Sequence[Score], paper: Sequence[PaperResult], params: Params
+    target: str, scores: Sequence[Score], paper: Sequence[PaperResult], catalogue: Catalogue
 ) -> list[Table]:
     """Tables of a target.
 
@@ -71,7 +71,7 @@ def target_tables(
     """
     if target not in MAKERS:
         raise TeddyError(f"no target {target!r}; there are: {', '.join(MAKERS)}")
-    return MAKERS[target](scores, paper, params)
+    return MAKERS[target](scores, paper, catalogue)
 
 
 def tables_with_kept(
@@ -79,23 +79,23 @@ def tables_with_kept(
     scores: Sequence[Score],
     paper: Sequence[PaperResult],
     kept: Sequence[Kept],
-    params: Params,
+    catalogue: Catalogue,
 ) -> list[Table]:
     """Tables of a target, then the first one of every run that is kept of it."""
     own = [run for run in kept if run.target == target]
     return [
-        *target_tables(target, scores, paper, params),
-        *(kept_table(run, paper, params) for run in own),
+        *target_tables(target, scores, paper, catalogue),
+        *(kept_table(run, paper, catalogue) for run in own),
     ]
 
 
-def kept_table(run: Kept, paper: Sequence[PaperResult], params: Params) -> Table:
+def kept_table(run: Kept, paper: Sequence[PaperResult], catalogue: Catalogue) -> Table:
     """First table of a target from a kept run, with its hardware, date, commit and command."""
-    unknown = {run.dataset} - params.datasets.keys()
-    unknown |= {score.method for score in run.scores} - params.methods.keys()
+    unknown = {run.dataset} - catalogue.datasets.keys()
+    unknown |= {score.method for score in run.scores} - catalogue.methods.keys()
     for name in sorted(unknown):
-        raise TeddyError(f"{params.path} lacks {name!r}, of which metrics/reference keeps a run")
-    table = target_tables(run.target, run.scores, paper, params)[0]
+        raise TeddyError(f"metrics/reference keeps a run of {name!r}, which is not declared")
+    table = target_tables(run.target, run.scores, paper, catalogue)[0]
     hardware = run.hardware
     machine = ", ".join([*hardware["gpus"], f"{hardware['cores']} cores of {hardware['cpu']}"])
     origin = (
@@ -110,34 +110,28 @@ def latex(tables: Sequence[Table]) -> str:
     return "\n".join(table.latex() for table in tables)
 
 
-def declared_rows(params: Params, target: str) -> tuple[str, ...]:
-    """Rows that a target shows.
-
-    Raises:
-        TeddyError: params.yaml lists none.
-    """
-    if not params.targets.get(target):
-        raise TeddyError(f"{params.path}: targets.{target}: no row is declared")
-    return params.targets[target]
-
-
 def markdown(target: str, tables: Sequence[Table]) -> str:
     """The target's file: its heading, then its tables."""
     return "\n".join([f"# {TITLES[target]}\n", *(table.markdown() for table in tables)])
 
 
 def write_target(
-    args: Namespace, tables: Sequence[Table], rows: Table, verdicts: Sequence[Verdict]
+    args: Namespace,
+    target: str,
+    tables: Sequence[Table],
+    rows: Table,
+    verdicts: Sequence[Verdict],
 ) -> None:
     """Write what all targets have, but for figures, which are slow to import.
 
     Args:
-        args: the target's name, and paths for the other three: ``table``, ``rows``, ``verdicts``.
+        args: paths for the other three: ``table``, ``rows``, ``verdicts``.
+        target: its name.
         tables: those of its Markdown file.
         rows: its numbers in long form.
         verdicts: on its claims.
     """
-    write_text(args.table, markdown(args.name, tables))
+    write_text(args.table, markdown(target, tables))
     write_text(args.rows, rows.csv())
     write_json(args.verdicts, to_record(verdicts))
 
@@ -149,7 +143,7 @@ PAPER_TABLES = {
 
 
 def long_table(
-    target: str, scores: Sequence[Score], paper: Sequence[PaperResult], params: Params
+    target: str, scores: Sequence[Score], paper: Sequence[PaperResult], catalogue: Catalogue
 ) -> Table:
     """One row per score; the paper's number stands with the labels that it trains on: soft ones,
     but for Table 5.
@@ -164,7 +158,7 @@ def long_table(
         found = None
         if score.labels == ("hard" if target == "table5" else "soft") and target in PAPER_TABLES:
             found = paper_result(
-                params, PAPER_TABLES[target], score.dataset, score.method, score.ipc, paper,
+                catalogue, PAPER_TABLES[target], score.dataset, score.method, score.ipc, paper,
                 arch="" if target in ("table1", "table5") else score.arch,
                 init=score.init or "" if target == "table5" else "",
                 keep=kept_share(score) if target == "table3" else "",

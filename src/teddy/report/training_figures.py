@@ -19,19 +19,22 @@ from teddy.report.drawing import (
     plain_log,
     short_name,
 )
-from teddy.report.results import Base, Cost, History, LossCurve, PoolFacts, Titles
+from teddy.report.results import Base, Cost, History, LossCurve, PoolFacts
+from teddy.settings.stages import Catalogue
 
 # ----------------------------------------------------------------------------------------- teachers
 
 
-def teachers(path: Path, bases: Sequence[Base], pools: Sequence[PoolFacts], titles: Titles) -> None:
+def teachers(
+    path: Path, bases: Sequence[Base], pools: Sequence[PoolFacts], catalogue: Catalogue
+) -> None:
     """Every base run: accuracy and loss per epoch with the members taken from it, and its pools."""
     with drawn(path, WIDTH, (PANEL + 0.5) * len(bases)) as figure:
         figure.set_layout_engine("constrained", w_pad=0.06, h_pad=0.06)
         panels = figure.subplots(len(bases), 3, squeeze=False)
         for row, base in zip(panels, bases, strict=True):
             own = [pool for pool in pools if pool.base == base.name]
-            colours = _pool_colours(own, titles)
+            colours = _pool_colours(own, catalogue)
             _trajectory_panels(row[0], row[1], base, own, colours)
             _pool_panel(row[2], own, colours)
             row[0].set_title(f"{base.name}: held-out accuracy", loc="left")
@@ -43,8 +46,8 @@ def teachers(path: Path, bases: Sequence[Base], pools: Sequence[PoolFacts], titl
             row[2].sharey(row[0])
 
 
-def _pool_colours(pools: Sequence[PoolFacts], titles: Titles) -> dict[str, str]:
-    own = looks(list(titles.methods))
+def _pool_colours(pools: Sequence[PoolFacts], catalogue: Catalogue) -> dict[str, str]:
+    own = looks(list(catalogue.methods))
     return {pool.name: own[pool.method].colour if pool.method else GREY for pool in pools}
 
 
@@ -102,17 +105,19 @@ def _pool_panel(axes: Axes, pools: Sequence[PoolFacts], colours: dict[str, str])
 _TERMS = {"classifier_prior": "classifier prior", "statistics": "statistics term"}
 
 
-def synthesis(path: Path, histories: Sequence[History], titles: Titles) -> None:
+def synthesis(path: Path, histories: Sequence[History], catalogue: Catalogue) -> None:
     """Both terms of Eq. 7 over iterations; every method at its largest IPC, a row per dataset."""
-    datasets = [d for d in titles.datasets if any(h.dataset == d for h in histories)]
+    datasets = [d for d in catalogue.datasets if any(h.dataset == d for h in histories)]
     with drawn(path, WIDTH, (PANEL + 0.55) * max(1, len(datasets))) as figure:
         figure.set_layout_engine("constrained", w_pad=0.06, h_pad=0.06)
         panels = figure.subplots(max(1, len(datasets)), 2, squeeze=False)
         for row, dataset in zip(panels, datasets, strict=False):
-            own = _largest([h for h in histories if h.dataset == dataset], list(titles.methods))
+            own = _largest([h for h in histories if h.dataset == dataset], list(catalogue.methods))
             for axes, term in zip(row, _TERMS, strict=True):
-                _loss_panel(axes, own, term, titles)
-                axes.set_title(f"{titles.datasets[dataset]}: {_TERMS[term]} of Eq. 7", loc="left")
+                _loss_panel(axes, own, term, catalogue)
+                axes.set_title(
+                    f"{catalogue.datasets[dataset].title}: {_TERMS[term]} of Eq. 7", loc="left"
+                )
             row[0].set_ylabel("loss, log scale")
         if not datasets:
             for axes in panels[0]:
@@ -127,16 +132,16 @@ def _largest(histories: Sequence[History], methods: Sequence[str]) -> list[Histo
     return [chosen[method] for method in methods if method in chosen]
 
 
-def _loss_panel(axes: Axes, histories: Sequence[History], term: str, titles: Titles) -> None:
+def _loss_panel(axes: Axes, histories: Sequence[History], term: str, catalogue: Catalogue) -> None:
     ends = []
     for history in histories:
-        colour = looks(list(titles.methods))[history.method].colour
+        colour = looks(list(catalogue.methods))[history.method].colour
         items = history.items if len(history.items) > 1 else ()
         for item in items[:: max(1, len(items) // 20)]:
             axes.plot(item.iterations, _values(item, term), color=colour, linewidth=0.4, alpha=0.3)
         mean = history.mean()
         axes.plot(mean.iterations, _values(mean, term), color=colour, linewidth=1.2)
-        name = f"{titles.methods[history.method]}\nIPC {history.ipc}, {_count(history)}"
+        name = f"{catalogue.methods[history.method].title}\nIPC {history.ipc}, {_count(history)}"
         ends.append(LineEnd(name, mean.iterations[-1], _values(mean, term)[-1], colour))
     axes.set_xlabel("iteration")
     axes.set_xlim(left=0)
@@ -157,7 +162,7 @@ def _count(history: History) -> str:
 # -------------------------------------------------------------------------------------------- costs
 
 
-def costs(path: Path, costs: Sequence[Cost], titles: Titles) -> None:
+def costs(path: Path, costs: Sequence[Cost], catalogue: Catalogue) -> None:
     """Fig. 3d: seconds of pre-training and synthesis, and peak memory; a row per dataset."""
     groups: dict[str, list[Cost]] = {}
     for cost in costs:
@@ -166,7 +171,7 @@ def costs(path: Path, costs: Sequence[Cost], titles: Titles) -> None:
         figure.set_layout_engine("constrained", w_pad=0.06, h_pad=0.06)
         panels = figure.subplots(len(groups), 2, squeeze=False)
         for row, (dataset, own) in zip(panels, groups.items(), strict=True):
-            names = [f"{titles.methods[cost.method]}\nk = {cost.draw}" for cost in own]
+            names = [f"{catalogue.methods[cost.method].title}\nk = {cost.draw}" for cost in own]
             places = np.arange(len(own))
             before = [cost.pretraining_seconds for cost in own]
             row[0].bar(places, before, color=COLOURS[2], label="pre-training")
@@ -176,7 +181,9 @@ def costs(path: Path, costs: Sequence[Cost], titles: Titles) -> None:
             )  # fmt: skip
             row[1].bar(places, [cost.peak_mib for cost in own], color=GREY)
             row[0].legend(loc="best")
-            row[0].set_title(f"{titles.datasets[dataset]}, IPC {own[0].ipc}: time", loc="left")
+            row[0].set_title(
+                f"{catalogue.datasets[dataset].title}, IPC {own[0].ipc}: time", loc="left"
+            )
             row[0].set_ylabel("seconds")
             row[1].set_title("peak memory of synthesis", loc="left")
             row[1].set_ylabel("MiB")

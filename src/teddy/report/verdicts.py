@@ -13,7 +13,7 @@ from typing import Literal
 
 from teddy.core.files import Json
 from teddy.report.results import Cost, Score, StreamScore, grouped
-from teddy.settings.params import Params
+from teddy.settings.stages import Catalogue
 
 Outcome = Literal["reproduced", "not reproduced", "no evidence", "not run"]
 
@@ -122,14 +122,14 @@ def judge(
     )
 
 
-def of_target(target: str, scores: Sequence[Score], params: Params) -> list[Verdict]:
+def of_target(target: str, scores: Sequence[Score], catalogue: Catalogue) -> list[Verdict]:
     """Verdicts on the claims of a table or figure, from the scores it shows."""
     rule, labels = _RULES.get(target), "hard" if target == "table5" else "soft"
-    return rule([score for score in scores if score.labels == labels], params) if rule else []
+    return rule([score for score in scores if score.labels == labels], catalogue) if rule else []
 
 
-def _where(score: Score, params: Params, *more: str) -> str:
-    return ", ".join([params.datasets[score.dataset].title, f"IPC {score.ipc}", *more])
+def _where(score: Score, catalogue: Catalogue, *more: str) -> str:
+    return ", ".join([catalogue.datasets[score.dataset].title, f"IPC {score.ipc}", *more])
 
 
 def _by(scores: Iterable[Score], method: str) -> Score | None:
@@ -142,7 +142,7 @@ def _pairs(
     claim: str,
     better: str,
     worse: str,
-    params: Params,
+    catalogue: Catalogue,
     metrics: Sequence[str] = ("top1",),
     more: Sequence[str] = (),
 ) -> list[Verdict]:
@@ -154,53 +154,53 @@ def _pairs(
             for metric in metrics:
                 named = [str(getattr(first, key)) for key in more]
                 named += ["macro-F1"] if metric == "f1" else []
-                where = _where(first, params, *named)
+                where = _where(first, catalogue, *named)
                 found.append(compare(claim, where, first, second, metric))
     return found
 
 
-def _table1(scores: Sequence[Score], params: Params) -> list[Verdict]:
+def _table1(scores: Sequence[Score], catalogue: Catalogue) -> list[Verdict]:
     keys, (prior, post, real) = ("dataset", "ipc", "arch"), CLAIMS["table1"]
     return [
-        *_pairs(scores, keys, prior, "teddy-prior", "sre2l", params),
-        *_pairs(scores, keys, post, "teddy-post", "sre2l", params),
-        *_pairs(scores, keys, real, "teddy-prior", "random", params),
+        *_pairs(scores, keys, prior, "teddy-prior", "sre2l", catalogue),
+        *_pairs(scores, keys, post, "teddy-post", "sre2l", catalogue),
+        *_pairs(scores, keys, real, "teddy-prior", "random", catalogue),
     ]
 
 
-def _table2(scores: Sequence[Score], params: Params) -> list[Verdict]:
+def _table2(scores: Sequence[Score], catalogue: Catalogue) -> list[Verdict]:
     keys, (claim,) = ("dataset", "ipc", "arch"), CLAIMS["table2"]
     found = []
     for method in ("teddy-prior", "teddy-post"):
-        named = f"{claim[:-1]}: {params.methods[method].title}."
-        found += _pairs(scores, keys, named, method, "sre2l", params, more=("arch",))
+        named = f"{claim[:-1]}: {catalogue.methods[method].title}."
+        found += _pairs(scores, keys, named, method, "sre2l", catalogue, more=("arch",))
     return found
 
 
-def _table3(scores: Sequence[Score], params: Params) -> list[Verdict]:
+def _table3(scores: Sequence[Score], catalogue: Catalogue) -> list[Verdict]:
     keys, (claim, statistics) = ("data", "ipc", "arch"), CLAIMS["table3"]
     both, more = ("top1", "f1"), ("data",)
-    found = _pairs(scores, keys, claim, "teddy-prior", "sre2l", params, both, more)
+    found = _pairs(scores, keys, claim, "teddy-prior", "sre2l", catalogue, both, more)
     for method, variant in (("teddy-per_class", "A"), ("teddy-pooled", "B")):
         named = f"{statistics[:-1]} (variant {variant})."
-        found += _pairs(scores, keys, named, method, "teddy-prior", params, both, more)
+        found += _pairs(scores, keys, named, method, "teddy-prior", catalogue, both, more)
     return found
 
 
-def _table4(scores: Sequence[Score], params: Params) -> list[Verdict]:
+def _table4(scores: Sequence[Score], catalogue: Catalogue) -> list[Verdict]:
     keys, (claim,) = ("dataset", "ipc", "arch"), CLAIMS["table4-resnet50"]
-    return _pairs(scores, keys, claim, "teddy-prior", "sre2l", params)
+    return _pairs(scores, keys, claim, "teddy-prior", "sre2l", catalogue)
 
 
-def _table5(scores: Sequence[Score], params: Params) -> list[Verdict]:
+def _table5(scores: Sequence[Score], catalogue: Catalogue) -> list[Verdict]:
     keys, (claim,), found = ("dataset", "ipc", "arch", "init"), CLAIMS["table5"], []
-    for worse in [name for name in ("dm", "sre2l-hard") if name in params.methods]:
-        named = f"{claim.rstrip('.')}: against {params.methods[worse].title}."
-        found += _pairs(scores, keys, named, "teddy-hard", worse, params, more=("init",))
+    for worse in [name for name in ("dm", "sre2l-hard") if name in catalogue.methods]:
+        named = f"{claim.rstrip('.')}: against {catalogue.methods[worse].title}."
+        found += _pairs(scores, keys, named, "teddy-hard", worse, catalogue, more=("init",))
     return found
 
 
-def _fig2c(scores: Sequence[Score], params: Params) -> list[Verdict]:
+def _fig2c(scores: Sequence[Score], catalogue: Catalogue) -> list[Verdict]:
     near, early = CLAIMS["fig2c"]
     found = []
     best: dict[str, dict[int, int]] = {}
@@ -222,7 +222,7 @@ def _fig2c(scores: Sequence[Score], params: Params) -> list[Verdict]:
             found.append(
                 Verdict(
                     claim=near,
-                    data=_where(own[0], params, title),
+                    data=_where(own[0], catalogue, title),
                     outcome="reproduced" if r <= -0.7 else "not reproduced",
                     evidence=f"correlation {r:+.2f} over {len(pairs)} segments; -0.7 or less is "
                     "asked for",
@@ -235,7 +235,7 @@ def _fig2c(scores: Sequence[Score], params: Params) -> list[Verdict]:
             found.append(
                 Verdict(
                     claim=early,
-                    data=f"{params.datasets[dataset].title}, IPC {ipcs[0]} and {ipcs[-1]}",
+                    data=f"{catalogue.datasets[dataset].title}, IPC {ipcs[0]} and {ipcs[-1]}",
                     outcome="reproduced" if few < many else "not reproduced",
                     evidence=f"the most accurate segment starts at epoch {few} for IPC {ipcs[0]} "
                     f"and at {many} for IPC {ipcs[-1]}",
@@ -257,7 +257,7 @@ def correlation(pairs: Sequence[tuple[float, float]]) -> float:
 def _against_smallest(target: str, axis: str, unit: str) -> Callable[..., list[Verdict]]:
     """Rule of an axis: the default's value against the smallest one."""
 
-    def rule(scores: Sequence[Score], params: Params) -> list[Verdict]:
+    def rule(scores: Sequence[Score], catalogue: Catalogue) -> list[Verdict]:
         found = []
         for own in grouped(scores, "dataset", "ipc").values():
             ordered = sorted(own, key=lambda score: int(getattr(score, axis)))
@@ -265,14 +265,14 @@ def _against_smallest(target: str, axis: str, unit: str) -> Callable[..., list[V
             if default is None or ordered[0] is default:
                 continue
             values = f"{getattr(default, axis)} against {getattr(ordered[0], axis)} {unit}"
-            where = _where(default, params, values)
+            where = _where(default, catalogue, values)
             found.append(compare(CLAIMS[target][0], where, default, ordered[0]))
         return found
 
     return rule
 
 
-_RULES: dict[str, Callable[[Sequence[Score], Params], list[Verdict]]] = {
+_RULES: dict[str, Callable[[Sequence[Score], Catalogue], list[Verdict]]] = {
     "table1": _table1,
     "table2": _table2,
     "table3": _table3,
@@ -285,30 +285,29 @@ _RULES: dict[str, Callable[[Sequence[Score], Params], list[Verdict]]] = {
 }
 
 
-def of_streams(streams: Sequence[StreamScore], params: Params) -> list[Verdict]:
+def of_streams(streams: Sequence[StreamScore], catalogue: Catalogue) -> list[Verdict]:
     """Verdicts on Fig. 3e: accuracy after the last step, spread over orders, soft labels."""
     (claim,), found = CLAIMS["fig3e"], []
     for (dataset, ipc, strict), own in grouped(streams, "dataset", "ipc", "strict").items():
         last = {stream.method: stream for stream in own if stream.labels == "soft"}
-        where = (
-            f"{params.datasets[dataset].title}, IPC {ipc}, {'strict' if strict else 'paper-like'}"
-        )
+        teachers = "strict" if strict else "paper-like"
+        where = f"{catalogue.datasets[dataset].title}, IPC {ipc}, {teachers}"
         for worse in ("random", "sre2l"):
             if "teddy-prior" in last and worse in last:
                 better, other = last["teddy-prior"], last[worse]
-                named = f"{claim.rstrip('.')}: against {params.methods[worse].title}."
+                named = f"{claim.rstrip('.')}: against {catalogue.methods[worse].title}."
                 numbers = (better.top1_mean[-1], other.top1_mean[-1])
                 spreads = (better.top1_std[-1], other.top1_std[-1])
                 found.append(judge(named, f"{where}, last step", *numbers, *spreads))
     return found
 
 
-def of_costs(costs: Sequence[Cost], params: Params) -> list[Verdict]:
+def of_costs(costs: Sequence[Cost], catalogue: Catalogue) -> list[Verdict]:
     """Verdicts on Fig. 3d: the default draw's time, and the memory of a single teacher."""
     faster, memory = CLAIMS["fig3d"]
     found = []
     for dataset, own in grouped(costs, "dataset").items():
-        where = f"{params.datasets[dataset].title}, IPC {own[0].ipc}"
+        where = f"{catalogue.datasets[dataset].title}, IPC {own[0].ipc}"
         baseline = next((cost for cost in own if cost.method == "sre2l"), None)
         if baseline is None:
             continue

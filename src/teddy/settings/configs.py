@@ -1,19 +1,26 @@
-"""Settings of the stages, the sections of ``params.yaml`` that datasets and rows override.
+"""Settings of the stages: the sections of the parameter files, which datasets and rows override.
 
-No field has a default here: a value lives in ``params.yaml`` alone.
+No field has a default here: a value lives in ``params.yaml`` alone. Ranges stand in the types; what
+concerns several fields is checked in ``__post_init__``.
 """
 
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
+
+from annotated_types import Ge, Gt, Le, Lt
 
 from teddy.core.files import Json
-from teddy.settings.schema import check, to_json
+from teddy.settings.schema import check, settings, to_json
 
-
-def check_betas(section: str, betas: tuple[float, float]) -> None:
-    """Refuse betas of Adam outside [0, 1)."""
-    inside = all(0 <= beta < 1 for beta in betas)
-    check(inside, f"{section}.betas must be in [0, 1), got {list(betas)}")
+Whole = Annotated[int, Ge(0), Le(10**9)]
+Count = Annotated[int, Ge(1), Le(10**9)]
+Batch = Annotated[int, Ge(2), Le(10**9)]
+"""Images of a step; BatchNorm needs two."""
+Seed = Annotated[int, Ge(0), Lt(2**63)]
+Shift = Annotated[int, Ge(-4096), Le(4096)]
+Positive = Annotated[float, Gt(0)]
+NotNegative = Annotated[float, Ge(0)]
+Momentum = Annotated[float, Ge(0), Lt(1)]
+Betas = tuple[Momentum, Momentum]
 
 
 def check_epochs(key: str, epochs: tuple[int, ...]) -> None:
@@ -28,7 +35,7 @@ def check_epochs(key: str, epochs: tuple[int, ...]) -> None:
 # --------------------------------------------------------------------------- parts of sections
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@settings
 class NetworkConfig:
     """Architecture of a teacher or student."""
 
@@ -44,20 +51,19 @@ class NetworkConfig:
         "efficientnet_b0",
     ]
     """``convnet3`` of DM (three conv blocks); all others are torchvision's."""
-    width: int
+    width: Count
     """Channels of ``convnet3``; torchvision's networks have their own and ignore it."""
     norm: Literal["batch", "instance", "group", "none"]
     """Normalisation of ``convnet3``; teachers need ``batch``, which torchvision's networks have."""
 
     def __post_init__(self) -> None:
-        check(self.width >= 1, f"network.width must be at least 1, got {self.width}")
         check(
             self.arch == "convnet3" or self.norm == "batch",
-            f"network.norm must be batch with network.arch {self.arch}, got {self.norm}",
+            f"norm must be batch with arch {self.arch}, got {self.norm}",
         )
         check(
             self.norm != "group" or self.width % 4 == 0,
-            f"network.width must be a multiple of 4 for group norm, got {self.width}",
+            f"width must be a multiple of 4 for group norm, got {self.width}",
         )
 
     @property
@@ -66,118 +72,94 @@ class NetworkConfig:
         return not self.arch.startswith("shufflenet")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@settings
 class OptimizerConfig:
     """Optimiser and learning-rate schedule of a supervised run."""
 
     name: Literal["sgd", "adamw"]
     """Which optimiser."""
-    lr: float
+    lr: Positive
     """Base learning rate."""
-    momentum: float
+    momentum: Momentum
     """SGD momentum; AdamW ignores it."""
-    betas: tuple[float, float]
+    betas: Betas
     """AdamW betas; SGD ignores them."""
-    weight_decay: float
+    weight_decay: NotNegative
     """Decoupled (AdamW) or coupled (SGD) decay."""
     decay_1d: bool
     """Whether biases and norm parameters decay too."""
     schedule: Literal["cosine", "step", "constant"]
     """Per epoch: cosine to 0, or ``step_factor`` every ``step_epochs``."""
-    step_epochs: int
+    step_epochs: Count
     """Period of the step schedule; epochs."""
-    step_factor: float
+    step_factor: Positive
     """Factor of the step schedule."""
-    warmup_epochs: int
+    warmup_epochs: Whole
     """Linear warm-up from 1 % of ``lr``, per step; epochs."""
 
-    def __post_init__(self) -> None:
-        check(self.lr > 0, f"optimizer.lr must be above 0, got {self.lr}")
-        check(0 <= self.momentum < 1, f"optimizer.momentum must be in [0, 1), got {self.momentum}")
-        check_betas("optimizer", self.betas)
-        check(
-            self.warmup_epochs >= 0,
-            f"optimizer.warmup_epochs must be ≥ 0, got {self.warmup_epochs}",
-        )
-        check(
-            self.weight_decay >= 0, f"optimizer.weight_decay must be ≥ 0, got {self.weight_decay}"
-        )
-        check(self.step_epochs >= 1, f"optimizer.step_epochs must be ≥ 1, got {self.step_epochs}")
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
+@settings
 class ViewConfig:
     """Random view of an image: RandomResizedCrop, horizontal flip, roll."""
 
-    crop_scale: float
+    crop_scale: Annotated[float, Gt(0), Le(1)]
     """Smallest area fraction of RandomResizedCrop; 1 keeps the whole image."""
     hflip: bool
     """Flip left-right with probability ½."""
-    roll: tuple[int, int]
+    roll: tuple[Shift, Shift]
     """Inclusive range of the circular shift on both axes; pixels."""
 
     def __post_init__(self) -> None:
-        check(
-            0 < self.crop_scale <= 1, f"views.crop_scale must be in (0, 1], got {self.crop_scale}"
-        )
-        check(self.roll[0] <= self.roll[1], f"views.roll must be [low, high], got {self.roll}")
+        check(self.roll[0] <= self.roll[1], f"roll must be [low, high], got {list(self.roll)}")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@settings
 class DsaConfig:
     """Differentiable siamese augmentation (§8-18); see ``data/dsa.py`` for its strengths."""
 
     operations: tuple[Literal["color", "crop", "cutout", "flip", "scale", "rotate"], ...]
     """One of them, equally likely, is applied to a batch."""
-    scale: float
+    scale: Annotated[float, Ge(1)]
     """Largest factor of both axes; the smallest is its inverse."""
-    rotate: float
+    rotate: NotNegative
     """Largest angle, degrees."""
-    crop: float
+    crop: NotNegative
     """Largest shift, share of the side."""
-    cutout: float
+    cutout: NotNegative
     """Side of the hole, share of the image's."""
-    brightness: float
+    brightness: NotNegative
     """Range of what is added to normalised pixels."""
-    saturation: float
+    saturation: NotNegative
     """Range of the factor of colourfulness, around 1."""
-    contrast: float
+    contrast: NotNegative
     """Largest change of the factor of contrast from 1."""
 
     def __post_init__(self) -> None:
-        check(len(self.operations) > 0, "dsa.operations must name at least one operation")
-        check(self.scale >= 1, f"dsa.scale must be at least 1, got {self.scale}")
-        for name in ("rotate", "crop", "cutout", "brightness", "saturation", "contrast"):
-            value = getattr(self, name)
-            check(value >= 0, f"dsa.{name} must be ≥ 0, got {value}")
+        check(len(self.operations) > 0, "operations must name at least one operation")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@settings
 class DmConfig:
     """Distribution matching, the images of a method ``dm`` (Table 5)."""
 
     network: NetworkConfig
     """A freshly initialised one embeds the images at every iteration; never BatchNorm, whose
     statistics would mix classes."""
-    iterations: int
+    iterations: Count
     """Gradient steps."""
-    real_batch: int
+    real_batch: Count
     """Real images per class and iteration; all of a smaller class."""
-    lr: float
+    lr: Positive
     """SGD learning rate of the pixels."""
-    momentum: float
+    momentum: Momentum
     """SGD momentum of the pixels."""
 
     def __post_init__(self) -> None:
         check(
             self.network.arch == "convnet3" and self.network.norm != "batch",
-            "dm.network must be convnet3 without BatchNorm, got "
+            "network must be convnet3 without BatchNorm, got "
             f"{self.network.arch} with norm {self.network.norm}",
         )
-        check(self.iterations >= 1, f"dm.iterations must be at least 1, got {self.iterations}")
-        check(self.real_batch >= 1, f"dm.real_batch must be at least 1, got {self.real_batch}")
-        check(self.lr > 0, f"dm.lr must be above 0, got {self.lr}")
-        check(0 <= self.momentum < 1, f"dm.momentum must be in [0, 1), got {self.momentum}")
 
 
 Precision = Literal["float32", "bfloat16"]
@@ -185,7 +167,7 @@ Precision = Literal["float32", "bfloat16"]
 # ------------------------------------------------------------------------------ stage sections
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@settings
 class PrepareConfig:
     """Which images, what is expected of them, and how they are split."""
 
@@ -195,9 +177,9 @@ class PrepareConfig:
     """Folder (or .npz file) of the raw data, torchvision's ``root`` for its sets; "" for none."""
     download: bool
     """Fetch the raw data into ``root`` if it is not there."""
-    num_classes: int
+    num_classes: Whole
     """Classes that must be found; 0 accepts any number."""
-    image_size: int
+    image_size: Annotated[int, Ge(1), Le(4096)]
     """Side of the square images that networks see, pixels; others are resized and cropped."""
     channels: Literal[1, 3]
     """Greyscale or RGB; images of another mode are converted."""
@@ -213,11 +195,11 @@ class PrepareConfig:
     file, also in ``files`` storage."""
     mean: tuple[float, ...]
     """Per-channel normalisation of pixels in [0, 1]; empty measures the training images."""
-    std: tuple[float, ...]
+    std: tuple[Positive, ...]
     """As ``mean``."""
-    val_fraction: float
+    val_fraction: Annotated[float, Gt(0), Lt(1)]
     """Share of the training images held out for every choice that is made."""
-    test_fraction: float
+    test_fraction: Annotated[float, Ge(0), Lt(1)]
     """Share split off for the reported accuracy; 0 if the source has a test set of its own."""
     keep: tuple[float, float]
     """Bounds of the share of training images that a class keeps, drawn uniformly for each class
@@ -230,29 +212,26 @@ class PrepareConfig:
         )
         total = self.val_fraction + self.test_fraction
         check(
-            0 < self.val_fraction < 1 and 0 <= self.test_fraction and total < 1,
-            "val_fraction must be above 0, test_fraction at least 0, and both must leave training "
-            f"images, got {self.val_fraction} and {self.test_fraction}",
+            total < 1,
+            "val_fraction and test_fraction must leave training images, got "
+            f"{self.val_fraction} and {self.test_fraction}",
         )
-        check(self.num_classes >= 0, f"num_classes must be ≥ 0, got {self.num_classes}")
-        check(self.image_size >= 1, f"image_size must be at least 1, got {self.image_size}")
         check(
             len(self.mean) == len(self.std) and len(self.mean) in (0, self.channels),
             f"mean and std must be empty or have {self.channels} entries, got {list(self.mean)} "
             f"and {list(self.std)}",
         )
-        check(min(self.std, default=1) > 0, f"std must be above 0, got {list(self.std)}")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@settings
 class TrainTeacherConfig:
     """The one base training run whose checkpoints become teachers (§3.3, Table 6)."""
 
     network: NetworkConfig
     """Teacher network; must have BatchNorm."""
-    epochs: int
+    epochs: Count
     """Epochs of the run, all of which are cached as checkpoints."""
-    batch_size: int
+    batch_size: Batch
     """Images per step."""
     optimizer: OptimizerConfig
     """Optimiser of the run."""
@@ -263,25 +242,23 @@ class TrainTeacherConfig:
     checkpoint: str
     """Take this converged network instead of training one: ``torchvision`` (its published
     ImageNet-1K weights) or a file; "" trains."""
-    claimed_top1: float
+    claimed_top1: Annotated[float, Ge(0), Le(100)]
     """Accuracy in percent that ``checkpoint`` is said to have on the test images."""
 
     def __post_init__(self) -> None:
-        check(self.epochs >= 1, f"train_teacher.epochs must be at least 1, got {self.epochs}")
-        check(self.batch_size >= 2, f"train_teacher.batch_size must be ≥ 2, got {self.batch_size}")
         check(
             self.network.arch != "convnet3" or self.network.norm == "batch",
-            "train_teacher.network.norm must be batch: Eq. 7 matches the statistics stored in "
+            "network.norm must be batch: Eq. 7 matches the statistics stored in "
             f"BatchNorm layers, got {self.network.norm}",
         )
         check(
-            not self.checkpoint or 0 < self.claimed_top1 <= 100,
-            "train_teacher.claimed_top1 must say what accuracy the checkpoint "
+            not self.checkpoint or self.claimed_top1 > 0,
+            "claimed_top1 must say what accuracy the checkpoint "
             f"{self.checkpoint!r} has on the test images, got {self.claimed_top1}",
         )
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@settings
 class PriorConfig:
     """Pool of checkpoints along the base trajectory (§3.3; §4.1 of the specification)."""
 
@@ -289,83 +266,68 @@ class PriorConfig:
     """1-based epochs whose checkpoints are the members, ascending."""
 
     def __post_init__(self) -> None:
-        check_epochs("pool.prior.epochs", self.epochs)
+        check_epochs("epochs", self.epochs)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@settings
 class PostConfig:
     """Pool of randomly pruned copies of the converged base (§3.3)."""
 
-    size: int
+    size: Count
     """Members; Table 6 prints 9 and 10."""
-    pruning_ratio: float
+    pruning_ratio: Annotated[float, Ge(0), Lt(1)]
     """Share of channels DepGraph removes from every layer, at random."""
-    max_epochs: float
+    max_epochs: NotNegative
     """Fine-tuning stops here even if the target accuracy is not reached; the paper's 0–2."""
-    checks_per_epoch: int
+    checks_per_epoch: Count
     """How often fine-tuning compares its held-out accuracy with the target."""
-    lr: tuple[float, float]
+    lr: tuple[Positive, Positive]
     """Learning rates of first and last member, log-spaced between; the paper's 0.1–0.001."""
-    batch_size: int
+    batch_size: Batch
     """Images per step."""
-    momentum: float
+    momentum: Momentum
     """SGD momentum."""
-    weight_decay: float
+    weight_decay: NotNegative
     """SGD weight decay."""
     views: ViewConfig
     """Augmentation while fine-tuning."""
     bn_recalibrate: bool
     """Re-estimate running statistics of members that were not fine-tuned (the paper does not)."""
 
-    def __post_init__(self) -> None:
-        check(self.size >= 1, f"pool.post.size must be at least 1, got {self.size}")
-        check(self.batch_size >= 2, f"pool.post.batch_size must be ≥ 2, got {self.batch_size}")
-        check(0 <= self.momentum < 1, f"pool.post.momentum must be in [0, 1), got {self.momentum}")
-        check(
-            0 <= self.pruning_ratio < 1,
-            f"pool.post.pruning_ratio must be in [0, 1), got {self.pruning_ratio}",
-        )
-        check(self.max_epochs >= 0, f"pool.post.max_epochs must be ≥ 0, got {self.max_epochs}")
-        check(
-            self.checks_per_epoch >= 1,
-            f"pool.post.checks_per_epoch must be at least 1, got {self.checks_per_epoch}",
-        )
-        check(min(self.lr) > 0, f"pool.post.lr must be above 0, got {list(self.lr)}")
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
+@settings
 class PoolConfig:
     """How each kind of pool is made from the base run."""
 
-    prior: PriorConfig
-    """Checkpoints along the trajectory."""
-    post: PostConfig
-    """Pruned copies of the last checkpoint."""
+    prior: PriorConfig | None
+    """Checkpoints along the trajectory; None in a stage's file if the pool's kind has none."""
+    post: PostConfig | None
+    """Pruned copies of the last checkpoint; likewise."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@settings
 class SynthesizeConfig:
     """Image optimisation by Eq. 7; every convention the paper leaves open is a field."""
 
     initialise: Literal["noise", "real"]
     """Start from N(0, 1) in normalised space, or from random training images of the class."""
-    iterations: int
+    iterations: Count
     """Gradient steps per batch (Table 7)."""
-    classes_per_batch: int
+    classes_per_batch: Count
     """Classes optimised together, one chunk of them in index order (Table 7: 100)."""
-    indices_per_batch: int
+    indices_per_batch: Count
     """IPC indices optimised together; 1 unless the dataset has few classes (§8-16)."""
-    lr: float
+    lr: Positive
     """Adam learning rate, cosine to 0 over ``iterations`` (Table 7)."""
-    betas: tuple[float, float]
+    betas: Betas
     """Adam betas; Table 7 calls them momentum (§8-1)."""
-    eps: float
+    eps: Positive
     """Adam epsilon."""
-    weight_decay: float
+    weight_decay: NotNegative
     """Coupled Adam decay of the pixels; Table 7 prints 1e-4, no peer applies it (§8-4)."""
-    alpha_bn: float
+    alpha_bn: NotNegative
     """Weight of the statistics term, α_BN."""
-    first_bn_weight: float
+    first_bn_weight: NotNegative
     """Weight of the first BatchNorm layer within R_BN (§8-5)."""
     norm: Literal["l2", "l2_squared"]
     """Norm of the statistics' gap (§8-3)."""
@@ -375,7 +337,7 @@ class SynthesizeConfig:
     """How the statistics terms of the drawn teachers combine (§8-3)."""
     ensemble: Literal["logits", "probs", "loss"]
     """What the classifier prior averages over teachers (§8-7)."""
-    draw: int
+    draw: Count
     """Teachers drawn from the pool at a time, k."""
     draw_per: Literal["index", "iteration"]
     """When teachers are drawn: once per group of IPC indices, or at every iteration (§8-6)."""
@@ -401,17 +363,10 @@ class SynthesizeConfig:
     """Autocast dtype of the teachers; statistics and losses stay in float32."""
 
     def __post_init__(self) -> None:
-        for name in ("iterations", "classes_per_batch", "indices_per_batch", "draw"):
-            value = getattr(self, name)
-            check(value >= 1, f"synthesize.{name} must be at least 1, got {value}")
-        check(self.lr > 0, f"synthesize.lr must be above 0, got {self.lr}")
-        check(self.alpha_bn >= 0, f"synthesize.alpha_bn must be ≥ 0, got {self.alpha_bn}")
-        check(self.eps > 0, f"synthesize.eps must be above 0, got {self.eps}")
-        check_betas("synthesize", self.betas)
         if self.class_statistics == "per_class":
             check(
                 self.classes_per_batch == 1,
-                "synthesize.class_statistics per_class needs synthesize.classes_per_batch 1: each "
+                "class_statistics per_class needs classes_per_batch 1: each "
                 f"batch is matched to its own class, got {self.classes_per_batch}",
             )
 
@@ -445,11 +400,11 @@ def settings_of_images(config: SynthesizeConfig, images: str) -> Json:
     return {key: value for key, value in every.items() if key in {*kind.own, *shared}}
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@settings
 class RelabelConfig:
     """Views of the distilled images that students train on, and their soft labels (§4.3)."""
 
-    epochs: int
+    epochs: Count
     """Epochs of student training, each with its own views."""
     augmentation: Literal["views", "dsa"]
     """What images go through in every epoch."""
@@ -467,27 +422,24 @@ class RelabelConfig:
     store: bool
     """Keep the labels in the file, or compute them while training; the students are the same."""
 
-    def __post_init__(self) -> None:
-        check(self.epochs >= 1, f"relabel.epochs must be at least 1, got {self.epochs}")
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
+@settings
 class EvaluateConfig:
     """Training of fresh students on the distilled set (§4.4, appendix D.3)."""
 
     network: NetworkConfig
     """Student network."""
-    batch_size: int
+    batch_size: Batch
     """Images per step."""
     optimizer: OptimizerConfig
     """Optimiser of the student."""
-    temperature: float
+    temperature: Positive
     """Softmax temperature of the KL loss with soft labels (§8-8)."""
     temperature_squared: bool
     """Multiply the KL loss by the squared temperature."""
-    seeds: tuple[int, ...]
+    seeds: tuple[Seed, ...]
     """One fresh student per seed."""
-    eval_epochs: int
+    eval_epochs: Count
     """Test accuracy is measured every so many epochs, and after the last."""
     precision: Precision
     """Autocast dtype of forward and backward."""
@@ -495,12 +447,9 @@ class EvaluateConfig:
     """Also measure the KL divergence between students and each member of the pool (Fig. 2c)."""
 
     def __post_init__(self) -> None:
-        check(self.batch_size >= 2, f"evaluate.batch_size must be ≥ 2, got {self.batch_size}")
-        check(self.temperature > 0, f"evaluate.temperature must be > 0, got {self.temperature}")
-        check(self.eval_epochs >= 1, f"evaluate.eval_epochs must be ≥ 1, got {self.eval_epochs}")
         check(
             len(self.seeds) == len(set(self.seeds)) > 0,
-            f"evaluate.seeds must be distinct, got {list(self.seeds)}",
+            f"seeds must be distinct, got {list(self.seeds)}",
         )
 
 
@@ -514,18 +463,17 @@ STAGES: dict[str, type] = {
 }
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@settings
 class ContinualConfig:
     """Class-incremental learning (Fig. 3e, §8-24), the same for all datasets and methods."""
 
-    steps: int
+    steps: Count
     """In how many steps the classes arrive."""
-    orders: tuple[int, ...]
+    orders: tuple[Seed, ...]
     """Seeds of the orders in which they do, each a run of its own."""
 
     def __post_init__(self) -> None:
-        check(self.steps >= 1, f"continual.steps must be at least 1, got {self.steps}")
         check(
             len(self.orders) == len(set(self.orders)) > 0,
-            f"continual.orders must be distinct, got {list(self.orders)}",
+            f"orders must be distinct, got {list(self.orders)}",
         )

@@ -26,7 +26,7 @@ from teddy.settings.rows import (
     ROWS,
     BaseRow,
     DatasetRow,
-    Leaf,
+    Evaluation,
     MethodRow,
     PoolRow,
     PreparedRow,
@@ -35,7 +35,7 @@ from teddy.settings.rows import (
     StepTeachersRow,
     StreamRow,
 )
-from teddy.settings.schema import build, check, convert, suggest
+from teddy.settings.schema import check, from_json, suggest
 from teddy.settings.theory import EXPERIMENTS, Fig1Config, Fig5Config, TheoryConfig
 
 T = TypeVar("T")
@@ -54,9 +54,9 @@ class Params:
         required = {"seed", "continual", "datasets", "methods", "targets", *ROWS, *STAGES}
         self._layers = layers = Layers(path, required, set(EXPERIMENTS))
         self._where = layers.where
-        self.seed: int = convert(int, layers.raw["seed"], self._where("seed"))
+        self.seed: int = from_json(int, layers.raw["seed"], self._where("seed"))
         self.datasets = {
-            name: build(
+            name: from_json(
                 DatasetRow,
                 {k: v for k, v in layers.section("datasets", name).items() if k not in STAGES},
                 self._where(f"datasets.{name}"),
@@ -64,7 +64,7 @@ class Params:
             for name in layers.keys("datasets")
         }
         self.methods = {
-            name: build(MethodRow, section, self._where(f"methods.{name}"))
+            name: from_json(MethodRow, section, self._where(f"methods.{name}"))
             for name, section in layers.keys("methods").items()
         }
         self.prepared = layers.rows("prepared", PreparedRow)
@@ -72,13 +72,13 @@ class Params:
         self.pools = layers.rows("pools", PoolRow)
         self.sets = layers.rows("sets", SetRow)
         self.scores = layers.rows("scores", ScoreRow)
-        self.continual = build(
+        self.continual = from_json(
             ContinualConfig, layers.section("continual"), self._where("continual")
         )
         self.step_teachers = layers.rows("step_teachers", StepTeachersRow)
         self.streams = layers.rows("streams", StreamRow)
         self.targets: dict[str, tuple[str, ...]] = {
-            name: convert(tuple[str, ...], rows, self._where(f"targets.{name}"))
+            name: from_json(tuple[str, ...], rows, self._where(f"targets.{name}"))
             for name, rows in layers.keys("targets").items()
         }
         """Rows of ``sets``, ``scores`` or (Fig. 3e) ``streams`` that a table or figure shows, in
@@ -122,11 +122,17 @@ class Params:
         row = self.streams[stream]
         if self.pools[row.pool].kind == "converged":
             return (self.train_step_teachers(row.teachers).epochs,)
-        return self.pool(row.pool).prior.epochs
+        return self.prior_epochs(row.pool)
 
     def pool(self, pool: str) -> PoolConfig:
         """Settings of one pool."""
         return self._resolve(PoolConfig, "pool", ("pools", pool))
+
+    def prior_epochs(self, pool: str) -> tuple[int, ...]:
+        """Epochs of a prior pool, whose accuracies those of a post pool imitate."""
+        prior = self.pool(pool).prior
+        assert prior is not None, "params.yaml has all settings of a pool"
+        return prior.epochs
 
     def synthesize(self, name: str) -> SynthesizeConfig:
         """Settings of one distilled set."""
@@ -140,7 +146,7 @@ class Params:
         """Settings of the students of a set, of a further score or of a stream."""
         return self._resolve(EvaluateConfig, "evaluate", *self._chain(name))
 
-    def leaf(self, name: str) -> Leaf:
+    def evaluation(self, name: str) -> Evaluation:
         """What a score is of: a row of ``scores``, or the default score of a row of ``sets``.
 
         Raises:
@@ -148,20 +154,20 @@ class Params:
         """
         if self._either(name) == "sets":
             row = self._known("sets", name)
-            return Leaf(
+            return Evaluation(
                 name=name, dataset=row.dataset, data=row.data, set=name, method=row.method,
                 ipc=row.ipc, pool=row.pool, members=0, labels=self.methods[row.method].labels,
             )  # fmt: skip
         score = self.scores[name]
         parent = self.sets[score.set]
-        return Leaf(
+        return Evaluation(
             name=name, dataset=score.dataset, data=score.data, set=score.set, method=parent.method,
             ipc=parent.ipc, pool=score.pool, members=score.members, labels=score.labels,
         )  # fmt: skip
 
-    def leaves(self) -> list[Leaf]:
+    def evaluations(self) -> list[Evaluation]:
         """Every declared score: those of the sets, then the further ones."""
-        return [self.leaf(name) for name in (*self.sets, *self.scores)]
+        return [self.evaluation(name) for name in (*self.sets, *self.scores)]
 
     def is_default(self, name: str) -> bool:
         """Whether a score has the default settings, that is, Table 1 shows it."""
@@ -240,7 +246,7 @@ class Params:
 
     def _check_trajectory(self, name: str, row: PoolRow) -> None:
         base = row.base if row.kind == "prior" else row.curve
-        config, last = self.train_teacher(base), self.pool(name).prior.epochs[-1]
+        config, last = self.train_teacher(base), self.prior_epochs(name)[-1]
         epochs = 1 if config.checkpoint else config.epochs
         check(
             last <= epochs,
@@ -337,8 +343,9 @@ class Params:
 
     def pool_size(self, pool: str) -> int:
         """Members of a pool."""
-        kind, config = self.pools[pool].kind, self.pool(pool)
-        sizes = {"converged": 1, "prior": len(config.prior.epochs), "post": config.post.size}
+        kind, post = self.pools[pool].kind, self.pool(pool).post
+        assert post is not None, "params.yaml has all settings of a pool"
+        sizes = {"converged": 1, "prior": len(self.prior_epochs(pool)), "post": post.size}
         return sizes[kind]
 
     def _parent(self, section: str, name: str, parents: str, parent: str) -> Any:
@@ -394,7 +401,7 @@ class Params:
     # -- experiments
 
     def _experiment(self, name: str, cls: type[T]) -> T:
-        config = build(cls, self._layers.section(name), self._where(name))
+        config = from_json(cls, self._layers.section(name), self._where(name))
         if isinstance(config, Fig1Config | Fig5Config):
             known = ", ".join(self.prepared) or "nothing"
             where = f"{self._where(name)} needs the data {config.data!r}"

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from teddy.core.errors import TeddyError
 from teddy.settings.rows import ROWS
-from teddy.settings.schema import Section, build, check, merge, read_yaml, refuse_unknown
+from teddy.settings.schema import Section, check, from_json, merge, read_yaml, refuse_unknown
 
 T = TypeVar("T")
 _NAME = re.compile(r"[\w-]+(/[\w-]+)*", re.ASCII)
@@ -83,7 +83,7 @@ class Layers:
             own = {key: value for key, value in raw.items() if key in identity}
             if not stage:
                 refuse_unknown(set(raw), identity | set(nested), self.where(f"{section}.{name}"))
-            rows[name] = build(cls, own, self.where(f"{section}.{name}"))
+            rows[name] = from_json(cls, own, self.where(f"{section}.{name}"))
         return rows
 
     def resolve(self, cls: type[T], stage: str, dataset: str, *rows: tuple[str, str]) -> T:
@@ -109,7 +109,7 @@ class Layers:
             where = self.where(f"{section}.{name}")
             merged = merge(merged, self._overrides(section, name, stage), where)
         of = ".".join(rows[-1]) if rows else dataset
-        return build(cls, merged, self.where(f"{stage} (for {of})"))
+        return from_json(cls, merged, self.where(f"{stage} (for {of})"))
 
     def _overrides(self, section: str, name: str, stage: str) -> Section:
         """What a row says of a stage: by its further keys, or under the stage's name."""

@@ -1,13 +1,12 @@
 """Rows of ``params.yaml``: what is made, of what, and what it is called in tables."""
 
-from dataclasses import dataclass
 from typing import Literal
 
-from teddy.settings.configs import check_epochs
-from teddy.settings.schema import check
+from teddy.settings.configs import Count, Whole, check_epochs
+from teddy.settings.schema import check, settings
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@settings
 class PreparedRow:
     """Prepared images, ``data/prepared/<name>``; further keys override ``prepare``."""
 
@@ -15,7 +14,7 @@ class PreparedRow:
     """Key of ``datasets``."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@settings
 class BaseRow:
     """A base training run, ``models/<name>``; further keys override ``train_teacher``."""
 
@@ -25,7 +24,7 @@ class BaseRow:
     """Key of ``prepared``: the images to train on."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@settings
 class PoolRow:
     """A pool of teachers, ``models/<name>``; further keys override ``pool``."""
 
@@ -41,7 +40,7 @@ class PoolRow:
     """The last checkpoint alone (SRe2L), checkpoints of the trajectory, or pruned copies."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@settings
 class SetRow:
     """A distilled set with its labels and score; further keys override ``synthesize``.
 
@@ -57,18 +56,14 @@ class SetRow:
     """Key of ``methods``."""
     pool: str
     """Key of ``pools``: the teachers that make the images and label them."""
-    ipc: int
+    ipc: Count
     """Images per class."""
-    repeat: int = 0
+    repeat: Whole = 0
     """0, which rows need not say, is the experiment's own synthesis; other numbers are repeats, all
     of whose randomness differs."""
 
-    def __post_init__(self) -> None:
-        check(self.ipc >= 1, f"ipc must be at least 1, got {self.ipc}")
-        check(self.repeat >= 0, f"repeat must be ≥ 0, got {self.repeat}")
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
+@settings
 class ScoreRow:
     """Another score of a set: other labels or other students, without another synthesis.
 
@@ -83,17 +78,16 @@ class ScoreRow:
     """Key of ``sets``: the images."""
     pool: str
     """Key of ``pools``: the teachers that label them."""
-    members: int
+    members: Whole
     """Label with so many members, evenly spaced over the pool (Fig. 3b); 0 takes all."""
     labels: tuple[Literal["hard", "soft"], ...]
     """Kinds of labels that students are trained with."""
 
     def __post_init__(self) -> None:
-        check(self.members >= 0, f"members must be ≥ 0, got {self.members}")
         _check_labels(self.labels)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@settings
 class StepTeachersRow:
     """Base runs on the classes of each step of continual learning alone, ``models/<name>``; further
     keys override ``train_teacher``.
@@ -110,7 +104,7 @@ class StepTeachersRow:
         check_epochs("checkpoints", self.checkpoints)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@settings
 class StreamRow:
     """Continual learning on a set, ``metrics/streams/<name>.json``.
 
@@ -140,8 +134,8 @@ class StreamRow:
         return self.teachers != self.pool
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Leaf:
+@settings
+class Evaluation:
     """What a score is of: a row of ``scores``, or the default score of a row of ``sets``."""
 
     name: str
@@ -150,10 +144,10 @@ class Leaf:
     data: str
     set: str
     method: str
-    ipc: int
+    ipc: Count
     pool: str
-    members: int
-    labels: tuple[str, ...]
+    members: Whole
+    labels: tuple[Literal["hard", "soft"], ...]
 
 
 def _check_labels(labels: tuple[str, ...]) -> None:
@@ -163,7 +157,7 @@ def _check_labels(labels: tuple[str, ...]) -> None:
     )
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@settings
 class MethodRow:
     """A line of the tables."""
 
@@ -180,7 +174,7 @@ class MethodRow:
         _check_labels(self.labels)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@settings
 class DatasetRow:
     """Facts about a dataset that no stage depends on."""
 

@@ -1,26 +1,33 @@
-"""YAML into frozen dataclasses, with errors that name the file and the key.
+"""YAML and JSON into frozen dataclasses, with errors that name the file and the key.
 
-Values are checked against the annotations of the fields: whole and finite numbers, choices
-(``Literal``), tuples for lists, and dataclasses for keys below keys. No key may be missing unless
-its field has a default, and none may be unknown.
+Pydantic checks values against the annotations of the fields: whole and finite numbers, choices
+(``Literal``), ranges (``Annotated``), tuples for lists, and dataclasses for keys below keys. No key
+may be missing unless its field has a default, and none may be unknown.
 """
 
 import dataclasses
 import difflib
-import math
-import types
+import functools
+import json
+import re
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Any, TypeVar, dataclass_transform
 
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
+import yaml
 
 from teddy.core.errors import TeddyError
 
 T = TypeVar("T")
 Section = Mapping[str, Any]
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True)
+def settings(cls: type[T]) -> type[T]:
+    """A frozen dataclass whose keys, types and ranges are checked when it is read from a file."""
+    cls.__pydantic_config__ = {"extra": "forbid", "allow_inf_nan": False}  # type: ignore[attr-defined]
+    return dataclasses.dataclass(frozen=True, kw_only=True, slots=True)(cls)
 
 
 def check(ok: bool, message: str) -> None:
@@ -30,121 +37,192 @@ def check(ok: bool, message: str) -> None:
 
 
 def to_json(config: Any) -> dict[str, Any]:
-    """A config dataclass as plain JSON-able values."""
+    """A settings dataclass as plain JSON-able values."""
     return dataclasses.asdict(config)
 
 
-def from_json(cls: type[T], record: Section, where: str) -> T:
-    """The inverse of :func:`to_json`, with the same checks as ``params.yaml``."""
-    return build(cls, record, where)
-
-
-def read_yaml(path: Path) -> Section:
-    """The keys of a YAML file.
-
-    Raises:
-        TeddyError: not readable, not YAML, or not a mapping.
-    """
-    # YAML 1.2 (ruamel): PyYAML reads 1e-3 as a string and off as a boolean.
-    try:
-        raw = YAML(typ="safe").load(path)
-    except OSError as error:
-        raise TeddyError(f"{path}: cannot read: {error.strerror}") from error
-    except YAMLError as error:
-        raise TeddyError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(raw, Mapping):
-        raise TeddyError(f"{path}: expected keys, got {raw!r}")
-    return raw
-
-
-def merge(base: Section, override: Section, where: str) -> dict[str, Any]:
-    """``base`` with what ``override`` names replaced, key by key; it may name no new key."""
-    refuse_unknown(set(override), set(base), where)
-    merged = dict(base)
-    for key, value in override.items():
-        if isinstance(base[key], Mapping):
-            if not isinstance(value, Mapping):
-                raise TeddyError(f"{where}.{key}: expected keys, got {value!r}")
-            merged[key] = merge(base[key], value, f"{where}.{key}")
-        else:
-            merged[key] = value
-    return merged
-
-
-def build(cls: type[T], section: Section, where: str) -> T:
-    """A dataclass from the keys of a section.
+def from_json(cls: type[T], section: Any, where: str) -> T:
+    """A settings dataclass from the keys of a section.
 
     Args:
-        cls: dataclass whose annotations say what is allowed.
-        section: keys and values.
+        cls: of :func:`settings`.
+        section: keys and values, as YAML or JSON have them.
         where: file and key that messages begin with.
 
     Raises:
         TeddyError: a key is unknown or missing, or a value is not of its field's type or range.
     """
-    if not isinstance(section, Mapping):
-        raise TeddyError(f"{where}: expected keys, got {section!r}")
-    hints = typing.get_type_hints(cls)
-    refuse_unknown(set(section), set(hints), where)
-    fields = dataclasses.fields(cls)  # type: ignore[arg-type]
-    may_lack = {field.name for field in fields if field.default is not dataclasses.MISSING}
-    missing = [name for name in hints if name not in section and name not in may_lack]
-    if missing:
-        raise TeddyError(f"{where} lacks the key {missing[0]!r}")
-    values = {
-        name: convert(kind, section[name], f"{where}.{name}")
-        for name, kind in hints.items()
-        if name in section
-    }
+    from pydantic import ValidationError
+
     try:
-        return cls(**values)
-    except TeddyError as error:
-        raise TeddyError(f"{where}: {error}") from None
+        text = json.dumps(section, default=str)
+        checked: T = _adapter(cls).validate_json(text, strict=True)  # type: ignore[arg-type]
+        return checked
+    except ValidationError as error:
+        raise TeddyError(_message(cls, error.errors(include_url=False), where)) from None
+    except ValueError:  # a whole number of thousands of digits
+        raise TeddyError(f"{where}: a number has too many digits") from None
 
 
-def convert(kind: Any, value: Any, where: str) -> Any:
-    """A value of YAML as the type that an annotation names; raises as :func:`build` does."""
-    origin, arguments = get_origin(kind), get_args(kind)
-    if dataclasses.is_dataclass(kind):
-        return build(kind, value, where)  # type: ignore[arg-type]
-    if origin is Literal:
-        if value not in arguments or isinstance(value, bool):
-            choices = ", ".join(map(str, arguments))
-            raise TeddyError(f"{where} must be one of {choices}; got {value!r}")
-        return value
-    if origin is tuple:
-        return _convert_tuple(arguments, value, where)
-    if origin in (Union, types.UnionType):
-        raise NotImplementedError(kind)
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if kind is float and isinstance(value, float) and not math.isfinite(value):
-        raise TeddyError(f"{where} must be finite; got {value!r}")
-    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise TeddyError(f"{where} must be {_article(kind)}; got {value!r}")
-    return value
+@functools.cache
+def _adapter(cls: Any) -> Any:
+    from pydantic import TypeAdapter  # a tenth of a second that `--help` need not spend
+
+    return TypeAdapter(cls)
 
 
-def _convert_tuple(arguments: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
-    if not isinstance(value, list | tuple):
-        raise TeddyError(f"{where} must be a list; got {value!r}")
-    if arguments[-1] is not Ellipsis and len(value) != len(arguments):
-        raise TeddyError(f"{where} must have {len(arguments)} entries; got {value!r}")
-    return tuple(convert(arguments[0], entry, f"{where}[{i}]") for i, entry in enumerate(value))
+# ------------------------------------------------------------------------------------- messages
+
+_EXPECTED = {
+    "int_type": "must be a whole number",
+    "int_parsing_size": "must be a smaller whole number",
+    "float_type": "must be a number",
+    "finite_number": "must be finite",
+    "bool_type": "must be true or false",
+    "string_type": "must be text",
+    "literal_error": "must be one of {expected}",
+    "greater_than_equal": "must be at least {ge:g}",
+    "greater_than": "must be above {gt:g}",
+    "less_than_equal": "must be at most {le:g}",
+    "less_than": "must be below {lt:g}",
+    "tuple_type": "must be a list",
+    "dict_type": "must be keys",
+    "dataclass_type": "must be keys",
+}
+_ORDER = ("unexpected_keyword_argument", "missing")
+"""A mistyped key is both; the first of these tells most."""
 
 
-def _article(kind: type) -> str:
-    return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[kind]
+def _message(cls: type, errors: list[Any], where: str) -> str:
+    first = min(
+        errors, key=lambda error: _ORDER.index(error["type"]) if error["type"] in _ORDER else 2
+    )
+    kind, path, context = first["type"], first["loc"], first.get("ctx", {})
+    at = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
+    parent = where + "".join(at.rpartition("." if at.rfind(".") > at.rfind("[") else "[")[:1])
+    if kind == "unexpected_keyword_argument":
+        known = [field.name for field in dataclasses.fields(_at(cls, path[:-1]))]
+        return f"{parent}: unknown key {path[-1]!r}; {suggest(str(path[-1]), known)}"
+    if (kind == "missing" and isinstance(path[-1], int)) or kind == "too_long":
+        return f"{parent if kind == 'missing' else where + at} {_entries(context, path, first)}"
+    if kind == "missing":
+        return f"{parent} lacks the key {path[-1]!r}"
+    if kind == "value_error":
+        return f"{where}{at}: {context['error']}"
+    if "expected" in context:
+        context = {"expected": context["expected"].replace("'", "").replace(" or ", ", ")}
+    expected = _EXPECTED.get(kind, first["msg"]).format(**context)
+    return f"{where}{at} {expected}; got {shown(first['input'])}"
 
 
-def refuse_unknown(given: set[str], known: set[str], where: str) -> None:
+def _entries(context: Mapping[str, Any], path: tuple[Any, ...], error: Mapping[str, Any]) -> str:
+    wanted = context.get("max_length", path[-1] + 1 if isinstance(path[-1], int) else 0)
+    return f"must have {wanted} entries; got {shown(error['input'])}"
+
+
+def _at(cls: Any, path: tuple[Any, ...]) -> Any:
+    """The dataclass that a path of field names leads to."""
+    for name in path:
+        if isinstance(name, str):
+            hint = typing.get_type_hints(cls)[name] if dataclasses.is_dataclass(cls) else cls
+            options = [hint, *typing.get_args(hint)]
+            cls = next((o for o in options if dataclasses.is_dataclass(o)), hint)
+    return cls
+
+
+def shown(value: Any) -> str:
+    """A value as it is shown in a message: not more than a line of it."""
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:97]}..."
+
+
+def refuse_unknown(given: Iterable[Any], known: Iterable[str], where: str) -> None:
     """Refuse a key that is not known, and suggest the nearest that is."""
-    for key in sorted(given - known):
-        raise TeddyError(f"{where}: unknown key {key!r}; {suggest(str(key), known)}")
+    known = set(known)
+    for key in given:
+        if key not in known:
+            raise TeddyError(f"{where}: unknown key {key!r}; {suggest(str(key), known)}")
 
 
-def suggest(name: str, known: typing.Iterable[str]) -> str:
+def suggest(name: str, known: Iterable[str]) -> str:
     """What a message says of a name that is not known."""
-    close = difflib.get_close_matches(name, list(known), n=1)
-    choices = ", ".join(sorted(known))
-    return f"did you mean {close[0]!r}?" if close else f"expected one of: {choices}"
+    choices = sorted(known)
+    close = difflib.get_close_matches(name, choices, n=1)
+    listed = ", ".join(choices[:20]) + (
+        f" and {len(choices) - 20} more" if len(choices) > 20 else ""
+    )
+    return f"did you mean {close[0]!r}?" if close else f"expected one of: {listed or 'nothing'}"
+
+
+# ----------------------------------------------------------------------------------------- YAML
+
+
+def merge(base: Section, override: Any, where: str) -> dict[str, Any]:
+    """``base`` with what ``override`` names replaced, key by key; it may name no new key."""
+    if not isinstance(override, Mapping):
+        raise TeddyError(f"{where} must be keys; got {shown(override)}")
+    refuse_unknown(override, base, where)
+    merged = dict(base)
+    for key, value in override.items():
+        nested = isinstance(base[key], Mapping)
+        merged[key] = merge(base[key], value, f"{where}.{key}") if nested else value
+    return merged
+
+
+def read_yaml(path: Path) -> Section:
+    """The keys of a YAML file, with the numbers of YAML 1.2, as DVC reads them.
+
+    Raises:
+        TeddyError: not readable, not YAML, not keys, or a key stands there twice.
+    """
+    try:
+        loader = _Loader(path.read_text(encoding="utf-8"))
+        node = loader.get_single_node()
+        _refuse_twice(node)
+        raw = {} if node is None else loader.construct_document(node)
+    except OSError as error:
+        raise TeddyError(f"{path}: cannot read: {error.strerror}") from error
+    except (yaml.YAMLError, ValueError) as error:
+        raise TeddyError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(raw, Mapping):
+        raise TeddyError(f"{path} must be keys; got {shown(raw)}")
+    return raw
+
+
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+    """PyYAML with the scalars of YAML 1.2; its own are 1.1's, where 1e-3 is text and off is false.
+
+    Source: the core schema of yaml.org/spec/1.2.2, section 10.3.2, and ``<<`` of 1.1.
+    """
+
+
+_Loader.yaml_implicit_resolvers = {}
+for _tag, _pattern, _first in (
+    ("merge", r"<<\Z", "<"),
+    ("null", r"(?:~|null|Null|NULL)?\Z", ["~", "n", "N", ""]),
+    ("bool", r"(?:true|True|TRUE|false|False|FALSE)\Z", "tTfF"),
+    ("int", r"(?:[-+]?[0-9][0-9_]*|0o[0-7]+|0x[0-9a-fA-F]+)\Z", "-+0123456789"),
+    ("float", r"(?:[-+]?(?:\.[0-9]+|[0-9][0-9_]*(?:\.[0-9_]*)?)(?:[eE][-+]?[0-9]+)?"
+              r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))\Z", "-+.0123456789"),
+):  # fmt: skip
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_pattern), list(_first))
+_Loader.add_constructor(
+    "tag:yaml.org,2002:int",  # 1.1's would read 010 as eight
+    lambda _, node: int(node.value.replace("_", ""), 0 if node.value[1:2] in ("o", "x") else 10),
+)
+
+
+def _refuse_twice(node: yaml.Node | None) -> None:
+    """Refuse a key that stands twice in one mapping, before merges are resolved."""
+    if isinstance(node, yaml.MappingNode):
+        seen = set()
+        for key, value in node.value:
+            if key.value in seen:
+                line = key.start_mark.line + 1
+                raise yaml.YAMLError(f"the key {key.value!r} stands there twice (line {line})")
+            if isinstance(key, yaml.ScalarNode):
+                seen.add(key.value)
+            _refuse_twice(value)
+    elif isinstance(node, yaml.SequenceNode):
+        for entry in node.value:
+            _refuse_twice(entry)

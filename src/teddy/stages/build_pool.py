@@ -10,8 +10,8 @@ from teddy.core.files import Json, check_writable, digest, manifest_digest, read
 from teddy.core.runtime import pick_device, run_stage, use_threads
 from teddy.core.seeding import derive
 from teddy.data.datasets import ImageDataset, read_dataset
-from teddy.settings.params import Params
 from teddy.settings.schema import to_json
+from teddy.settings.stages import BuildPoolSettings, read_settings
 from teddy.teachers.making import RECORD, build_converged, build_post, build_prior
 from teddy.teachers.pools import MANIFEST
 
@@ -21,7 +21,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse(
         __doc__,
         argv,
-        "key of pools in params.yaml",
         data="prepared dataset",
         base="folder of the base run",
         curve="record of the base run whose accuracies post members imitate",
@@ -30,21 +29,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
 
     def stage() -> str:
-        params = Params(args.params)
-        kind, config = params.row("pools", args.name).kind, params.pool(args.name)
+        settings = read_settings(BuildPoolSettings, args.settings)
+        name = settings.name
         check_writable(args.out / MANIFEST, args.facts)
         base = read_json(args.base / RECORD)
         work = WorkDir(
-            "build_pool", args.name, kind=kind, config=to_json(config), seed=params.seed,
-            base=digest(args.base / RECORD), curve=digest(args.curve),
-            data=manifest_digest(args.data),
+            "build_pool", name, settings=to_json(settings), base=digest(args.base / RECORD),
+            curve=digest(args.curve), data=manifest_digest(args.data),
         ).claim()  # fmt: skip
         curve = [epoch["val_top1"] for epoch in read_json(args.curve)["epochs"]]
-        entries = _build(params, args.name, args.base, curve, read_dataset(args.data), work)
+        entries = _build(settings, args.base, curve, read_dataset(args.data), work)
         work.publish(args.out, [entry["file"] for entry in entries])
         manifest = {
-            "pool": args.name,
-            "kind": kind,
+            "pool": name,
+            "kind": settings.kind,
             "base": base["base"],
             "training_views": base["views"],
             "members": entries,
@@ -53,30 +51,29 @@ def main(argv: Sequence[str] | None = None) -> None:
         write_json(args.facts, manifest)
         work.discard()
         top1 = [entry["val_top1"] for entry in entries]
-        return f"{args.name}: {len(top1)} members, {min(top1):.1f} to {max(top1):.1f} % held-out"
+        return f"{name}: {len(top1)} members, {min(top1):.1f} to {max(top1):.1f} % held-out"
 
     run_stage("build_pool", stage, parallel=True)
 
 
 def _build(
-    params: Params,
-    name: str,
+    settings: BuildPoolSettings,
     base: Path,
     curve: Sequence[float],
     dataset: ImageDataset,
     work: WorkDir,
 ) -> list[Json]:
     """Make the members; only the first process returns."""
-    kind, config = params.row("pools", name).kind, params.pool(name)
-    if kind != "post":
-        leave_to_first()
-    if kind == "prior":
+    config = settings.config
+    if config.post is not None and config.prior is not None:
+        device, seed = pick_device(), derive(settings.seed, "pool", settings.name)
+        use_threads(device, dataset.image_shape)
+        epochs = config.prior.epochs
+        return build_post(base, curve, config.post, epochs, dataset, seed, work, device)
+    leave_to_first()
+    if config.prior is not None:
         return build_prior(base, config.prior.epochs, work)
-    if kind == "converged":
-        return build_converged(base, work)
-    device, seed = pick_device(), derive(params.seed, "pool", name)
-    use_threads(device, dataset.image_shape)
-    return build_post(base, curve, config, dataset, seed, work, device)
+    return build_converged(base, work)
 
 
 if __name__ == "__main__":

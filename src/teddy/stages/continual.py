@@ -9,16 +9,22 @@ from torch import nn
 from teddy.core.artifacts import WorkDir, read_tensors, write_tensors
 from teddy.core.console import parse
 from teddy.core.distributed import leave_to_first
-from teddy.core.files import Json, check_writable, digest, read_json, write_json
+from teddy.core.files import (
+    Json,
+    check_writable,
+    digest,
+    manifest_digest,
+    read_json,
+    write_json,
+)
 from teddy.core.runtime import for_each, pick_device, run_stage
 from teddy.core.seeding import derive
 from teddy.data.datasets import ImageDataset, read_dataset
 from teddy.data.distilled import DistilledSet, load
 from teddy.data.images import Images
 from teddy.settings.configs import ViewConfig
-from teddy.settings.params import Params
-from teddy.settings.rows import StreamRow
 from teddy.settings.schema import from_json, to_json
+from teddy.settings.stages import ContinualSettings, read_settings
 from teddy.students.continual import (
     UnionLabels,
     UnionViews,
@@ -44,7 +50,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse(
         __doc__,
         argv,
-        "key of streams in params.yaml",
         split=True,
         data="prepared dataset",
         set="distilled set",
@@ -53,34 +58,28 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
 
     def stage() -> str:
-        params = Params(args.params)
-        row = params.row("streams", args.name)
+        settings = read_settings(ContinualSettings, args.settings)
         check_writable(args.out)
-        manifest = args.teachers / (RECORD if row.strict else MANIFEST)
+        manifest = args.teachers / (RECORD if settings.strict else MANIFEST)
         distilled, dataset = load(args.set), read_dataset(args.data)
         work = WorkDir(
-            "continual", args.name, evaluate=to_json(params.evaluate(args.name)),
-            relabel=to_json(params.relabel(args.name)), seed=params.seed,
-            synthesize=to_json(params.synthesize(row.set)), continual=to_json(params.continual),
-            epochs=params.step_epochs(args.name) if row.strict else (),
-            set=digest(args.set), teachers=digest(manifest), labels=row.labels,
-            data=digest(args.data / "manifest.json"), split=args.split,
+            "continual", settings.name, settings=to_json(settings), set=digest(args.set),
+            teachers=digest(manifest), data=manifest_digest(args.data), split=args.split,
         ).claim()  # fmt: skip
-        learner = Learner(params, args.name, distilled, dataset, args.teachers, work)
-        steps = range(params.continual.steps)
-        tasks = [(order, step) for order in params.continual.orders for step in steps]
-        if learner.resynthesises:
+        learner = Learner(settings, distilled, dataset, args.teachers, work)
+        orders, split = settings.continual.orders, args.split
+        tasks = [(order, step) for order in orders for step in range(settings.continual.steps)]
+        if settings.synthesize is not None:
             for_each(len(tasks), lambda i: learner.synthesise(*tasks[i]), learner.device)
-        orders, split = params.continual.orders, args.split
         for_each(len(orders), lambda i: learner.learn(orders[i], split), learner.device)
         leave_to_first()
-        record = _identity(params, args.name, row) | {
+        record = _identity(settings) | {
             "split": args.split,
             "results": [result for task in tasks for result in learner.results(*task)],
         }
         write_json(args.out, record)
         work.discard()
-        return f"{args.name}: {_summary(record)}"
+        return f"{settings.name}: {_summary(record)}"
 
     run_stage("continual", stage, parallel=True)
 
@@ -89,9 +88,8 @@ class Learner:
     """Runs the steps of a stream.
 
     Args:
-        params: all settings.
-        name: of the stream.
-        distilled: its set.
+        settings: of the stage.
+        distilled: the set.
         data: real images.
         teachers: folder of the pool, or of the teachers of each step.
         work: where finished results are kept.
@@ -99,19 +97,14 @@ class Learner:
 
     def __init__(
         self,
-        params: Params,
-        name: str,
+        settings: ContinualSettings,
         distilled: DistilledSet,
         data: ImageDataset,
         teachers: Path,
         work: WorkDir,
     ) -> None:
-        self.params, self.name, self.row = params, name, params.streams[name]
-        self.distilled, self.data, self.teachers, self.work = distilled, data, teachers, work
-        self.device = pick_device()
-        self.relabel, self.evaluate = params.relabel(name), params.evaluate(name)
-        method = params.methods[params.sets[self.row.set].method]
-        self.resynthesises = self.row.strict and method.images == "synthesised"
+        self.settings, self.distilled, self.data = settings, distilled, data
+        self.teachers, self.work, self.device = teachers, work, pick_device()
         # Steps of the order that is being learnt: later ones find earlier ones as they were.
         self._parts: list[tuple[TrainingViews, tuple[SoftLabels, list[int]]]] = []
 
@@ -120,9 +113,10 @@ class Learner:
         path = self._images_path(order, step)
         if path.exists():
             return
+        assert self.settings.synthesize is not None, "else nothing is synthesised"
         views = read_json(self.teachers / RECORD)["views"]
         images = synthesise_step(
-            self.params.synthesize(self.row.set), self._step_pool(order, step),
+            self.settings.synthesize, self._step_pool(order, step),
             only_classes(self.data, self._steps(order)[step]),
             from_json(ViewConfig, views, f"{self.teachers / RECORD}: views"),
             self.distilled.ipc, self._seed(order, step), self.device,
@@ -133,7 +127,7 @@ class Learner:
     def learn(self, order: int, split: str) -> None:
         """Train and test every student of an order, unless that is done."""
         self._parts = []
-        for step in range(self.params.continual.steps):
+        for step in range(self.settings.continual.steps):
             runs = [run for run in self._runs() if not self._path(order, step, *run).exists()]
             if runs:
                 self._learn_step(order, step, runs, split)
@@ -147,9 +141,9 @@ class Learner:
         for kind, seed in runs:
             path = self._path(order, step, kind, seed)
             result = train_student(
-                self.evaluate, views, soft if kind == "soft" else None, held_out,
-                self.data.num_classes, derive(self.params.seed, "stream", order, step, seed),
-                f"continual {self.name}, order {order}, step {step + 1}, {kind} labels",
+                self.settings.evaluate, views, soft if kind == "soft" else None, held_out,
+                self.data.num_classes, derive(self.settings.seed, "stream", order, step, seed),
+                f"continual {self.settings.name}, order {order}, step {step + 1}, {kind} labels",
                 path.with_suffix(".resume"),
             )  # fmt: skip
             write_json(
@@ -164,9 +158,9 @@ class Learner:
 
     def _buffer(self, order: int, step: int) -> tuple[TrainingViews, SoftLabels]:
         """Views and soft labels of everything seen up to a step."""
-        if not self.row.strict:
+        if not self.settings.strict:
             seen = of_classes(self.distilled.as_images(), seen_classes(self._steps(order), step))
-            views = self._views(seen.pick(torch.arange(len(seen))), seen.labels, self.params.seed)
+            views = self._views(seen.pick(torch.arange(len(seen))), seen.labels, self.settings.seed)
             pool = open_pool(self.teachers)
             return views, KeptLabels(OnlineLabels(views, self._members(pool)))
         for earlier in range(len(self._parts), step + 1):
@@ -182,7 +176,7 @@ class Learner:
     def _images_of(self, order: int, step: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Images and labels of a step under strict teachers."""
         classes = self._steps(order)[step]
-        if not self.resynthesises:  # they do not depend on teachers
+        if self.settings.synthesize is None:  # they do not depend on teachers
             own = of_classes(self.distilled.as_images(), classes)
             return own.pick(torch.arange(len(own))), own.labels
         tensors, _ = read_tensors(self._images_path(order, step), kind=_KIND)
@@ -190,25 +184,27 @@ class Learner:
 
     def _views(self, images: torch.Tensor, labels: torch.Tensor, seed: int) -> TrainingViews:
         own = Images(images, labels).to(self.device)
-        return TrainingViews(own, self.distilled.normalisation, self.relabel, seed)
+        return TrainingViews(own, self.distilled.normalisation, self.settings.relabel, seed)
 
     def _members(self, pool: Pool) -> list[nn.Module]:
-        if "soft" not in self.row.labels:
+        if "soft" not in self.settings.labels:
             return []
         return [pool.member(index, self.device) for index in range(len(pool))]
 
     def _step_pool(self, order: int, step: int) -> Pool:
         folder = self.teachers / step_folder(order, step)
-        return step_pool(folder, self.params.step_epochs(self.name))
+        return step_pool(folder, self.settings.epochs)
 
     def _steps(self, order: int) -> list[tuple[int, ...]]:
-        return class_steps(self.data.num_classes, self.params.continual.steps, order)
+        return class_steps(self.data.num_classes, self.settings.continual.steps, order)
 
     def _seed(self, order: int, step: int) -> int:
-        return derive(self.params.seed, "step", order, step)
+        return derive(self.settings.seed, "step", order, step)
 
     def _runs(self) -> list[tuple[str, int]]:
-        return [(kind, seed) for kind in self.row.labels for seed in self.evaluate.seeds]
+        return [
+            (kind, seed) for kind in self.settings.labels for seed in self.settings.evaluate.seeds
+        ]
 
     def _path(self, order: int, step: int, kind: str, seed: int) -> Path:
         return self.work / f"{step_folder(order, step)}-{kind}-{seed}.json"
@@ -217,20 +213,14 @@ class Learner:
         return self.work / f"{step_folder(order, step)}.safetensors"
 
 
-def _identity(params: Params, name: str, row: StreamRow) -> Json:
-    made = params.sets[row.set]
+def _identity(settings: ContinualSettings) -> Json:
+    keys = ("dataset", "data", "set", "method", "ipc", "pool", "teachers")
     return {
-        "stream": name,
-        "dataset": row.dataset,
-        "data": row.data,
-        "set": row.set,
-        "method": made.method,
-        "ipc": made.ipc,
-        "pool": row.pool,
-        "teachers": row.teachers,
-        "arch": params.evaluate(name).network.arch,
-        "epochs": params.relabel(name).epochs,
-        "steps": params.continual.steps,
+        "stream": settings.name,
+        **{key: getattr(settings, key) for key in keys},
+        "arch": settings.evaluate.network.arch,
+        "epochs": settings.relabel.epochs,
+        "steps": settings.continual.steps,
     }
 
 

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from teddy.core.console import parse, run_command
 from teddy.core.files import check_writable, read_json
 from teddy.report.cost_tables import cost_points, cost_table
-from teddy.report.records import read_costs, read_titles
-from teddy.report.targets import declared_rows, write_target
+from teddy.report.records import read_costs
+from teddy.report.targets import write_target
 from teddy.report.verdicts import of_costs
-from teddy.settings.params import Params
+from teddy.settings.stages import SetsSettings, read_settings
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -16,7 +16,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse(
         __doc__,
         argv,
-        "key of targets in params.yaml",
         costs="what was measured",
         table="Markdown to write",
         rows="CSV to write",
@@ -28,13 +27,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         # Matplotlib is slow to import; refusals need not wait for it.
         from teddy.report import training_figures as figures
 
-        params = Params(args.params)
+        settings = read_settings(SetsSettings, args.settings)
+        target, catalogue = settings.target, settings.catalogue
         check_writable(args.table)
-        costs = read_costs(params, args.costs, declared_rows(params, args.name))
-        table = cost_table(costs, read_json(args.costs)["hardware"], params)
-        write_target(args, [table], cost_points(costs), of_costs(costs, params))
-        figures.costs(args.figure, costs, read_titles(params))
-        return f"{args.name}: {len(costs)} sets"
+        costs = read_costs(settings.sets, args.costs)
+        table = cost_table(costs, read_json(args.costs)["hardware"], catalogue)
+        write_target(args, target, [table], cost_points(costs), of_costs(costs, catalogue))
+        figures.costs(args.figure, costs, catalogue)
+        return f"{target}: {len(costs)} sets"
 
     run_command("costs", stage)
 

@@ -18,9 +18,9 @@ from teddy.core.seeding import derive
 from teddy.data.datasets import LabelledImages, read_dataset
 from teddy.data.distilled import load
 from teddy.settings.configs import EvaluateConfig
-from teddy.settings.params import Params
-from teddy.settings.rows import Leaf
+from teddy.settings.rows import Evaluation
 from teddy.settings.schema import to_json
+from teddy.settings.stages import EvaluateSettings, read_settings
 from teddy.students.evaluation import train_student
 from teddy.students.labels import (
     MANIFEST,
@@ -41,7 +41,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse(
         __doc__,
         argv,
-        "key of sets or scores in params.yaml",
         split=True,
         data="prepared dataset",
         set="distilled set",
@@ -51,36 +50,37 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
 
     def stage() -> str:
-        params = Params(args.params)
-        leaf, config = params.leaf(args.name), params.evaluate(args.name)
+        settings = read_settings(EvaluateSettings, args.settings)
+        evaluation, config, seed = settings.evaluation, settings.config, settings.seed
+        name, relabel = evaluation.name, settings.relabel
         check_writable(args.out)
         distilled, dataset, device = load(args.set), read_dataset(args.data), pick_device()
-        relabel, pool = params.relabel(args.name), open_pool(args.pool)
+        pool = open_pool(args.pool)
         views = TrainingViews(
-            distilled.as_images().to(device), distilled.normalisation, relabel, params.seed
+            distilled.as_images().to(device), distilled.normalisation, relabel, seed
         )
         size = label_bytes(views, dataset.num_classes)
-        own = _stored(params, leaf, args.set, args.pool, args.labels)
+        own = _stored(settings, len(pool), args.set, args.pool, args.labels)
         soft: SoftLabels | None = None
-        if "soft" in leaf.labels:
+        if "soft" in evaluation.labels:
             if own:
                 soft = StoredLabels(args.labels, own, device)
             else:
-                soft = _computed(leaf, views, pool, size)
+                soft = _computed(evaluation, views, pool, size)
         work = WorkDir(
-            "evaluate", args.name, config=to_json(config), relabel=to_json(relabel),
-            seed=params.seed, set=digest(args.set), pool=manifest_digest(args.pool),
-            data=manifest_digest(args.data), split=args.split, members=leaf.members,
+            "evaluate", name, config=to_json(config), relabel=to_json(relabel),
+            seed=seed, set=digest(args.set), pool=manifest_digest(args.pool),
+            data=manifest_digest(args.data), split=args.split, members=evaluation.members,
             computed_in=computed_in(device, config.precision),
         ).claim()  # fmt: skip
         students = Students(
-            args.name, config, leaf.labels, params.seed, views, soft,
-            _measured_against(leaf, config, pool, device), dataset.split(args.split).to(device),
-            dataset.num_classes, work,
+            name, config, evaluation.labels, seed, views, soft,
+            _measured_against(evaluation, config, pool, device),
+            dataset.split(args.split).to(device), dataset.num_classes, work,
         )  # fmt: skip
         for_each(len(students.runs), students.finish, device)
         leave_to_first()
-        record = _identity(leaf, pool) | {
+        record = _identity(evaluation, pool) | {
             "arch": config.network.arch,
             "computed_in": computed_in(device, config.precision),
             "split": args.split,
@@ -93,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         }
         write_json(args.out, record)
         work.discard()
-        return f"{args.name}: {_summary(record['labels'])}"
+        return f"{name}: {_summary(record['labels'])}"
 
     run_stage("evaluate", stage, parallel=True)
 
@@ -149,34 +149,36 @@ class Students:
         return self.work / f"{kind}-{seed}.json"
 
 
-def _computed(leaf: Leaf, views: TrainingViews, pool: Pool, size: int) -> SoftLabels:
+def _computed(evaluation: Evaluation, views: TrainingViews, pool: Pool, size: int) -> SoftLabels:
     """Soft labels by the members that a score asks for, computed while training."""
     device = views.images.labels.device
-    chosen = evenly(len(pool), leaf.members)
+    chosen = evenly(len(pool), evaluation.members)
     labels = OnlineLabels(views, [pool.member(index, device) for index in chosen])
     return KeptLabels(labels) if size <= _KEEP_BYTES else labels
 
 
 def _measured_against(
-    leaf: Leaf, config: EvaluateConfig, pool: Pool, device: torch.device
+    evaluation: Evaluation, config: EvaluateConfig, pool: Pool, device: torch.device
 ) -> list[nn.Module]:
-    if not config.divergence or "soft" not in leaf.labels:
+    if not config.divergence or "soft" not in evaluation.labels:
         return []
     return [pool.member(index, device) for index in range(len(pool))]
 
 
-def _identity(leaf: Leaf, pool: Pool) -> Json:
+def _identity(evaluation: Evaluation, pool: Pool) -> Json:
     """What was scored, and the teachers that labelled."""
     keys = ("set", "dataset", "data", "method", "ipc", "pool")
     return {
-        "score": leaf.name,
-        **{key: getattr(leaf, key) for key in keys},
-        "members": leaf.members or len(pool),
+        "score": evaluation.name,
+        **{key: getattr(evaluation, key) for key in keys},
+        "members": evaluation.members or len(pool),
         "teachers": [{key: e.get(key) for key in ("epoch", "val_top1")} for e in pool.entries],
     }
 
 
-def _stored(params: Params, leaf: Leaf, made: Path, pool: Path, labels: Path) -> Json | None:
+def _stored(
+    settings: EvaluateSettings, pool_size: int, made: Path, pool: Path, labels: Path
+) -> Json | None:
     """Manifest of the set's own stored labels if the students are to learn from these.
 
     A score may have fewer epochs than its set, whose first epochs are then the same labels.
@@ -184,19 +186,19 @@ def _stored(params: Params, leaf: Leaf, made: Path, pool: Path, labels: Path) ->
     Raises:
         TeddyError: they are to be, but are not of this set, pool, seed or these settings.
     """
-    default = params.leaf(leaf.set)
-    settings, own = to_json(params.relabel(leaf.name)), to_json(params.relabel(leaf.set))
-    epochs = settings["epochs"] <= own["epochs"]
-    same = settings | {"epochs": 0, "store": True} == own | {"epochs": 0, "store": True}
-    all_members = leaf.members in (0, params.pool_size(leaf.pool))
+    evaluation = settings.evaluation
+    wanted, own = to_json(settings.relabel), to_json(settings.own.relabel)
+    epochs = wanted["epochs"] <= own["epochs"]
+    same = wanted | {"epochs": 0, "store": True} == own | {"epochs": 0, "store": True}
+    all_members = evaluation.members in (0, pool_size)
     manifest = read_json(labels / MANIFEST)
     _refuse_other(labels, manifest, "set", digest(made))
-    if leaf.pool != default.pool or not (epochs and same and all_members):
+    if evaluation.pool != settings.own.pool or not (epochs and same and all_members):
         return None
     _refuse_other(labels, manifest, "pool", manifest_digest(pool))
     # As it reads in the manifest: JSON has lists where Python has tuples.
     _refuse_other(labels, manifest, "settings", _plain(own))
-    _refuse_other(labels, manifest, "seed", params.seed)
+    _refuse_other(labels, manifest, "seed", settings.seed)
     return manifest if manifest["shards"] else None
 
 

@@ -7,7 +7,7 @@ from teddy.core.files import check_writable, write_json
 from teddy.core.hardware import describe
 from teddy.core.runtime import pick_device, run_stage, use_threads
 from teddy.data.datasets import read_dataset
-from teddy.settings.params import Params
+from teddy.settings.stages import Fig1Settings, read_settings
 from teddy.theory import figures
 from teddy.theory.documents import cost_document, cost_verdicts, write_experiment
 from teddy.theory.unrolled_cost import clock, count, methods
@@ -18,7 +18,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse(
         __doc__,
         argv,
-        "",
         data="prepared dataset",
         record="JSON to write with what was counted",
         table="Markdown to write",
@@ -29,14 +28,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
 
     def stage() -> str:
-        params = Params(args.params)
-        config = params.fig1()
+        settings = read_settings(Fig1Settings, args.settings)
+        config, title = settings.config, settings.title
         check_writable(args.record, args.seconds)
         dataset, device = read_dataset(args.data), pick_device()
         use_threads(device, dataset.image_shape)
-        synthesis = params.synthesize_of(config.dataset)
-        updates = methods(config, synthesis, dataset, params.seed, device)
-        title = params.datasets[config.dataset].title
+        updates = methods(config, settings.synthesize, dataset, settings.seed, device)
         record = {
             "title": title,
             "images": config.ipc * dataset.num_classes,

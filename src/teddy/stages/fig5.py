@@ -9,8 +9,8 @@ from teddy.core.files import Json, check_writable, manifest_digest, read_json, w
 from teddy.core.runtime import for_each, pick_device, run_stage
 from teddy.core.seeding import derive
 from teddy.data.datasets import read_dataset
-from teddy.settings.params import Params
 from teddy.settings.schema import to_json
+from teddy.settings.stages import Fig5Settings, read_settings
 from teddy.settings.theory import Fig5Config
 from teddy.theory import figures
 from teddy.theory.documents import taylor_document, taylor_verdicts, write_experiment
@@ -22,7 +22,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse(
         __doc__,
         argv,
-        "",
         data="prepared dataset",
         record="JSON to write with all runs",
         table="Markdown to write",
@@ -31,12 +30,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
 
     def stage() -> str:
-        params = Params(args.params)
-        config = params.fig5()
+        settings = read_settings(Fig5Settings, args.settings)
+        config = settings.config
         check_writable(args.record, args.table)
         dataset, device = read_dataset(args.data), pick_device()
         work = WorkDir(
-            "fig5", config.data, config=to_json(config), seed=params.seed,
+            "fig5", config.data, config=to_json(config), seed=settings.seed,
             data=manifest_digest(args.data),
         ).claim()  # fmt: skip
         runs = [(name, seed) for seed in config.seeds for name in config.objectives]
@@ -46,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             if path.exists():
                 return
             seed = runs[index][1] if index < len(runs) else config.seeds[0]
-            key = derive(params.seed, "fig5", seed)
+            key = derive(settings.seed, "fig5", seed)
             comparison = Comparison(config, dataset, key, device)
             if index < len(runs):
                 write_json(path, optimise(comparison, runs[index][0]) | {"seed": seed})
@@ -55,8 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
         for_each(len(runs) + 1, finish, device)
         leave_to_first()
-        title = params.datasets[config.dataset].title
-        record = _record(config, title) | {
+        record = _record(config, settings.title) | {
             "runs": [read_json(work / f"{index}.json") for index in range(len(runs))],
             "law": read_json(work / f"{len(runs)}.json")["law"],
         }

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from teddy.core.console import parse, run_command
 from teddy.core.files import check_writable
 from teddy.report.image_grids import class_grid, method_grid
-from teddy.report.records import read_grids, read_titles
+from teddy.report.records import read_grids
 from teddy.report.results import grouped
-from teddy.settings.params import Params
+from teddy.settings.stages import SetsSettings, read_settings
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -15,21 +15,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse(
         __doc__,
         argv,
-        "key of targets in params.yaml",
         sets="folder of the distilled sets",
         figures="folder to write: <dataset>.png, and <dataset>_<method>.png for each set",
     )
 
     def stage() -> str:
-        params = Params(args.params)
-        titles = read_titles(params)
+        settings = read_settings(SetsSettings, args.settings)
+        catalogue = settings.catalogue
         check_writable(args.figures / "x.png")
-        grids = read_grids(params, args.sets, params.targets[args.name])
+        grids = read_grids(settings.sets, args.sets)
         for dataset, own in grouped(grids, "dataset").items():
-            method_grid(args.figures / f"{dataset}.png", own, titles)
+            method_grid(args.figures / f"{dataset}.png", own, catalogue)
             for grid in own:
-                class_grid(args.figures / f"{dataset}_{grid.method}.png", grid, titles)
-        return f"{args.name}: {len(grids)} sets"
+                class_grid(args.figures / f"{dataset}_{grid.method}.png", grid, catalogue)
+        return f"{settings.target}: {len(grids)} sets"
 
     run_command("grids", stage)
 

@@ -5,6 +5,7 @@ few epochs and iterations, after an untimed one, and scales them to the whole; e
 a process of its own, so that peaks of memory are its own.
 """
 
+import argparse
 import dataclasses
 import multiprocessing
 import resource
@@ -24,8 +25,8 @@ from teddy.core.runtime import pick_device, run_stage, use_threads
 from teddy.core.seeding import derive
 from teddy.data.datasets import read_dataset
 from teddy.settings.configs import ViewConfig
-from teddy.settings.params import Params
-from teddy.settings.schema import check, from_json
+from teddy.settings.schema import from_json
+from teddy.settings.stages import MeasureCostsSettings, read_settings
 from teddy.synthesis.batches import cut_items
 from teddy.synthesis.eq7 import Synthesiser
 from teddy.teachers.making import train_base
@@ -39,46 +40,33 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse(
         __doc__,
         argv,
-        "key of targets in params.yaml: whose sets to measure",
         data="folder of the prepared datasets",
         pools="folder of the pools",
         out="JSON to write",
     )
 
     def stage() -> str:
-        params = Params(args.params)
+        settings = read_settings(MeasureCostsSettings, args.settings)
         check_writable(args.out)
-        names = [params.leaf(name).set for name in params.targets[args.name]]
-        for name in names:
-            images = params.methods[params.sets[name].method].images
-            check(
-                images == "synthesised",
-                f"{args.params}: targets.{args.name}: costs are measured of Eq. 7 alone, but the "
-                f"set {name!r} has {images} images",
-            )
-        bases = dict.fromkeys(params.pools[params.sets[name].pool].base for name in names)
-        epochs = {base: _alone(_epoch, params, base, args.data) for base in bases}
-        sets = {name: _set(params, name, epochs, args.data, args.pools) for name in names}
+        epochs = {name: _alone(_epoch, settings, name, args.data) for name in settings.bases}
+        sets = {name: _set(settings, name, epochs, args) for name in settings.sets}
         write_json(args.out, {"hardware": describe(), "epochs": epochs, "sets": sets})
-        return f"{args.name}: {len(names)} sets"
+        return f"{settings.target}: {len(sets)} sets"
 
     run_stage("measure_costs", stage)
 
 
-def _set(params: Params, name: str, epochs: Json, data: Path, pools: Path) -> Json:
+def _set(settings: MeasureCostsSettings, name: str, epochs: Json, args: argparse.Namespace) -> Json:
     """Costs of one set; seconds on one process that has the whole machine."""
-    row, config = params.sets[name], params.synthesize(name)
-    pool = params.pools[row.pool]
-    last = params.pool(row.pool).prior.epochs[-1]
-    trained = last if pool.kind == "prior" else params.train_teacher(pool.base).epochs
-    one = _alone(_iterations, params, name, data, pools)
-    num_classes = read_dataset(data / row.data).num_classes
-    items = len(cut_items(row.ipc, num_classes, config))
-    pretraining = trained * epochs[pool.base]["seconds"]
-    synthesis = items * config.iterations * one["seconds"]
+    own, pool = settings.sets[name], settings.pools[settings.sets[name].pool]
+    one = _alone(_iterations, settings, name, args.data, args.pools)
+    num_classes = read_dataset(args.data / own.data).num_classes
+    items = len(cut_items(own.ipc, num_classes, own.config))
+    pretraining = pool.epochs * epochs[pool.base]["seconds"]
+    synthesis = items * own.config.iterations * one["seconds"]
     return {
-        "draw": config.draw,
-        "epochs": trained,
+        "draw": own.config.draw,
+        "epochs": pool.epochs,
         "pretraining_seconds": round(pretraining, 3),
         "synthesis_seconds": round(synthesis, 3),
         "seconds_per_iteration": one["seconds"],
@@ -87,29 +75,29 @@ def _set(params: Params, name: str, epochs: Json, data: Path, pools: Path) -> Js
     }
 
 
-def _epoch(params: Params, base: str, data: Path) -> float:
+def _epoch(settings: MeasureCostsSettings, name: str, data: Path) -> float:
     """Seconds of one epoch of a base run, its measurement and checkpoint included."""
-    dataset, device = read_dataset(data / params.bases[base].data), pick_device()
+    base = settings.bases[name]
+    dataset, device = read_dataset(data / base.data), pick_device()
     use_threads(device, dataset.image_shape)
-    work = WorkDir("measure_costs", base).claim()
-    config = dataclasses.replace(params.train_teacher(base), epochs=_EPOCHS)
+    work = WorkDir("measure_costs", name).claim()
+    config = dataclasses.replace(base.config, epochs=_EPOCHS)
     start = time.perf_counter()
-    train_base(config, dataset, derive(params.seed, "base", base), work, device)
+    train_base(config, dataset, derive(settings.seed, "base", name), work, device)
     seconds = time.perf_counter() - start
     work.discard()
     return seconds / _EPOCHS
 
 
-def _iterations(params: Params, name: str, data: Path, pools: Path) -> float:
+def _iterations(settings: MeasureCostsSettings, name: str, data: Path, pools: Path) -> float:
     """Seconds of one iteration on the first item of a set; median of a few rounds."""
-    row, config = params.sets[name], params.synthesize(name)
-    dataset, device = read_dataset(data / row.data), pick_device()
+    own = settings.sets[name]
+    dataset, device, folder = read_dataset(data / own.data), pick_device(), pools / own.pool
     use_threads(device, dataset.image_shape)
-    folder = pools / row.pool
     views = from_json(ViewConfig, read_json(folder / MANIFEST)["training_views"], str(folder))
-    short = dataclasses.replace(config, iterations=_ITERATIONS)
-    synthesiser = Synthesiser(short, open_pool(folder), dataset, views, params.seed, device)
-    item = cut_items(row.ipc, dataset.num_classes, config)[0]
+    short = dataclasses.replace(own.config, iterations=_ITERATIONS)
+    synthesiser = Synthesiser(short, open_pool(folder), dataset, views, settings.seed, device)
+    item = cut_items(own.ipc, dataset.num_classes, own.config)[0]
     work = WorkDir("measure_costs", name).claim()
     rounds = []
     for _ in range(1 + _ROUNDS):

@@ -8,8 +8,8 @@ from teddy.core.distributed import leave_to_first
 from teddy.core.files import Json, check_writable, digest, manifest_digest, write_json
 from teddy.core.runtime import computed_in, pick_device, run_stage
 from teddy.data.distilled import load
-from teddy.settings.params import Params
 from teddy.settings.schema import to_json
+from teddy.settings.stages import RelabelSettings, read_settings
 from teddy.students.labels import MANIFEST, OnlineLabels, TrainingViews, store_labels
 from teddy.teachers.pools import open_pool
 
@@ -19,15 +19,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse(
         __doc__,
         argv,
-        "key of sets in params.yaml",
         set="distilled set",
         pool="folder of the pool",
         out="folder for the labels and their manifest",
     )
 
     def stage() -> str:
-        params = Params(args.params)
-        config = params.relabel(args.name)
+        settings = read_settings(RelabelSettings, args.settings)
+        name, config = settings.name, settings.config
         check_writable(args.out / MANIFEST)
         distilled, pool, device = load(args.set), open_pool(args.pool), pick_device()
         manifest: Json = {
@@ -35,13 +34,13 @@ def main(argv: Sequence[str] | None = None) -> None:
             "pool": manifest_digest(args.pool),
             "settings": to_json(config),
             "computed_in": computed_in(device, config.precision),
-            "seed": params.seed,
+            "seed": settings.seed,
             "shards": [],
         }
-        work = WorkDir("relabel", args.name, **manifest).claim()
+        work = WorkDir("relabel", name, **manifest).claim()
         if config.store:
             views = TrainingViews(
-                distilled.as_images().to(device), distilled.normalisation, config, params.seed
+                distilled.as_images().to(device), distilled.normalisation, config, settings.seed
             )
             teachers = [pool.member(index, device) for index in range(len(pool))]
             labels = OnlineLabels(views, teachers)
@@ -51,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         write_json(args.out / MANIFEST, manifest)
         work.discard()
         how = "stored" if config.store else "left to be computed while training"
-        return f"{args.name}: {config.epochs} epochs of {len(distilled)} labels {how}"
+        return f"{name}: {config.epochs} epochs of {len(distilled)} labels {how}"
 
     run_stage("relabel", stage, parallel=True)
 

@@ -11,7 +11,7 @@ from teddy.report.records import read_bases, read_pools, read_scores
 from teddy.report.summary import summarise
 from teddy.report.targets import TITLES
 from teddy.report.verdicts import from_record
-from teddy.settings.params import Params
+from teddy.settings.stages import ReportSettings, read_settings
 
 _INTRO = """Every number on this page comes from a record of this checkout or, where it says so,
 from the paper or a kept run. A comparison counts as reproduced if the difference of the means
@@ -26,7 +26,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse(
         __doc__,
         argv,
-        "",
         runs="folder of the students' records",
         teachers="folder of the base runs' records",
         pools="folder of the pools' manifests",
@@ -39,11 +38,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
 
     def stage() -> str:
-        params = Params(args.params)
+        settings = read_settings(ReportSettings, args.settings)
         check_writable(args.summary, args.page)
-        names = [leaf.name for leaf in params.leaves()]
-        scores = read_scores(params, args.runs, names)
-        bases, pools = read_bases(params, args.teachers), read_pools(params, args.pools)
+        scores = read_scores(settings.evaluations, args.runs)
+        bases = read_bases(settings.bases, args.teachers)
+        pools = read_pools(settings.pools, args.pools)
         sections = [
             _section(target, title, args.tables, args.figures, args.verdicts)
             for target, title in TITLES.items()

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 
 from teddy.core.console import parse, run_command
 from teddy.core.files import check_writable
-from teddy.report.records import read_streams, read_titles
+from teddy.report.records import read_streams
 from teddy.report.stream_tables import stream_points, stream_tables
-from teddy.report.targets import declared_rows, write_target
+from teddy.report.targets import write_target
 from teddy.report.verdicts import of_streams
-from teddy.settings.params import Params
+from teddy.settings.stages import LearnersSettings, read_settings
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -16,7 +16,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse(
         __doc__,
         argv,
-        "key of targets in params.yaml",
         streams="folder of the records of continual learning",
         table="Markdown to write",
         rows="CSV to write",
@@ -28,13 +27,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         # Matplotlib is slow to import; refusals need not wait for it.
         from teddy.report import accuracy_figures as figures
 
-        params = Params(args.params)
+        settings = read_settings(LearnersSettings, args.settings)
+        target, catalogue = settings.target, settings.catalogue
         check_writable(args.table)
-        streams = read_streams(params, args.streams, declared_rows(params, args.name))
-        tables = stream_tables(streams, params)
-        write_target(args, tables, stream_points(streams), of_streams(streams, params))
-        figures.streams(args.figure, streams, read_titles(params))
-        return f"{args.name}: {len(streams)} curves"
+        streams = read_streams(settings.learners, args.streams)
+        tables = stream_tables(streams, catalogue)
+        verdicts = of_streams(streams, catalogue)
+        write_target(args, target, tables, stream_points(streams), verdicts)
+        figures.streams(args.figure, streams, catalogue)
+        return f"{target}: {len(streams)} curves"
 
     run_command("streams", stage)
 

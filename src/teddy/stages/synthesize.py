@@ -16,8 +16,8 @@ from teddy.core.seeding import derive
 from teddy.data.datasets import ImageDataset, read_dataset, select_random
 from teddy.data.distilled import DistilledSet, save_distilled
 from teddy.settings.configs import KINDS, SynthesizeConfig, ViewConfig, settings_of_images
-from teddy.settings.params import Params
 from teddy.settings.schema import from_json
+from teddy.settings.stages import SynthesizeSettings, read_settings
 from teddy.synthesis.distribution_matching import DistributionMatcher
 from teddy.synthesis.eq7 import Synthesiser
 from teddy.synthesis.methods import ImageMaker, synthesise
@@ -29,7 +29,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse(
         __doc__,
         argv,
-        "key of sets in params.yaml",
         data="prepared dataset",
         pool="folder of the pool",
         out="distilled set to write",
@@ -37,40 +36,41 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
 
     def stage() -> str:
-        params = Params(args.params)
-        row, config = params.row("sets", args.name), params.synthesize(args.name)
-        method = params.methods[row.method]
-        seed = derive(params.seed, "repeat", row.repeat) if row.repeat else params.seed
+        settings = read_settings(SynthesizeSettings, args.settings)
+        name, config, made = settings.name, settings.config, settings.images
+        seed = settings.seed
+        if settings.repeat:
+            seed = derive(seed, "repeat", settings.repeat)
         check_writable(args.out, args.history)
         dataset = read_dataset(args.data)
         provenance: Json = {
-            "set": args.name,
-            "dataset": row.dataset,
-            "method": row.method,
-            "images": method.images,
+            "set": name,
+            "dataset": settings.dataset,
+            "method": settings.method,
+            "images": made,
             "seed": seed,
             "data": manifest_digest(args.data),
             "software": {"teddy": teddy.__version__, "torch": torch.__version__},
         }
         records: list[Json] = []
-        if method.images == "random":
+        if made == "random":
             leave_to_first()
-            images, labels = _random(dataset, row.ipc, seed)
+            images, labels = _random(dataset, settings.ipc, seed)
         else:
-            provenance |= {"settings": settings_of_images(config, method.images)}
-            if KINDS[method.images].by_pool:
+            provenance |= {"settings": settings_of_images(config, made)}
+            if KINDS[made].by_pool:
                 provenance |= {"pool": manifest_digest(args.pool)}
-            maker = MAKERS[method.images](config, dataset, args.pool, seed)
-            work = WorkDir("synthesize", args.name, **provenance).claim()
-            images, labels, records = synthesise(maker, row.ipc, work)
+            maker = MAKERS[made](config, dataset, args.pool, seed)
+            work = WorkDir("synthesize", name, **provenance).claim()
+            images, labels, records = synthesise(maker, settings.ipc, work)
         distilled = DistilledSet(
             images, labels, dataset.class_names, dataset.normalisation, provenance
         )
         save_distilled(args.out, distilled)
-        write_json(args.history, {"set": args.name, "items": records})
+        write_json(args.history, {"set": name, "items": records})
         if records:
             work.discard()
-        return f"{args.name}: {distilled}"
+        return f"{name}: {distilled}"
 
     run_stage("synthesize", stage, parallel=True)
 

@@ -10,7 +10,7 @@ from teddy.core.console import parse
 from teddy.core.files import check_writable
 from teddy.core.runtime import run_stage
 from teddy.core.tables import write_text
-from teddy.settings.params import Params
+from teddy.settings.stages import TheorySettings, read_settings
 from teddy.settings.theory import TheoryConfig
 from teddy.theory import appendix_figures as figures
 from teddy.theory.appendix import Report, check_all, count, markdown, overview, refuse_failures
@@ -21,18 +21,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse(
         __doc__,
         argv,
-        "",
         report="Markdown to write",
         table="Markdown to write with the number of checks",
         figures="folder to write figures to",
     )
 
     def stage() -> str:
-        params = Params(args.params)
-        config = params.theory()
+        settings = read_settings(TheorySettings, args.settings)
+        config = settings.config
         check_writable(args.report, args.table)
         torch.set_num_threads(1)  # a few numbers at a time; and rounding does not depend on cores
-        report = check_all(config, params.seed)
+        report = check_all(config, settings.seed)
         _draw(report, config, args.figures)
         # Also of what failed, for whoever mends it.
         folder = os.path.relpath(args.figures, args.report.parent)

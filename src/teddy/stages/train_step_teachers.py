@@ -9,8 +9,8 @@ from teddy.core.files import Json, check_writable, manifest_digest, read_json, w
 from teddy.core.runtime import for_each, pick_device, run_stage
 from teddy.core.seeding import derive
 from teddy.data.datasets import read_dataset
-from teddy.settings.params import Params
 from teddy.settings.schema import to_json
+from teddy.settings.stages import StepTeachersSettings, read_settings
 from teddy.students.continual import class_steps, only_classes, step_folder
 from teddy.teachers.making import RECORD, checkpoint_name, train_base
 
@@ -20,26 +20,24 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse(
         __doc__,
         argv,
-        "key of step_teachers in params.yaml",
         data="prepared dataset",
         out="folder for a folder of checkpoints per order and step, and their record",
     )
 
     def stage() -> str:
-        params = Params(args.params)
-        config, row = params.train_step_teachers(args.name), params.row("step_teachers", args.name)
+        settings = read_settings(StepTeachersSettings, args.settings)
+        name, config, checkpoints = settings.name, settings.config, settings.checkpoints
         check_writable(args.out / RECORD)
         dataset, device = read_dataset(args.data), pick_device()
         work = WorkDir(
-            "train_step_teachers", args.name, config=to_json(config), seed=params.seed,
-            continual=to_json(params.continual), data=manifest_digest(args.data),
-            checkpoints=row.checkpoints,
+            "train_step_teachers", name, settings=to_json(settings),
+            data=manifest_digest(args.data),
         ).claim()  # fmt: skip
         steps = [
             (order, step, classes)
-            for order in params.continual.orders
+            for order in settings.continual.orders
             for step, classes in enumerate(
-                class_steps(dataset.num_classes, params.continual.steps, order)
+                class_steps(dataset.num_classes, settings.continual.steps, order)
             )
         ]
 
@@ -48,11 +46,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             folder = work.path / step_folder(order, step)
             if (folder / RECORD).exists():
                 return
-            seed = derive(params.seed, "step teacher", args.name, order, step)
+            seed = derive(settings.seed, "step teacher", name, order, step)
             own = only_classes(dataset, classes, all_outputs=True)
             epochs = train_base(config, own, seed, folder, device)
             for record in epochs:
-                if record["epoch"] not in row.checkpoints:
+                if record["epoch"] not in checkpoints:
                     (folder / checkpoint_name(record["epoch"])).unlink(missing_ok=True)
             write_json(
                 folder / RECORD, {"order": order, "step": step, "classes": list(classes),
@@ -63,14 +61,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         leave_to_first()
         records: list[Json] = []
         for order, step, _ in steps:
-            name = step_folder(order, step)
-            work.publish(args.out, [f"{name}/{checkpoint_name(e)}" for e in row.checkpoints])
-            records.append(read_json(work.path / name / RECORD))
-        whole = {"step_teachers": args.name, "views": to_json(config.views), "steps": records}
+            folder = step_folder(order, step)
+            work.publish(args.out, [f"{folder}/{checkpoint_name(e)}" for e in checkpoints])
+            records.append(read_json(work.path / folder / RECORD))
+        whole = {"step_teachers": name, "views": to_json(config.views), "steps": records}
         write_json(args.out / RECORD, whole)
         work.discard()
         top1 = [record["epochs"][-1]["val_top1"] for record in records]
-        return f"{args.name}: {len(top1)} runs, {min(top1):.1f} to {max(top1):.1f} % held-out"
+        return f"{name}: {len(top1)} runs, {min(top1):.1f} to {max(top1):.1f} % held-out"
 
     run_stage("train_step_teachers", stage, parallel=True)
 

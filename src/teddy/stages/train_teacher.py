@@ -10,8 +10,8 @@ from teddy.core.files import check_writable, digest, manifest_digest, write_json
 from teddy.core.runtime import pick_device, run_stage, use_threads
 from teddy.core.seeding import derive
 from teddy.data.datasets import read_dataset
-from teddy.settings.params import Params
 from teddy.settings.schema import to_json
+from teddy.settings.stages import TrainTeacherSettings, read_settings
 from teddy.teachers.making import RECORD, checkpoint_name, take_base, train_base
 
 
@@ -20,21 +20,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse(
         __doc__,
         argv,
-        "key of bases in params.yaml",
         data="prepared dataset",
         out="folder for the checkpoints and their record",
         curve="JSON to write with the held-out accuracy of every checkpoint",
     )
 
     def stage() -> str:
-        params = Params(args.params)
-        config = params.train_teacher(args.name)
+        settings = read_settings(TrainTeacherSettings, args.settings)
+        name, config = settings.name, settings.config
         check_writable(args.out / RECORD, args.curve)
         dataset, device = read_dataset(args.data), pick_device()
         use_threads(device, dataset.image_shape)
-        seed, checkpoint = derive(params.seed, "base", args.name), Path(config.checkpoint)
+        seed, checkpoint = derive(settings.seed, "base", name), Path(config.checkpoint)
         work = WorkDir(
-            "train_teacher", args.name, config=to_json(config), seed=seed,
+            "train_teacher", name, config=to_json(config), seed=seed,
             data=manifest_digest(args.data), processes=world_size(),
             checkpoint=digest(checkpoint) if checkpoint.is_file() else config.checkpoint,
         ).claim()  # fmt: skip
@@ -46,15 +45,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         leave_to_first()
         work.publish(args.out, [checkpoint_name(record["epoch"]) for record in epochs])
         record = {
-            "base": args.name,
+            "base": name,
             "views": to_json(config.views),
             "network": to_json(config.network),
             "epochs": epochs,
         }
         write_json(args.out / RECORD, record)
-        write_json(args.curve, {"base": args.name, "epochs": epochs})
+        write_json(args.curve, {"base": name, "epochs": epochs})
         work.discard()
-        return f"{args.name}: {epochs[-1]['val_top1']:.1f} % held-out after {len(epochs)} epochs"
+        return f"{name}: {epochs[-1]['val_top1']:.1f} % held-out after {len(epochs)} epochs"
 
     run_stage("train_teacher", stage, parallel=True)
 

@@ -22,7 +22,6 @@ from teddy.data.images import Normalisation
 from teddy.settings.configs import (
     NetworkConfig,
     OptimizerConfig,
-    PoolConfig,
     PostConfig,
     TrainTeacherConfig,
 )
@@ -205,7 +204,8 @@ def build_converged(base: Path, work: WorkDir) -> list[Json]:
 def build_post(
     base: Path,
     curve: Sequence[float],
-    config: PoolConfig,
+    config: PostConfig,
+    epochs: Sequence[int],
     data: ImageDataset,
     seed: int,
     work: WorkDir,
@@ -213,26 +213,26 @@ def build_post(
 ) -> list[Json]:
     """Post-generation: randomly pruned copies of the converged model, fine-tuned very little.
 
-    Member i imitates the i-th point of the prior pool's accuracy curve (§4.1), taken at
-    ``config.prior.epochs`` of ``curve``, percent after every epoch of a base run: fine-tuning stops
+    Member i imitates the i-th point of the prior pool's accuracy curve (§4.1), taken at the prior
+    pool's ``epochs`` of ``curve``, percent after every epoch of a base run: fine-tuning stops
     as soon as its held-out accuracy reaches it, and after ``max_epochs`` at the latest. Processes
     share the members; only the first one returns.
     """
     history = read_json(base / RECORD)["epochs"]
-    targets = interpolate([curve[epoch - 1] for epoch in config.prior.epochs], config.post.size)
-    rates = log_spaced(*config.post.lr, config.post.size)
+    targets = interpolate([curve[epoch - 1] for epoch in epochs], config.size)
+    rates = log_spaced(*config.lr, config.size)
     converged, record = load_network(base / checkpoint_name(history[-1]["epoch"]))
-    for index in share(config.post.size):
+    for index in share(config.size):
         path, target, lr = work / member_name(index), targets[index], rates[index]
         if not path.exists():
             own = derive(seed, "post", index)
-            network = prune_randomly(converged, data.image_shape, config.post.pruning_ratio, own)
+            network = prune_randomly(converged, data.image_shape, config.pruning_ratio, own)
             facts = {"seed": own, "lr": lr, "target_top1": target}
-            facts |= _finetune(network, config.post, target, lr, data, own, work, device)
+            facts |= _finetune(network, config, target, lr, data, own, work, device)
             _save_member(path, network, record, facts)
     barrier()
     leave_to_first()
-    entries = [_entry(work / member_name(index)) for index in range(config.post.size)]
+    entries = [_entry(work / member_name(index)) for index in range(config.size)]
     for index, entry in enumerate(entries):
         log(f"  member {index}: {_describe(entry)}")
     return entries

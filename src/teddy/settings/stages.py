@@ -1,0 +1,345 @@
+"""All that a stage knows of the parameter files: what its ``--settings`` file holds.
+
+The stage ``resolve`` writes one such file for every stage and row, and no other stage reads a
+parameter file. So what a stage reads is what DVC watches, and nothing needs to be listed twice.
+"""
+
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from teddy.core.files import read_json
+from teddy.settings.configs import (
+    ContinualConfig,
+    Count,
+    EvaluateConfig,
+    PoolConfig,
+    PrepareConfig,
+    RelabelConfig,
+    Seed,
+    SynthesizeConfig,
+    TrainTeacherConfig,
+    Whole,
+)
+from teddy.settings.rows import DatasetRow, Evaluation, MethodRow
+from teddy.settings.schema import from_json, settings
+from teddy.settings.theory import Fig1Config, Fig5Config, TheoryConfig
+
+T = TypeVar("T")
+
+
+def read_settings(cls: type[T], path: Path) -> T:
+    """The settings of a stage.
+
+    Raises:
+        TeddyError: not readable, or not of this stage.
+    """
+    return from_json(cls, read_json(path), f"{path} (of another stage? run: dvc repro resolve)")
+
+
+# ------------------------------------------------------------------------- stages that compute
+
+
+@settings
+class Demand:
+    """The most real images of a class that any row asks for."""
+
+    row: str
+    images: Count
+    indices_per_batch: Whole
+    """Above 0 where groups of so many indices are made whole."""
+
+
+@settings
+class PrepareSettings:
+    """Of a row of ``prepared``."""
+
+    name: str
+    seed: Seed
+    where: str
+    """File and key that settings of the dataset stand in, for messages."""
+    config: PrepareConfig
+    demand: Demand | None
+
+
+@settings
+class TrainTeacherSettings:
+    """Of a row of ``bases``."""
+
+    name: str
+    seed: Seed
+    config: TrainTeacherConfig
+
+
+@settings
+class BuildPoolSettings:
+    """Of a row of ``pools``; of its config, what its kind reads."""
+
+    name: str
+    seed: Seed
+    kind: Literal["converged", "prior", "post"]
+    config: PoolConfig
+
+
+@settings
+class SynthesizeSettings:
+    """Of a row of ``sets``."""
+
+    name: str
+    seed: Seed
+    dataset: str
+    method: str
+    images: str
+    """Kind of images that the method makes."""
+    ipc: Count
+    repeat: Whole
+    config: SynthesizeConfig
+
+
+@settings
+class RelabelSettings:
+    """Of the labels of a row of ``sets``."""
+
+    name: str
+    seed: Seed
+    config: RelabelConfig
+
+
+@settings
+class OwnLabels:
+    """Labels that a set has: by which pool, and how."""
+
+    pool: str
+    relabel: RelabelConfig
+
+
+@settings
+class EvaluateSettings:
+    """Of the students of a set, or of another evaluation of it."""
+
+    evaluation: Evaluation
+    seed: Seed
+    relabel: RelabelConfig
+    own: OwnLabels
+    """Those of the set, which serve if they are the same."""
+    config: EvaluateConfig
+
+
+@settings
+class StepTeachersSettings:
+    """Of a row of ``step_teachers``."""
+
+    name: str
+    seed: Seed
+    continual: ContinualConfig
+    checkpoints: tuple[Count, ...]
+    config: TrainTeacherConfig
+
+
+@settings
+class ContinualSettings:
+    """Of a row of ``streams``."""
+
+    name: str
+    seed: Seed
+    dataset: str
+    data: str
+    set: str
+    pool: str
+    teachers: str
+    method: str
+    images: str
+    ipc: Count
+    labels: tuple[Literal["hard", "soft"], ...]
+    strict: bool
+    """Whether teachers only know the classes of their own step."""
+    epochs: tuple[Count, ...]
+    """Of strict teachers; else none."""
+    continual: ContinualConfig
+    relabel: RelabelConfig
+    evaluate: EvaluateConfig
+    synthesize: SynthesizeConfig | None
+    """Where strict teachers make the images anew."""
+
+
+@settings
+class MeasuredSet:
+    """A set whose synthesis is timed."""
+
+    data: str
+    pool: str
+    ipc: Count
+    config: SynthesizeConfig
+
+
+@settings
+class MeasuredPool:
+    """A pool whose base run is timed, up to the epoch that the pool needs."""
+
+    base: str
+    epochs: Count
+
+
+@settings
+class MeasuredBase:
+    """A base run, some epochs of which are timed."""
+
+    data: str
+    config: TrainTeacherConfig
+
+
+@settings
+class MeasureCostsSettings:
+    """Of Fig. 3d: what is timed."""
+
+    target: str
+    seed: Seed
+    sets: dict[str, MeasuredSet]
+    pools: dict[str, MeasuredPool]
+    bases: dict[str, MeasuredBase]
+
+
+@settings
+class Fig1Settings:
+    """Of Figure 1."""
+
+    seed: Seed
+    title: str
+    config: Fig1Config
+    synthesize: SynthesizeConfig
+
+
+@settings
+class Fig5Settings:
+    """Of Figure 5."""
+
+    seed: Seed
+    title: str
+    config: Fig5Config
+
+
+@settings
+class TheorySettings:
+    """Of the appendix."""
+
+    seed: Seed
+    config: TheoryConfig
+
+
+# ------------------------------------------------------------- stages that show what is recorded
+
+
+@settings
+class Catalogue:
+    """Names for the reader, in the order that tables have."""
+
+    datasets: dict[str, DatasetRow]
+    methods: dict[str, MethodRow]
+
+
+@settings
+class ShownEvaluation(Evaluation):
+    """Students of a set, and what their record does not say."""
+
+    repeat: Whole
+    keep: tuple[float, float]
+    """Bounds of the share of its training images that each class keeps."""
+    default: bool
+    """Whether Table 1 shows it too, as the figures along an axis mark."""
+
+
+@settings
+class ShownLearner:
+    """Continual learning on a set."""
+
+    name: str
+    dataset: str
+    data: str
+    set: str
+    pool: str
+    teachers: str
+    method: str
+    ipc: Count
+    labels: tuple[Literal["hard", "soft"], ...]
+    strict: bool
+
+
+@settings
+class ShownSet:
+    """A distilled set."""
+
+    name: str
+    dataset: str
+    method: str
+    ipc: Count
+    by_eq7: bool
+    """Whether its record has the two terms of Eq. 7."""
+
+
+@settings
+class ShownBase:
+    """A base run."""
+
+    name: str
+    dataset: str
+
+
+@settings
+class ShownPool:
+    """A pool."""
+
+    name: str
+    dataset: str
+    base: str
+    kind: str
+    method: str | None
+    """First method that synthesises from it; lends it its colour."""
+
+
+@settings
+class TableSettings:
+    """Of a table or figure that shows evaluations."""
+
+    target: str
+    catalogue: Catalogue
+    evaluations: tuple[ShownEvaluation, ...]
+
+
+@settings
+class LearnersSettings:
+    """Of Fig. 3e."""
+
+    target: str
+    catalogue: Catalogue
+    learners: tuple[ShownLearner, ...]
+
+
+@settings
+class SetsSettings:
+    """Of a figure of sets: what they cost, or their images."""
+
+    target: str
+    catalogue: Catalogue
+    sets: tuple[ShownSet, ...]
+
+
+@settings
+class OverviewSettings:
+    """Of the table of pools and the curves of training."""
+
+    catalogue: Catalogue
+    pools: tuple[ShownPool, ...]
+    sets: tuple[ShownSet, ...]
+    """Of Table 1: those whose curves are drawn."""
+    bases: tuple[ShownBase, ...]
+    """Of the pools that these sets are made by."""
+    pools_of_sets: tuple[str, ...]
+
+
+@settings
+class ReportSettings:
+    """Of the summary and the page."""
+
+    catalogue: Catalogue
+    evaluations: tuple[ShownEvaluation, ...]
+    bases: tuple[ShownBase, ...]
+    pools: tuple[ShownPool, ...]
