@@ -11,14 +11,17 @@ from torch import nn
 
 from benchmarks.command import SEED
 from teddy.core.errors import TeddyError
-from teddy.core.seeding import stream
+from teddy.core.memory import OutOfMemory, memory_watch
+from teddy.core.seeding import rng
 from teddy.data.datasets import ImageDataset
 from teddy.data.images import Images, Normalisation
 from teddy.settings.configs import NetworkConfig, SynthesizeConfig
-from teddy.synthesis.batches import Item
-from teddy.synthesis.engine.lanes import Lane, Turn
+from teddy.synthesis.engine.batches import Batch
+from teddy.synthesis.engine.lanes import Lane
 from teddy.synthesis.engine.passes import MakePasses
-from teddy.synthesis.eq7 import Synthesiser
+from teddy.synthesis.engine.runs import BatchRun
+from teddy.synthesis.methods import Ingredients
+from teddy.synthesis.teddy import Teddy
 from teddy.teachers.networks import batchnorms, build
 from teddy.teachers.pools import Pool
 from teddy.teachers.pruning import prune_randomly
@@ -41,26 +44,26 @@ class Workload:
     pruned: float = 0.0
     """Share of channels removed."""
 
-    def item(self, batch: int) -> Item:
-        """An item of so many images.
+    def batch_of(self, images: int) -> Batch:
+        """A batch of so many images.
 
         Raises:
             TeddyError: a class would have more images than another.
         """
-        classes = min(batch, self.classes)
-        if batch % classes:
-            raise TeddyError(f"--batch: expected a multiple of {classes} classes, got {batch}")
-        return Item(0, 0, range(batch // classes), range(classes))
+        classes = min(images, self.classes)
+        if images % classes:
+            raise TeddyError(f"--batch: expected a multiple of {classes} classes, got {images}")
+        return Batch(0, 0, range(images // classes), range(classes))
 
 
 def frozen_network(workload: Workload, seed: int) -> nn.Module:
     """A network in eval mode with random weights, whose running statistics are those of a batch."""
     shape = (3, workload.size, workload.size)
-    config = NetworkConfig(arch=workload.arch, width=64, norm="batch")  # type: ignore[arg-type]
+    config = NetworkConfig(arch=workload.arch, width=64, norm="batch")
     network = build(config, shape, workload.classes, seed)
     if workload.pruned:
         network = prune_randomly(network, shape, workload.pruned, seed)
-    generator = stream(SEED, "bench statistics", seed)
+    generator = rng(SEED, "bench statistics", seed)
     layers = batchnorms(network)
     with torch.no_grad():
         for layer in layers:
@@ -91,7 +94,7 @@ def engine(
     config: SynthesizeConfig,
     device: torch.device,
     passes: MakePasses | None = None,
-) -> Synthesiser:
+) -> Teddy:
     """A synthesiser from noise whose every iteration sees all networks.
 
     Args:
@@ -109,7 +112,7 @@ def engine(
         config, draw=len(networks), draw_per="index", initialise="noise", iterations=_ITERATIONS
     )
     pool = _InMemory(Path(), [{"file": f"network {n}"} for n in range(len(networks))], networks)
-    return Synthesiser(own, pool, data, config.views, SEED, device, passes)
+    return Teddy(own, Ingredients(data, SEED, device, pool, config.views), passes)
 
 
 class Batches:
@@ -117,13 +120,13 @@ class Batches:
 
     Args:
         maker: who optimises them.
-        item: images of each.
+        batch: images of each.
         beside: how many batches.
     """
 
-    def __init__(self, maker: Synthesiser, item: Item, beside: int = 1) -> None:
+    def __init__(self, maker: Teddy, batch: Batch, beside: int = 1) -> None:
         self.maker = maker
-        maker.load([item])
+        maker.load([batch])
         # Nothing is kept for longer than the benchmark takes.
         never, nowhere = float("inf"), Path(tempfile.gettempdir()) / "teddy-bench-no-such-file"
         self._lanes = [Lane(number, beside - 1) for number in range(beside)]
@@ -131,7 +134,8 @@ class Batches:
             for lane in self._lanes:
                 lane.stream = torch.cuda.Stream()
             torch.cuda.synchronize()
-        self._steps = [maker.advance(item, nowhere, never, lane=lane) for lane in self._lanes]
+        runs = [BatchRun(maker, batch, nowhere, save_every=never) for _ in self._lanes]
+        self._steps = [run.steps(lane) for run, lane in zip(runs, self._lanes, strict=True)]
 
     def step(self) -> None:
         """One iteration of every batch, from images to updated images.
@@ -140,7 +144,9 @@ class Batches:
             TeddyError: memory does not suffice.
         """
         for lane, steps in zip(self._lanes, self._steps, strict=True):
-            with lane.entered():
-                turn = next(steps)
-            if turn is not Turn.DONE:
-                raise TeddyError(f"no memory for {len(self._lanes)} batches at a time")
+            try:
+                with lane.entered(), memory_watch():
+                    next(steps)
+            except OutOfMemory as error:
+                at_a_time = len(self._lanes)
+                raise TeddyError(f"no memory for {at_a_time} batches at a time") from error

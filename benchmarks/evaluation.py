@@ -30,7 +30,7 @@ from benchmarks.command import (
     take_turns,
 )
 from teddy.core.files import Json
-from teddy.core.seeding import derive, stream
+from teddy.core.seeding import derive, rng
 from teddy.core.tables import Column, Table
 from teddy.data.images import Images, Normalisation
 from teddy.settings.configs import (
@@ -183,7 +183,7 @@ class Task:
         self.workload, self.device = workload, device
         self.seeds = range(seeds)
         self.seen = workload.images * workload.epochs
-        generator = stream(SEED, "bench evaluation")
+        generator = rng(SEED, "bench evaluation")
         shape, classes = (workload.images, *workload.shape), workload.classes
         pixels = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
         self.images = Images(pixels, torch.arange(len(pixels)) % classes).to(device)

@@ -16,7 +16,7 @@ from benchmarks.command import SEED, Benchmark, Result, positive, take_turns
 from teddy.core.errors import TeddyError
 from teddy.core.hardware import processor
 from teddy.core.runtime import cores
-from teddy.core.seeding import permutation, stream
+from teddy.core.seeding import permutation, rng
 from teddy.core.tables import Column, Table
 from teddy.data.images import Images, Normalisation
 from teddy.settings.configs import ViewConfig
@@ -90,7 +90,7 @@ _OURS = "teddy.data.images.Images"
 
 def _random_images(count: int, size: int) -> Arrays:
     """uint8 ``(N, S, S, 3)``."""
-    generator = stream(SEED, "bench images", size)
+    generator = rng(SEED, "bench images", size)
     return torch.randint(
         0, 256, (count, size, size, 3), dtype=torch.uint8, generator=generator
     ).numpy()

@@ -22,14 +22,14 @@ from teddy.core.artifacts import WorkDir
 from teddy.core.errors import TeddyError
 from teddy.core.files import Json, digest
 from teddy.core.runtime import keep_freed_memory, log
-from teddy.core.seeding import stream
+from teddy.core.seeding import rng
 from teddy.core.tables import Column, Table
 from teddy.data.datasets import ImageDataset
 from teddy.data.images import Images, Normalisation
 from teddy.settings.configs import NetworkConfig, SynthesizeConfig, ViewConfig
 from teddy.settings.schema import from_json, read_yaml
-from teddy.synthesis.eq7 import Synthesiser
-from teddy.synthesis.methods import synthesise
+from teddy.synthesis.methods import Ingredients
+from teddy.synthesis.teddy import Teddy
 from teddy.teachers.networks import batchnorms, build, save_network
 from teddy.teachers.pools import Pool
 
@@ -157,7 +157,8 @@ def run_point(point: Point, params: Path) -> Json:
         processor ``seconds`` of the synthesis and ``peak_rss_mib`` of the process so far.
     """
     keep_freed_memory()
-    section = read_yaml(params)["synthesize"] | {
+    raw = read_yaml(params)
+    section = raw["synthesize"] | {"dsa": raw["dsa"]} | {
         "iterations": point.iterations, "classes_per_batch": _CLASSES_PER_BATCH,
         "indices_per_batch": 1, "draw": point.teachers,
     }  # fmt: skip
@@ -165,9 +166,9 @@ def run_point(point: Point, params: Path) -> Json:
     with tempfile.TemporaryDirectory() as folder:
         pool, data = _pool(Path(folder), point), _data(point)
         views = ViewConfig(crop_scale=1.0, hflip=False, roll=(0, 0))
-        synthesiser = Synthesiser(config, pool, data, views, SEED, torch.device("cpu"))
+        teddy = Teddy(config, Ingredients(data, SEED, torch.device("cpu"), pool, views))
         start = time.process_time()  # one thread, one process: others do not count
-        synthesise(synthesiser, point.ipc, WorkDir("bench", "scaling", **asdict(point)).claim())
+        teddy.make(point.ipc, WorkDir("bench", "scaling", **asdict(point)).claim())
         seconds = time.process_time() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
     return {"seconds": seconds, "peak_rss_mib": peak}
@@ -180,7 +181,7 @@ def _pool(folder: Path, point: Point) -> Pool:
         network = build(_NETWORK, shape, point.classes, index)
         for layer in batchnorms(network):
             layer.momentum = 1.0
-        generator = stream(SEED, "bench statistics", index)
+        generator = rng(SEED, "bench statistics", index)
         with torch.no_grad():
             network.train()(torch.randn(16, *shape, generator=generator))
         path = folder / f"member{index:02d}.safetensors"

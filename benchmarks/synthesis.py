@@ -66,7 +66,7 @@ WORKLOADS = {
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A synthesis of the paper (§10 of the specification)."""
+    """A synthesis of the paper (§10 of docs/method.md)."""
 
     title: str
     dataset: str
@@ -132,7 +132,11 @@ def _options(command: argparse.ArgumentParser) -> None:
 def _measure(args: argparse.Namespace) -> Result:
     device = pick_device_and_threads(args)
     params = read_yaml(args.params)
-    config = from_json(SynthesizeConfig, params["synthesize"], f"{args.params}: synthesize")
+    config = from_json(
+        SynthesizeConfig,
+        params["synthesize"] | {"dsa": params["dsa"]},
+        f"{args.params}: synthesize",
+    )
     native, slowdown = floor.runs_natively(device, torch.bfloat16)
     precisions = ("float32", "bfloat16") if native else ("float32",)
     speeds = {name: floor.product_speed(device, getattr(torch, name)) for name in precisions}
@@ -233,16 +237,16 @@ def programs_of(spec: Spec, ours: bool) -> dict[str, Program]:
     workload, device = spec.workload, torch.device(spec.device)
     count = max(spec.teachers) if ours else 1
     networks = [frozen_network(workload, seed) for seed in range(count)]
-    item = workload.item(spec.batch)
-    images = engine(workload, networks, spec.config, device).initial_images(item).to(device)
+    batch = workload.batch_of(spec.batch)
+    images = engine(workload, networks, spec.config, device).initial_images(batch).to(device)
     if not ours:
-        return _references(networks[0], images, item.labels().to(device), spec.config)
+        return _references(networks[0], images, batch.labels().to(device), spec.config)
     programs = {}
 
     def add(title: str, precision: Precision, k: int, passes: MakePasses, beside: int = 1) -> None:
         settings = replace(spec.config, precision=precision)
         maker = engine(workload, networks[:k], settings, device, passes)
-        step = Batches(maker, item, beside).step
+        step = Batches(maker, batch, beside).step
         replayed = isinstance(passes, Graphs)
         if beside > 1:
             try:
@@ -322,8 +326,8 @@ def _extrapolated(measured: dict[str, Json], params: Any) -> list[Json]:
     for job in _JOBS:
         if job.workload not in measured:
             continue
-        dataset = params["datasets"][job.dataset]
-        settings = params["synthesize"] | dataset["synthesize"]
+        dataset = read_yaml(Path("params", f"{job.dataset}.yaml"))
+        settings = params["synthesize"] | dataset.get("synthesize", {})
         classes = dataset["prepare"]["num_classes"]
         chunks = classes / _PAPER_BATCH  # batches per IPC index
         passes = job.ipc * chunks * settings["iterations"] * job.teachers

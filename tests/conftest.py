@@ -89,14 +89,18 @@ def dsa_config() -> DsaConfig:
 
 
 @pytest.fixture(scope="session")
-def dm_config() -> DmConfig:
+def dm_config(dsa_config: DsaConfig) -> DmConfig:
     """A few iterations with half of the real images of a class."""
     return DmConfig(
         network=NetworkConfig(arch="convnet3", width=4, norm="instance"),
+        initialise="noise",
         iterations=6,
+        classes_per_batch=2,
         real_batch=8,
         lr=1.0,
         momentum=0.5,
+        dsa=dsa_config,
+        clip=True,
     )
 
 
@@ -118,10 +122,8 @@ def optimizer_config() -> OptimizerConfig:
 
 
 @pytest.fixture(scope="session")
-def synthesis_config(
-    view_config: ViewConfig, dsa_config: DsaConfig, dm_config: DmConfig
-) -> SynthesizeConfig:
-    """A few iterations, two of three teachers, items of two indices and two classes."""
+def synthesis_config(view_config: ViewConfig, dsa_config: DsaConfig) -> SynthesizeConfig:
+    """A few iterations, two of three teachers, batches of two indices and two classes."""
     return SynthesizeConfig(
         initialise="noise",
         iterations=6,
@@ -146,7 +148,6 @@ def synthesis_config(
         clip=True,
         class_statistics="none",
         gradient="two_pass",
-        dm=dm_config,
         precision="float32",
     )
 

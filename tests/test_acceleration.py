@@ -23,14 +23,14 @@ from teddy.core.errors import TeddyError
 from teddy.data.datasets import ImageDataset
 from teddy.objectives import Moments
 from teddy.settings.configs import SynthesizeConfig, ViewConfig
-from teddy.synthesis import eq7 as synthesis
-from teddy.synthesis.batches import cut_items
+from teddy.synthesis import teddy as synthesis
 from teddy.synthesis.engine import cuda_graphs as acceleration
 from teddy.synthesis.engine.cuda_graphs import Graphs, choose_passes, replays_per_recording
 from teddy.synthesis.engine.frozen import Teacher
 from teddy.synthesis.engine.passes import MakePasses, eager
-from teddy.synthesis.eq7 import Synthesiser
 from teddy.synthesis.gradient import Mode, losses_of_teachers
+from teddy.synthesis.methods import Ingredients
+from teddy.synthesis.teddy import Teddy
 from teddy.teachers.pools import Pool
 
 CPU = torch.device("cpu")
@@ -291,7 +291,7 @@ def test_failure_to_record_falls_back_and_says_so_once(
 
 
 def long(config: SynthesizeConfig, **changes: Any) -> SynthesizeConfig:
-    """Settings of an item that is worth recording for."""
+    """Settings of a batch that is worth recording for."""
     return replace(config, iterations=4000, **changes)
 
 
@@ -332,18 +332,18 @@ def test_replays_are_counted_per_teacher_and_slot(
 @pytest.fixture
 def synthesiser(
     synthesis_config: SynthesizeConfig, pool: Pool, dataset: ImageDataset, view_config: ViewConfig
-) -> Synthesiser:
+) -> Teddy:
     """A fresh synthesiser of the tiny settings."""
-    return Synthesiser(synthesis_config, pool, dataset, view_config, 0, CPU)
+    return Teddy(synthesis_config, Ingredients(dataset, 0, CPU, pool, view_config))
 
 
 def test_cpu_never_records(
-    synthesiser: Synthesiser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    synthesiser: Teddy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(acceleration, "_LEAST_REPLAYS", 0)
     monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: 1 / 0)
     cpu = with_config(synthesiser)
-    cpu.run(cut_items(1, 3, cpu.config)[0], tmp_path / "resume")
+    cpu.run(cpu.batches(1)[0], tmp_path / "resume")
     assert cpu.facts["cuda_graphs"] is False
 
 
@@ -354,14 +354,14 @@ def test_cpu_never_records(
      {"class_statistics": "pooled"}],
 )  # fmt: skip
 def test_items_have_the_same_bytes(
-    synthesiser: Synthesiser, tmp_path: Path, pools: list[FakePool], mode: Mode, changes: Any
+    synthesiser: Teddy, tmp_path: Path, pools: list[FakePool], mode: Mode, changes: Any
 ) -> None:
     plain = with_config(synthesiser, gradient=mode, **changes)
     replayed = with_config(synthesiser, gradient=mode, **changes)
     replayed._passes = {0: Graphs()}
-    for number, item in enumerate(cut_items(1, 3, plain.config)[:2]):
-        want = plain.run(item, tmp_path / f"plain{number}")
-        got = replayed.run(item, tmp_path / f"replayed{number}")
+    for number, batch in enumerate(plain.batches(1)[:2]):
+        want = plain.run(batch, tmp_path / f"plain{number}")
+        got = replayed.run(batch, tmp_path / f"replayed{number}")
         assert torch.equal(got["images"], want["images"])
         assert torch.equal(got["curve"], want["curve"])
     assert replayed.facts["cuda_graphs"] is True
@@ -371,7 +371,7 @@ def test_items_have_the_same_bytes(
 
 
 def test_exhausted_memory_drops_the_recordings(
-    synthesiser: Synthesiser, tmp_path: Path, pools: list[FakePool], monkeypatch: Any
+    synthesiser: Teddy, tmp_path: Path, pools: list[FakePool], monkeypatch: Any
 ) -> None:
     want = with_config(synthesiser, gradient="two_pass")
     joint = with_config(synthesiser, gradient="joint")
@@ -386,16 +386,16 @@ def test_exhausted_memory_drops_the_recordings(
         return losses_of_teachers(*arguments)
 
     monkeypatch.setattr(synthesis, "losses_of_teachers", limited)
-    item = cut_items(1, 3, joint.config)[0]
-    got = joint.run(item, tmp_path / "joint")
+    batch = joint.batches(1)[0]
+    got = joint.run(batch, tmp_path / "joint")
     assert held[:3] == [0, 0, 2], "joint, then two_pass from nothing"
     assert joint.facts["gradient"] == "two_pass"
-    difference = got["images"].int() - want.run(item, tmp_path / "want")["images"].int()
+    difference = got["images"].int() - want.run(batch, tmp_path / "want")["images"].int()
     assert difference.abs().max() <= 1, "the first iteration was joint, which rounds otherwise"
 
 
 def test_exhausted_memory_of_the_smaller_mode_is_tried_without_graphs(
-    synthesiser: Synthesiser, tmp_path: Path, pools: list[FakePool], monkeypatch: Any, capfd: Any
+    synthesiser: Teddy, tmp_path: Path, pools: list[FakePool], monkeypatch: Any, capfd: Any
 ) -> None:
     plain = with_config(synthesiser, gradient="two_pass")
     replayed = with_config(synthesiser, gradient="two_pass")
@@ -406,9 +406,9 @@ def test_exhausted_memory_of_the_smaller_mode_is_tried_without_graphs(
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(graphs, "_record", refuse)
-    item = cut_items(1, 3, plain.config)[0]
-    got = replayed.run(item, tmp_path / "replayed")
-    assert torch.equal(got["images"], plain.run(item, tmp_path / "plain")["images"])
+    batch = plain.batches(1)[0]
+    got = replayed.run(batch, tmp_path / "replayed")
+    assert torch.equal(got["images"], plain.run(batch, tmp_path / "plain")["images"])
     assert replayed.facts["cuda_graphs"] is False
     assert "which goes on without CUDA graphs" in capfd.readouterr().err
 
@@ -417,15 +417,12 @@ def test_exhausted_memory_of_the_smaller_mode_is_tried_without_graphs(
 
 
 @pytest.fixture
-def on_gpu(synthesiser: Synthesiser) -> Callable[..., Synthesiser]:
+def on_gpu(synthesiser: Teddy) -> Callable[..., Teddy]:
     """Synthesisers on the GPU that differ in how teachers are run, and in some settings."""
 
-    def make(passes: MakePasses, **changes: Any) -> Synthesiser:
-        config = replace(synthesiser.config, **changes)
-        made = Synthesiser(
-            config, synthesiser.pool, synthesiser.data, synthesiser._training_views, 0,
-            torch.device("cuda"),
-        )  # fmt: skip
+    def make(passes: MakePasses, **changes: Any) -> Teddy:
+        given = replace(synthesiser.given, device=torch.device("cuda"))
+        made = Teddy(replace(synthesiser.config, **changes), given)
         made._passes = {0: passes}
         return made
 
@@ -453,13 +450,13 @@ def test_replays_on_a_gpu_give_the_eager_gradient(
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("draw_per", ["index", "iteration"])
 def test_items_on_a_gpu_are_those_without_graphs(
-    on_gpu: Callable[..., Synthesiser], tmp_path: Path, mode: Mode, draw_per: str
+    on_gpu: Callable[..., Teddy], tmp_path: Path, mode: Mode, draw_per: str
 ) -> None:
     settings: dict[str, Any] = {"gradient": mode, "draw_per": draw_per, "iterations": 20}
     plain, replayed = on_gpu(eager, **settings), on_gpu(Graphs(), **settings)
-    for number, item in enumerate(cut_items(1, 3, plain.config)):
-        want = plain.run(item, tmp_path / f"plain{number}")["images"].int()
-        got = replayed.run(item, tmp_path / f"replayed{number}")["images"].int()
+    for number, batch in enumerate(plain.batches(1)):
+        want = plain.run(batch, tmp_path / f"plain{number}")["images"].int()
+        got = replayed.run(batch, tmp_path / f"replayed{number}")["images"].int()
         assert (got - want).abs().float().mean() < 0.1, "of 255"
     assert replayed.facts["cuda_graphs"] is True
 
@@ -472,20 +469,20 @@ def test_items_on_a_gpu_are_those_without_graphs(
      {"augmentation": "dsa"}, {"class_statistics": "pooled"}],
 )  # fmt: skip
 def test_iterations_do_not_wait_for_the_gpu(
-    on_gpu: Callable[..., Synthesiser], tmp_path: Path, monkeypatch: Any, way: str, changes: Any
+    on_gpu: Callable[..., Teddy], tmp_path: Path, monkeypatch: Any, way: str, changes: Any
 ) -> None:
     made = on_gpu(eager if way == "eager" else Graphs(), **{"iterations": 200, **changes})
-    monkeypatch.setattr("teddy.synthesis.methods.CHECK_EVERY", 10**6)
-    item, draw = cut_items(1, 3, made.config)[0], made.draw
+    monkeypatch.setattr("teddy.synthesis.engine.runs.CHECK_EVERY", 10**6)
+    batch, draw = made.batches(1)[0], made.teachers_drawn
 
-    def watched(item: Any, iteration: int) -> list[int]:
+    def watched(batch: Any, iteration: int) -> list[int]:
         if iteration in (3, 199):  # everything is set up; the last one ends in a look at the losses
             torch.cuda.set_sync_debug_mode("error" if iteration == 3 else "default")
-        return draw(item, iteration)
+        return draw(batch, iteration)
 
-    monkeypatch.setattr(made, "draw", watched)
+    monkeypatch.setattr(made, "teachers_drawn", watched)
     with sync_debug_mode_left_as_it_was():
-        made.run(item, tmp_path / "resume")
+        made.run(batch, tmp_path / "resume")
 
 
 @contextlib.contextmanager

@@ -65,16 +65,16 @@ def test_a_step_of_the_engine_is_an_iteration_of_every_batch_by_every_network(
     maker = engine(SMALL, networks, synthesis_config, CPU)
     seen = []
 
-    def lr(iteration: int) -> float:
+    def lr(base: float, iteration: int, iterations: int) -> float:
         seen.append(iteration)
         return 0.1
 
-    monkeypatch.setattr(maker, "lr", lr)
-    batches = Batches(maker, SMALL.item(4), beside)
+    monkeypatch.setattr("teddy.synthesis.teddy.cosine_lr", lr)
+    batches = Batches(maker, SMALL.batch_of(4), beside)
     for _ in range(3):
         batches.step()
     assert seen == [turn for turn in range(3) for _ in range(beside)]
-    assert maker.draw(SMALL.item(4), 0) == [0, 1]
+    assert maker.teachers_drawn(SMALL.batch_of(4), 0) == [0, 1]
 
 
 def test_batches_that_do_not_fit_are_not_timed(
@@ -84,20 +84,20 @@ def test_batches_that_do_not_fit_are_not_timed(
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     maker = engine(SMALL, [frozen_network(SMALL, 0)], synthesis_config, CPU)
-    batches = Batches(maker, SMALL.item(4), 2)
-    monkeypatch.setattr("teddy.synthesis.eq7.losses_of_teachers", refuse)
+    batches = Batches(maker, SMALL.batch_of(4), 2)
+    monkeypatch.setattr("teddy.synthesis.teddy.losses_of_teachers", refuse)
     with pytest.raises(TeddyError, match="no memory for 2 batches at a time"):
         batches.step()
 
 
 @pytest.mark.parametrize(("batch", "labels"), [(4, [0, 1, 2, 3]), (20, [*range(10)] * 2)])
 def test_batches_have_as_many_images_of_every_class(batch: int, labels: list[int]) -> None:
-    assert SMALL.item(batch).labels().tolist() == labels
+    assert SMALL.batch_of(batch).labels().tolist() == labels
 
 
 def test_a_batch_that_favours_a_class_is_refused() -> None:
     with pytest.raises(TeddyError, match="--batch: expected a multiple of 10 classes, got 25"):
-        SMALL.item(25)
+        SMALL.batch_of(25)
 
 
 @pytest.mark.parametrize("pruned", [0.0, 0.3])

@@ -1,15 +1,13 @@
 """Class-incremental learning: who has been seen, what the buffer holds, who labels it. No GPU."""
 
-import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from checkouts import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
-from ruamel.yaml import YAML
 from torch import Tensor
 
 from teddy.core.errors import TeddyError
@@ -17,7 +15,8 @@ from teddy.data.datasets import ImageDataset
 from teddy.data.images import Images
 from teddy.data.lazy_images import ImageFiles
 from teddy.settings.configs import RelabelConfig
-from teddy.settings.params import Params
+from teddy.settings.declared import Declared
+from teddy.settings.resolve import stage_files
 from teddy.students.continual import (
     UnionLabels,
     UnionViews,
@@ -31,62 +30,44 @@ from teddy.students.labels import TrainingViews
 
 # --------------------------------------------------------------------------------------- settings
 
-ROOT = Path(__file__).parents[1]
-STREAM, BY_STEP = "digits/prior/ipc10-strict", "digits/by-step"
+
+@pytest.fixture(scope="module")
+def declared() -> Declared:
+    """The repository's settings."""
+    return Declared(ROOT)
 
 
-def edited(path: Path, place: str, value: Any) -> Params:
-    """The repository's settings with one value changed, by its path with colons."""
-    raw = YAML().load(ROOT / "params.yaml")
-    *parents, last = place.split(":")
-    section = raw
-    for parent in parents:
-        section = section[parent]
-    section[last] = value
-    YAML().dump(raw, path / "params.yaml")
-    return Params(path / "params.yaml")
-
-
-def test_strict_teachers_are_the_epochs_of_the_pool() -> None:
-    params = Params(ROOT / "params.yaml")
-    assert params.streams[STREAM].strict
-    assert params.step_epochs(STREAM) == params.pool("digits/prior").prior.epochs
-    assert params.step_epochs("digits/sre2l/ipc10-strict") == (
-        params.train_step_teachers(BY_STEP).epochs,
+def test_strict_teachers_are_the_epochs_of_the_pool(declared: Declared) -> None:
+    prior, converged = (
+        declared.prior_epochs("digits/prior"),
+        (declared.train_step_teachers("digits/by-step").epochs,),
     )
-    assert not params.streams["digits/prior/ipc10-paper-like"].strict
+    assert declared.learners["digits/fig3e/prior-strict"].strict
+    assert declared.step_epochs("digits/fig3e/prior-strict") == prior
+    assert declared.step_epochs("digits/fig3e/sre2l-strict") == converged
+    assert not declared.learners["digits/fig3e/prior"].strict
+    files = {path: settings for _, path, settings in stage_files(declared)}
+    kept = files["train_step_teachers/digits/by-step"].checkpoints
+    assert kept == tuple(sorted({*prior, *converged})), "what learners need, and no more"
+    assert files["continual/digits/fig3e/prior-strict"].epochs == prior
 
 
-def test_all_streams_of_a_dataset_have_one_recipe() -> None:
-    """Whatever their sets override for scores of their own."""
-    params = Params(ROOT / "params.yaml")
-    names = params.targets["fig3e"]
+def test_strict_teachers_make_the_images_of_eq_7_anew(declared: Declared) -> None:
+    files = {path: settings for _, path, settings in stage_files(declared)}
+    made = {
+        name: files[f"continual/digits/fig3e/{name}"].synthesize
+        for name in ("prior", "prior-strict", "dm-strict", "random-strict")
+    }
+    assert made.pop("prior-strict") == declared.algorithm_config("digits/main/ipc10/prior")
+    assert set(made.values()) == {None}
+
+
+def test_all_learners_of_a_dataset_have_one_recipe(declared: Declared) -> None:
+    """Whatever their sets override for evaluations of their own."""
+    names = declared.shown("fig3e", "digits")
     assert len(names) == 8
-    assert len({params.relabel(name) for name in names}) == 1
-    assert len({params.evaluate(name) for name in names}) == 1
-
-
-@pytest.mark.parametrize(
-    ("place", "value", "expected"),
-    [
-        (f"streams:{STREAM}:set", "digits/none", "no set named 'digits/none'"),
-        (f"streams:{STREAM}:pool", "digits/none", "no pool named 'digits/none'"),
-        (f"streams:{STREAM}:pool", "digits/post", "cannot be pruned copies"),
-        (f"streams:{STREAM}:teachers", "digits/post", "teachers must be its pool 'digits/prior'"),
-        (f"streams:{STREAM}:labels", [], "labels must be hard, soft or both"),
-        (f"streams:{STREAM}:draw", 2, "unknown key 'draw'"),
-        (f"streams:{STREAM}:relabel", {"augmentation": "dsa"}, "has no soft labels"),
-        (f"step_teachers:{BY_STEP}:checkpoints", [2, 30], "needs epoch 4"),
-        (f"step_teachers:{BY_STEP}:checkpoints", [2, 31], "reach epoch 31"),
-        (f"step_teachers:{BY_STEP}:checkpoints", [4, 2], "ascending"),
-        ("continual:steps", 0, "continual.steps must be at least 1"),
-        ("continual:orders", [1, 1], "continual.orders must be distinct"),
-        ("targets:fig3e", ["digits/none"], "no set or score named 'digits/none'"),
-    ],
-)
-def test_impossible_rows_are_refused(tmp_path: Path, place: str, value: Any, expected: str) -> None:
-    with pytest.raises(TeddyError, match=re.escape(expected)):
-        edited(tmp_path, place, value)
+    assert len({declared.relabel(name) for name in names}) == 1
+    assert len({declared.evaluate(name) for name in names}) == 1
 
 
 # ---------------------------------------------------------------------------------- orders, steps

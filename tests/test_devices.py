@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,11 @@ from teddy.data.images import Images
 from teddy.objectives import Moments
 from teddy.settings.configs import RelabelConfig, ViewConfig
 from teddy.students.labels import TrainingViews
-from teddy.synthesis import gradient
-from teddy.synthesis.batches import cut_items
-from teddy.synthesis.engine import frozen, kernels
-from teddy.synthesis.eq7 import Synthesiser
+from teddy.synthesis.engine import frozen, kernels, passes
+from teddy.synthesis.engine.lanes import Lane
+from teddy.synthesis.engine.runs import BatchRun
 from teddy.synthesis.gradient import Mode
+from teddy.synthesis.teddy import Teddy
 from teddy.teachers.networks import load_network
 from teddy.teachers.pools import Pool
 from teddy.teachers.training import real_batches
@@ -53,11 +54,11 @@ def on_device() -> Any:
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("changes", [{}, {"views_per": "image"}, {"class_statistics": "pooled"}])
 def test_iterations_of_synthesis_do_not_wait(
-    synthesiser: Synthesiser, tmp_path: Path, monkeypatch: Any, mode: Mode, changes: Any
+    synthesiser: Teddy, tmp_path: Path, monkeypatch: Any, mode: Mode, changes: Any
 ) -> None:
     """All of an item between its first draw and its last look."""
     made = with_config(synthesiser, gradient=mode, **changes)
-    item, draw = cut_items(1, 3, made.config)[0], made.draw
+    item, draw = made.batches(1)[0], made.teachers_drawn
     made.load([item])
     watch = on_device()
     drawn: list[int] = []
@@ -71,7 +72,7 @@ def test_iterations_of_synthesis_do_not_wait(
         return draw(item, iteration)
 
     views = made._views
-    monkeypatch.setattr(made, "draw", watched)
+    monkeypatch.setattr(made, "teachers_drawn", watched)
     monkeypatch.setattr(made, "_views", lambda *args: iter(list(views(*args))))
     made.run(item, tmp_path / "resume")
     assert len(drawn) == made.config.iterations
@@ -131,7 +132,7 @@ def shapes_only(monkeypatch: pytest.MonkeyPatch) -> None:
     def mean_and_variance(x: Tensor) -> tuple[Tensor, Tensor]:
         return x.mean((0, 2, 3)), x.var((0, 2, 3))
 
-    def class_target(self: Synthesiser, member: int, item: Any) -> list[Moments]:
+    def class_target(self: Teddy, member: int, item: Any) -> list[Moments]:
         return self._teacher(member).running
 
     def elsewhere(kind: str, **named: Any) -> Any:
@@ -140,10 +141,10 @@ def shapes_only(monkeypatch: pytest.MonkeyPatch) -> None:
     enabled, autocast = torch.is_autocast_enabled, torch.autocast
     monkeypatch.setattr(kernels, "mean_and_variance", mean_and_variance)
     monkeypatch.setattr(frozen, "_well_scaled", lambda norm: True)
-    monkeypatch.setattr(gradient, "autocast", lambda *_, **__: contextlib.nullcontext())
+    monkeypatch.setattr(passes, "autocast", lambda *_, **__: contextlib.nullcontext())
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda kind: kind != "meta" and enabled(kind))
     monkeypatch.setattr(torch, "autocast", elsewhere)
-    monkeypatch.setattr(Synthesiser, "_class_target", class_target)
+    monkeypatch.setattr(Teddy, "_class_target", class_target)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -154,14 +155,15 @@ def shapes_only(monkeypatch: pytest.MonkeyPatch) -> None:
      {"class_statistics": "pooled"}, {"class_statistics": "per_class", "classes_per_batch": 1}],
 )  # fmt: skip
 def test_iterations_of_synthesis_mix_no_devices(
-    synthesiser: Synthesiser, tmp_path: Path, shapes_only: None, mode: Mode, changes: Any
+    synthesiser: Teddy, tmp_path: Path, shapes_only: None, mode: Mode, changes: Any
 ) -> None:
     made = with_config(synthesiser, gradient=mode, iterations=9, **changes)
     pool = Elsewhere(made.pool.folder, made.pool.entries)
-    there = Synthesiser(made.config, pool, made.data, made._training_views, 0, META)
-    item = there.items(1)[0]
+    there = Teddy(made.config, replace(made.given, pool=pool, device=META))
+    item = there.batches(1)[0]
     there.load([item])
-    steps: Iterator[Any] = there.advance(item, tmp_path / "resume", float("inf"))
+    run = BatchRun(there, item, tmp_path / "resume", save_every=float("inf"))
+    steps: Iterator[Any] = run.steps(Lane())
     next(steps)
     with OneDevice():  # type: ignore[no-untyped-call]
         for _ in range(3):

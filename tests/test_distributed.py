@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 import torch
-from ruamel.yaml import YAML
-from test_pipeline import commands, outputs, tiny_params
+from checkouts import PRIOR, command, outputs, tiny_checkout
+from checkouts import commands as command_lines
 
 from teddy.core import distributed
 from teddy.core.artifacts import WorkDir
@@ -43,19 +43,11 @@ def main(jobs: list[Job]) -> None:
     """Do jobs in turn: a stage and its arguments, or a function of this file and its folder."""
     if jobs[0] == ["apart"]:
         return apart(jobs[1:])
-    from teddy.stages import build_pool, evaluate, prepare, relabel, synthesize, train_teacher
+    from teddy.stages import commands
 
-    stages: dict[str, Callable[[list[str]], None]] = {
-        "prepare": prepare.main,
-        "train_teacher": train_teacher.main,
-        "build_pool": build_pool.main,
-        "synthesize": synthesize.main,
-        "relabel": relabel.main,
-        "evaluate": evaluate.main,
-    }
     for name, *arguments in jobs:
-        if name in stages:
-            stages[name](arguments)
+        if name in commands.COMMANDS:
+            commands.main([name, *arguments])
         else:
             job: Callable[[Path], str] = globals()[name]
             folder = Path(arguments[0])
@@ -177,30 +169,31 @@ def launch(folder: Path, jobs: list[Job]) -> None:
 # --------------------------------------------------------------------------------- a tiny pipeline
 
 SHARED = ("build_pool", "synthesize", "relabel", "evaluate")
-SETS = ("digits/prior/ipc3", "digits/random/ipc3")
+SETS = (PRIOR, "digits/main/ipc3/random")
 
 
 def jobs(folder: Path, *stages: str) -> list[Job]:
-    """Command lines of stages as ``dvc.yaml`` writes them."""
-    rows = YAML(typ="safe").load(folder / "params.yaml")
-    rows["sets"] = {name: rows["sets"][name] for name in SETS}
-    return [[stage, *arguments] for stage in stages for arguments in commands(rows, stage)]
+    """Command lines of stages as ``dvc.yaml`` writes them; of two sets alone."""
+    found: list[Job] = []
+    for stage in stages:
+        if stage in ("prepare", "train_teacher", "build_pool"):
+            found += command_lines(folder, stage)
+        else:
+            found += [command(folder, stage, name) for name in SETS]
+    return found
 
 
 def teacher(folder: Path, out: str) -> Job:
     """Train the base model into another folder."""
-    (job,) = jobs(folder, "train_teacher")
-    paths = {"models/digits/base": f"{out}/models", "metrics/": f"{out}/metrics/"}
-    for usual, other in paths.items():
-        job = [word.replace(usual, other) for word in job]
-    return job
+    paths = {"out": f"{out}/models", "curve": f"{out}/metrics/base.json"}
+    return command(folder, "train_teacher", "digits/base", **paths)
 
 
 @pytest.fixture(scope="module")
 def one_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Outputs of all stages, made by this process alone."""
     folder = tmp_path_factory.mktemp("one")
-    tiny_params(folder / "params.yaml", synthesize__indices_per_batch=1)
+    tiny_checkout(folder, synthesize__indices_per_batch=1)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("TEDDY_WORKERS", "1")
@@ -213,8 +206,9 @@ def one_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def two_processes(one_process: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same from the same base run by two processes, and base runs of the two."""
     folder = tmp_path_factory.mktemp("two")
-    shutil.copy(one_process / "params.yaml", folder)
-    for made in ("models/digits/base", "metrics/teachers"):
+    for name in ("params.yaml", "dvc.yaml"):
+        shutil.copy(one_process / name, folder)
+    for made in ("experiments", "inputs", "models/digits/base", "metrics/teachers"):
         shutil.copytree(one_process / made, folder / made)
     teams: list[Job] = [teacher(folder, "team"), teacher(folder, "again")]
     launch(folder, [*jobs(folder, "prepare", *SHARED), *teams, ["team_trains", str(folder)]])
@@ -283,19 +277,18 @@ def killed_when(process: "subprocess.Popen[str]", folder: Path, pattern: str) ->
 def test_killed_torchrun_resumes_to_the_same_bytes(two_processes: Path, tmp_path: Path) -> None:
     folder = tmp_path / "again"
     shutil.copytree(two_processes, folder, ignore=shutil.ignore_patterns("work"))
-    (_, _, post), (images, _), (labels, _) = (
-        sorted(jobs(folder, stage), key=lambda job: "post" in str(job))
-        for stage in ("build_pool", "synthesize", "relabel")
-    )
+    post = command(folder, "build_pool", "digits/post")
+    images, labels = (command(folder, stage, PRIOR) for stage in ("synthesize", "relabel"))
     steps = [
         (teacher(folder, "team"), "team", "train_teacher/*/resume.*"),
         (post, "models/digits/post", "build_pool/*/resume*"),
-        (images, "data/distilled/digits/prior", "synthesize/*/item*"),
-        (labels, "data/labels/digits/prior", "relabel/*/epochs*"),
+        (images, f"data/distilled/{PRIOR}.safetensors", "synthesize/*/batch*"),
+        (labels, f"data/labels/{PRIOR}", "relabel/*/epochs*"),
     ]
     expected = outputs(folder) | outputs(folder / "team")
     for _, made, _ in steps:
-        shutil.rmtree(folder / made)
+        path = folder / made
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
     todo: list[Job] = []
     for job, _, unfinished in steps:
         todo = [*todo[-1:], job]

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from test_synthesis import synthesise
 from torch import Tensor
 from torch.nn import functional
 
@@ -18,31 +19,29 @@ from teddy.core.seeding import derive
 from teddy.data.datasets import ImageDataset, select_random
 from teddy.data.dsa import draw_shared_dsa
 from teddy.data.images import Images
-from teddy.settings.configs import DmConfig, NetworkConfig, SynthesizeConfig
-from teddy.synthesis.batches import Item
-from teddy.synthesis.distribution_matching import DistributionMatcher, matching_loss
-from teddy.synthesis.methods import synthesise
+from teddy.settings.configs import DmConfig, NetworkConfig
+from teddy.synthesis.distribution_matching import DistributionMatching, matching_loss
+from teddy.synthesis.engine.batches import Batch
+from teddy.synthesis.methods import Ingredients
 from teddy.teachers.networks import ConvNet, build
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def matcher(synthesis_config: SynthesizeConfig, dataset: ImageDataset) -> DistributionMatcher:
+def matcher(dm_config: DmConfig, dataset: ImageDataset) -> DistributionMatching:
     """A fresh matcher of the tiny settings, from real images."""
-    return DistributionMatcher(replace(synthesis_config, initialise="real"), dataset, 0, CPU)
+    return DistributionMatching(replace(dm_config, initialise="real"), Ingredients(dataset, 0, CPU))
 
 
-def changed(old: DistributionMatcher, **changes: Any) -> DistributionMatcher:
-    """A fresh matcher that differs in some settings, of DM or of the stage."""
-    of_dm = {key: changes.pop(key) for key in list(changes) if hasattr(old.config.dm, key)}
-    config = replace(old.config, dm=replace(old.config.dm, **of_dm), **changes)
-    return DistributionMatcher(config, old.data, old.seed, old.device)
+def changed(old: DistributionMatching, **changes: Any) -> DistributionMatching:
+    """A fresh matcher that differs in some settings."""
+    return DistributionMatching(replace(old.config, **changes), old.given)
 
 
-def start(matcher: DistributionMatcher, item: Item) -> Tensor:
-    """Images of an item before the first step."""
-    return matcher.initial_images(item)
+def start(matcher: DistributionMatching, batch: Batch) -> Tensor:
+    """Images of a batch before the first step."""
+    return matcher.initial_images(batch)
 
 
 # ------------------------------------------------------------------------------------------- loss
@@ -54,12 +53,12 @@ def test_loss_is_the_squared_distance_summed_over_classes() -> None:
     assert matching_loss(real, synthetic).item() == 9 + 1 + 4
 
 
-def test_loss_is_that_of_a_loop_over_classes(matcher: DistributionMatcher) -> None:
+def test_loss_is_that_of_a_loop_over_classes(matcher: DistributionMatching) -> None:
     """Layer by layer from the weights, one class and one image at a time."""
-    (item,) = changed(matcher, classes_per_batch=3).items(2)
-    images, iteration, total = start(matcher, item), 4, 0.0
+    (batch,) = changed(matcher, classes_per_batch=3).batches(2)
+    images, iteration, total = start(matcher, batch), 4, 0.0
     seed = derive(0, "dm network", iteration)
-    network = build(matcher.config.dm.network, (1, 8, 8), 3, seed)
+    network = build(matcher.config.network, (1, 8, 8), 3, seed)
     assert isinstance(network, ConvNet)
     parameters = list(network.features.parameters())
 
@@ -75,54 +74,54 @@ def test_loss_is_that_of_a_loop_over_classes(matcher: DistributionMatcher) -> No
     for label in range(3):
         view = draw_shared_dsa(matcher.config.dsa, 0, "dm view", label, iteration)
         real = [embed(view(image[None])[0]) for image in matcher.real_batch(label, iteration)]
-        mine = images[item.labels() == label]
+        mine = images[batch.labels() == label]
         synthetic = [embed(view(image[None])[0]) for image in mine]
         gap = torch.stack(real).mean(0) - torch.stack(synthetic).mean(0)
         total += gap.square().sum().item()
     with torch.no_grad():
-        got = changed(matcher, classes_per_batch=3).loss(images, item, iteration)
+        got = changed(matcher, classes_per_batch=3).loss(images, batch, iteration)
     assert got.item() == pytest.approx(total, rel=1e-4)
     assert total > 1e-3
 
 
 def test_loss_is_zero_when_synthetic_images_are_the_real_ones(
-    matcher: DistributionMatcher,
+    matcher: DistributionMatching,
 ) -> None:
     whole = changed(matcher, classes_per_batch=3, real_batch=16)
-    (item,) = whole.items(16)
-    images = start(whole, item).requires_grad_()
+    (batch,) = whole.batches(16)
+    images = start(whole, batch).requires_grad_()
     for iteration in range(12):
-        loss = whole.loss(images, item, iteration)
+        loss = whole.loss(images, batch, iteration)
         assert loss.item() < 1e-8, f"every image of a class, in another order, at {iteration}"
     (gradient,) = torch.autograd.grad(loss, images)
     assert gradient.abs().max() < 1e-4
     few = changed(whole, real_batch=3)
-    assert few.loss(images, item, 0).item() > 1e-4, "so that the test can fail"
+    assert few.loss(images, batch, 0).item() > 1e-4, "so that the test can fail"
 
 
-def test_order_of_images_of_a_class_does_not_matter(matcher: DistributionMatcher) -> None:
-    (item,) = changed(matcher, classes_per_batch=3).items(4)
-    images = start(matcher, item)
+def test_order_of_images_of_a_class_does_not_matter(matcher: DistributionMatching) -> None:
+    (batch,) = changed(matcher, classes_per_batch=3).batches(4)
+    images = start(matcher, batch)
     other = images.unflatten(0, (4, 3))[torch.tensor([2, 0, 3, 1])].flatten(0, 1)
     for iteration in range(6):
-        got, want = (matcher.loss(x, item, iteration).item() for x in (other, images))
+        got, want = (matcher.loss(x, batch, iteration).item() for x in (other, images))
         assert got == pytest.approx(want, rel=1e-4)
 
 
 def test_gradient_reaches_every_image_through_every_operation(
-    matcher: DistributionMatcher,
+    matcher: DistributionMatching,
 ) -> None:
     for operation in matcher.config.dsa.operations:
         one = changed(matcher, dsa=replace(matcher.config.dsa, operations=(operation,)))
-        item = one.items(2)[0]
-        images = start(one, item).requires_grad_()
-        one.loss(images, item, 0).backward()
+        batch = one.batches(2)[0]
+        images = start(one, batch).requires_grad_()
+        one.loss(images, batch, 0).backward()
         assert images.grad is not None
         assert (images.grad.flatten(1).norm(dim=1) > 0).all(), operation
 
 
 def test_networks_real_images_and_views_change_with_the_iteration(
-    matcher: DistributionMatcher,
+    matcher: DistributionMatching,
 ) -> None:
     weights = [next(matcher.network(i).parameters()) for i in (0, 1, 0)]
     assert torch.equal(weights[0], weights[2])
@@ -130,13 +129,13 @@ def test_networks_real_images_and_views_change_with_the_iteration(
     batches = [matcher.real_batch(2, i) for i in (0, 1, 0)]
     assert torch.equal(batches[0], batches[2])
     assert not torch.equal(batches[0], batches[1])
-    assert len(batches[0]) == matcher.config.dm.real_batch
+    assert len(batches[0]) == matcher.config.real_batch
     assert len({matcher._view(2, i).operation for i in range(30)}) == 6
     different = {tuple(matcher._view(c, i).uniform[0].tolist()) for c in range(3) for i in range(9)}
     assert len(different) == 27
 
 
-def test_real_batch_has_distinct_images_of_its_class(matcher: DistributionMatcher) -> None:
+def test_real_batch_has_distinct_images_of_its_class(matcher: DistributionMatching) -> None:
     train = matcher.data.train
     inputs = matcher.data.normalisation.apply(train.pick(torch.arange(len(train))))
     for label in range(3):
@@ -151,42 +150,42 @@ def test_real_batch_has_distinct_images_of_its_class(matcher: DistributionMatche
 
 
 def test_matching_brings_images_nearer_to_their_class(
-    matcher: DistributionMatcher, tmp_path: Path
+    matcher: DistributionMatching, tmp_path: Path
 ) -> None:
     # GroupNorm: where an embedding averages a whole map, InstanceNorm has left nothing in it.
     network = NetworkConfig(arch="convnet3", width=16, norm="group")
     long = changed(matcher, initialise="noise", classes_per_batch=3, iterations=60, network=network)
-    (item,) = long.items(2)
-    before = start(long, item)
-    result = long.run(item, tmp_path / "resume")
+    (batch,) = long.batches(2)
+    before = start(long, batch)
+    result = long.run(batch, tmp_path / "resume")
     after = long.data.normalisation.apply(result["images"])
     unseen = range(1000, 1020)  # iterations whose networks and views were not optimised for
     losses = [
-        torch.stack([long.loss(images, item, i) for i in unseen]).mean().item()
+        torch.stack([long.loss(images, batch, i) for i in unseen]).mean().item()
         for images in (before, after)
     ]
     assert losses[1] < 0.7 * losses[0]
     assert result["curve"].shape == (60, 2)
-    assert long.record(item, result["curve"], {})["curve"][0].keys() == {"iteration", "distance"}
+    assert long.record(batch, result["curve"], {})["curve"][0].keys() == {"iteration", "distance"}
 
 
-def test_step_is_sgd_with_momentum(matcher: DistributionMatcher, tmp_path: Path) -> None:
+def test_step_is_sgd_with_momentum(matcher: DistributionMatching, tmp_path: Path) -> None:
     free = changed(matcher, clip=False, iterations=3, lr=50.0)
-    item = free.items(1)[0]
-    images, velocity = start(free, item), torch.zeros(())
+    batch = free.batches(1)[0]
+    images, velocity = start(free, batch), torch.zeros(())
     for iteration in range(3):
         leaf = images.clone().requires_grad_()
-        (gradient,) = torch.autograd.grad(free.loss(leaf, item, iteration), leaf)
+        (gradient,) = torch.autograd.grad(free.loss(leaf, batch, iteration), leaf)
         velocity = 0.5 * velocity + gradient
         images = images - 50 * velocity
     want = free.data.normalisation.to_uint8(images).int()
-    got = free.run(item, tmp_path / "resume")["images"].int()
+    got = free.run(batch, tmp_path / "resume")["images"].int()
     assert (got - want).abs().max() <= 1
-    assert (want - free.data.normalisation.to_uint8(start(free, item)).int()).abs().max() > 3
+    assert (want - free.data.normalisation.to_uint8(start(free, batch)).int()).abs().max() > 3
 
 
 def test_images_of_a_class_do_not_depend_on_the_others(
-    matcher: DistributionMatcher, workplace: Path
+    matcher: DistributionMatching, workplace: Path
 ) -> None:
     alone = changed(matcher, classes_per_batch=1)
     together = changed(matcher, classes_per_batch=3)
@@ -201,43 +200,45 @@ def test_images_of_a_class_do_not_depend_on_the_others(
 
 
 def test_killed_run_continues_to_the_same_bytes(
-    matcher: DistributionMatcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    matcher: DistributionMatching, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("teddy.synthesis.methods.CHECK_EVERY", 1)
-    item, resume = matcher.items(2)[0], tmp_path / "resume"
-    want = matcher.run(item, tmp_path / "other", save_every_seconds=1e9)
+    monkeypatch.setattr("teddy.synthesis.engine.runs.CHECK_EVERY", 1)
+    batch, resume = matcher.batches(2)[0], tmp_path / "resume"
+    want = matcher.run(batch, tmp_path / "other", save_every_seconds=1e9)
     killed, original, seen = changed(matcher), matcher.loss, []
 
-    def until(images: Tensor, item: Item, iteration: int) -> Tensor:
+    def until(images: Tensor, batch: Batch, iteration: int) -> Tensor:
         if iteration == 4:
             raise KeyboardInterrupt
-        return original(images, item, iteration)
+        return original(images, batch, iteration)
 
     monkeypatch.setattr(killed, "loss", until)
     with pytest.raises(KeyboardInterrupt):
-        killed.run(item, resume, save_every_seconds=0)
+        killed.run(batch, resume, save_every_seconds=0)
     after = changed(matcher)
 
-    def watch(images: Tensor, item: Item, iteration: int) -> Tensor:
+    def watch(images: Tensor, batch: Batch, iteration: int) -> Tensor:
         seen.append(iteration)
-        return original(images, item, iteration)
+        return original(images, batch, iteration)
 
     monkeypatch.setattr(after, "loss", watch)
-    got = after.run(item, resume)
+    got = after.run(batch, resume)
     assert seen == [4, 5]
     for name, tensor in want.items():
         assert torch.equal(got[name], tensor), name
 
 
-def test_diverging_run_is_refused(matcher: DistributionMatcher, tmp_path: Path) -> None:
+def test_diverging_run_is_refused(matcher: DistributionMatching, tmp_path: Path) -> None:
     wild = changed(matcher, lr=1e30, clip=False)
-    item = wild.items(1)[0]
-    with pytest.raises(TeddyError, match=r"loss is (nan|inf) at iteration 2 .*synthesize\.dm\.lr"):
-        wild.run(item, tmp_path / "item.resume")
-    path = tmp_path / "item.last-finite.safetensors"
-    images, record = read_tensors(path, kind="teddy.item-images.v1")
+    batch = wild.batches(1)[0]
+    with pytest.raises(TeddyError, match=r"loss is (nan|inf) at iteration 2 .*dm\.lr"):
+        wild.run(batch, tmp_path / "batch.resume")
+    path = tmp_path / "batch.last-finite.safetensors"
+    images, record = read_tensors(path, kind="teddy.batch-images.v1")
     assert record["iterations"] == 0
-    assert torch.equal(images["images"], start(wild, item)), "no look at the losses before that one"
+    assert torch.equal(images["images"], start(wild, batch)), (
+        "no look at the losses before that one"
+    )
 
 
 def test_batchnorm_is_refused(dm_config: DmConfig) -> None:
@@ -246,7 +247,7 @@ def test_batchnorm_is_refused(dm_config: DmConfig) -> None:
 
 
 def test_colour_images_and_uneven_chunks(
-    synthesis_config: SynthesizeConfig, dataset: ImageDataset, workplace: Path
+    dm_config: DmConfig, dataset: ImageDataset, workplace: Path
 ) -> None:
     train = dataset.train
     assert isinstance(train, Images)
@@ -256,7 +257,7 @@ def test_colour_images_and_uneven_chunks(
         std=dataset.normalisation.std * 3,
     )  # fmt: skip
     data = replace(dataset, train=coloured, normalisation=statistics)
-    matcher = DistributionMatcher(synthesis_config, data, 0, CPU)
+    matcher = DistributionMatching(dm_config, Ingredients(data, 0, CPU))
     images, labels, _ = synthesise(matcher, 1, WorkDir("synthesize", "colour"))
     assert images.shape == (3, 3, 8, 8)
     assert labels.tolist() == [0, 1, 2]

@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 
 from teddy.core.errors import TeddyError
-from teddy.data import downloads
 from teddy.data.downloads import Published, checksum, extract, fetch
 
 CONTENT = bytes(range(256)) * 40  # 10,240 bytes
@@ -163,15 +162,15 @@ def test_answers_of_the_server_are_named(server: Server, tmp_path: Path) -> None
         fetch(published(server.url), tmp_path / "set.bin")
 
 
-def test_full_disk_is_no_network_failure(
-    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Full(io.BytesIO):
-        def write(self, data: object) -> int:
-            raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(downloads, "_opened", lambda path, mode: Full())
+def test_full_disk_is_no_network_failure(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "set.bin.part").symlink_to("/dev/full")
     with pytest.raises(TeddyError, match=r"set\.bin\.part: cannot write here: No space left"):
+        fetch(published(server.url), tmp_path / "set.bin")
+
+
+def test_folder_in_the_place_of_a_file_is_named(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "set.bin").mkdir()
+    with pytest.raises(TeddyError, match=r"set\.bin\.part: cannot write here: Is a directory"):
         fetch(published(server.url), tmp_path / "set.bin")
 
 
@@ -213,6 +212,18 @@ def test_damaged_archive_leaves_nothing(tmp_path: Path, name: str) -> None:
     with pytest.raises(TeddyError, match=f"{re.escape(name)}: cannot be unpacked"):
         extract(archive, tmp_path / "set")
     assert names(tmp_path) == [name]
+
+
+def test_encrypted_archive_is_refused(tmp_path: Path) -> None:
+    archive = write_archive(tmp_path / "set.zip", {"set/a.txt": b"a"})
+    content = archive.read_bytes()
+    for header, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        at = content.index(header) + flags
+        content = content[:at] + b"\x01" + content[at + 1 :]
+    archive.write_bytes(content)
+    with pytest.raises(TeddyError, match=r"set\.zip: cannot be unpacked .*is encrypted"):
+        extract(archive, tmp_path / "set")
+    assert names(tmp_path) == ["set.zip"]
 
 
 def test_archive_of_something_else_is_refused(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from teddy.core.errors import TeddyError
 from teddy.data.dsa import DsaViews, draw_dsa, draw_shared_dsa
 from teddy.settings.configs import DsaConfig
+from teddy.settings.schema import from_json, to_json
 
 Operation = Literal["color", "crop", "cutout", "flip", "scale", "rotate"]
 EVERY: tuple[Operation, ...] = ("color", "crop", "cutout", "flip", "scale", "rotate")
@@ -225,10 +226,10 @@ def test_operations_are_equally_likely(dsa_config: DsaConfig) -> None:
 
 def test_impossible_strengths_are_refused(dsa_config: DsaConfig) -> None:
     changes: tuple[tuple[dict[str, Any], str], ...] = (
-        ({"operations": ()}, "dsa.operations must name at least one"),
-        ({"scale": 0.5}, "dsa.scale must be at least 1, got 0.5"),
-        ({"cutout": -0.1}, "dsa.cutout must be ≥ 0, got -0.1"),
+        ({"operations": ()}, "dsa: operations must name at least one"),
+        ({"scale": 0.5}, "dsa.scale must be at least 1; got 0.5"),
+        ({"cutout": -0.1}, "dsa.cutout must be at least 0; got -0.1"),
     )
     for change, message in changes:
         with pytest.raises(TeddyError, match=message):
-            replace(dsa_config, **change)
+            from_json(DsaConfig, to_json(dsa_config) | change, "dsa")

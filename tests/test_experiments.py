@@ -1,13 +1,18 @@
 """Tables, verdicts and figures of figures 1 and 5 from records made up by hand."""
 
+import shutil
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from ruamel.yaml import YAML
+import yaml
 
 from teddy.core.errors import TeddyError
-from teddy.settings.params import Params
+from teddy.core.files import read_json
+from teddy.settings.declared import Declared
+from teddy.settings.resolve import stage_files
+from teddy.settings.schema import read_yaml
 from teddy.theory import documents as experiments
 from teddy.theory import figures
 
@@ -112,40 +117,63 @@ def test_figures_have_the_same_bytes_for_the_same_record(tmp_path: Path) -> None
         assert file.read_bytes().startswith(b"\x89PNG")
 
 
+def test_folder_has_the_record_and_what_follows_from_it(tmp_path: Path) -> None:
+    args = Namespace(out=tmp_path / "fig1", figure=tmp_path / "figures/fig1.png")
+    experiments.write_experiment(
+        args, fig1(), experiments.cost_document, experiments.cost_verdicts, figures.cost
+    )
+    assert sorted(file.name for file in args.out.iterdir()) == [
+        "record.json", "table.md", "verdicts.json",
+    ]  # fmt: skip
+    record = read_json(args.out / "record.json")
+    assert (args.out / "table.md").read_text() == experiments.cost_document(record)
+    assert len(read_json(args.out / "verdicts.json")["verdicts"]) == 2
+    assert args.figure.read_bytes().startswith(b"\x89PNG")
+
+
+# ---------------------------------------------------------------------------------------- settings
+
+
+def checkout(root: Path, **sections: dict[str, Any] | None) -> Path:
+    """A copy of the parameter files with sections of params.yaml changed, or left out."""
+    for folder in ("experiments", "params"):
+        shutil.copytree(ROOT / folder, root / folder)
+    shutil.copy(ROOT / "dvc.yaml", root)
+    raw = dict(read_yaml(ROOT / "params.yaml"))
+    for name, changes in sections.items():
+        own = raw.pop(name)
+        raw |= {} if changes is None else {name: own | changes}
+    (root / "params.yaml").write_text(yaml.safe_dump(raw), encoding="utf-8")
+    return root
+
+
 @pytest.mark.parametrize(
     ("section", "changes", "message"),
     [
-        ("fig1", {"data": "digit"}, "fig1 needs the data 'digit'; 'prepared' has digits"),
-        ("fig1", {"dataset": "cifar10"}, "of dataset 'cifar10', but its data 'digits' is of 'dig"),
-        ("fig1", {"inner_steps": [2, 1]}, r"inner_steps must be ascending .* got \[2, 1\]"),
+        ("fig1", {"data": "digit"}, "fig1.data: no row 'digit' in prepared; did you mean 'dig"),
+        ("fig1", {"dataset": "cifar10"}, "of dataset 'cifar10', but its parent 'digits' is"),
+        ("fig1", {"inner_steps": [2, 1]}, r"inner_steps must be ascending, got \[2, 1\]"),
         ("fig1", {"teacher": {"arch": "convnet3", "width": 4, "norm": "none"}}, "must be batch"),
         ("fig5", {"objectives": ["first_order"]}, "objectives must begin with exact"),
-        ("fig5", {"law_lrs": [0.1, 0.2]}, "law_lrs must be two or more, descending"),
-        ("fig5", {"iterations": 0}, "iterations must be at least 1, got 0"),
+        ("fig5", {"law_lrs": [0.1, 0.2]}, "law_lrs must be descending"),
+        ("fig5", {"iterations": 0}, "iterations must be at least 1; got 0"),
         ("theory", {"step_sizes": [0.2, 0.15]}, "step_sizes must halve"),
         ("theory", {"lengths": [1, 3]}, "lengths must double"),
-        ("theory", {"tau": 0}, "tau must be above 0, got 0"),
+        ("theory", {"tau": 0}, "tau must be above 0; got 0"),
         ("theory", {"step": 1}, "unknown key 'step'"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(
     section: str, changes: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
-    yaml = YAML()
-    raw = yaml.load(ROOT / "params.yaml")
-    raw[section] |= changes
-    yaml.dump(raw, tmp_path / "params.yaml")
+    checkout(tmp_path, **{section: changes})
     with pytest.raises(TeddyError, match=message):
-        Params(tmp_path / "params.yaml")
+        Declared(tmp_path)
 
 
-def test_a_file_without_experiments_is_whole_until_one_is_asked_for(tmp_path: Path) -> None:
-    yaml = YAML()
-    raw = yaml.load(ROOT / "params.yaml")
-    for section in ("fig1", "fig5", "theory"):
-        del raw[section]
-    yaml.dump(raw, tmp_path / "params.yaml")
-    params = Params(tmp_path / "params.yaml")
-    for ask in (params.fig1, params.fig5, params.theory):
+def test_a_file_without_experiments_has_none_of_their_stages(tmp_path: Path) -> None:
+    declared = Declared(checkout(tmp_path, fig1=None, fig5=None, theory=None))
+    assert not {name for _, name, _ in stage_files(declared)} & {"fig1", "fig5", "theory"}
+    for ask in (declared.fig1, declared.fig5, declared.theory):
         with pytest.raises(TeddyError, match="lacks the key"):
             ask()

@@ -13,13 +13,13 @@ from teddy.core.errors import TeddyError
 from teddy.core.memory import OutOfMemory, memory_watch
 from teddy.data.datasets import ImageDataset
 from teddy.settings.configs import SynthesizeConfig, ViewConfig
-from teddy.synthesis import eq7 as synthesis
 from teddy.synthesis import gradient
-from teddy.synthesis.batches import cut_items
+from teddy.synthesis import teddy as synthesis
 from teddy.synthesis.engine.frozen import Teacher
-from teddy.synthesis.engine.passes import kept_bytes, memory_of_an_item
-from teddy.synthesis.eq7 import Synthesiser
+from teddy.synthesis.engine.passes import kept_bytes, memory_of_a_batch
 from teddy.synthesis.gradient import Mode, choose_mode, combined, eq7_gradient, losses_of_teachers
+from teddy.synthesis.methods import Ingredients
+from teddy.synthesis.teddy import Teddy
 from teddy.teachers.pools import Pool
 
 CPU = torch.device("cpu")
@@ -28,14 +28,14 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def synthesiser(
     synthesis_config: SynthesizeConfig, pool: Pool, dataset: ImageDataset, view_config: ViewConfig
-) -> Synthesiser:
+) -> Teddy:
     """A fresh synthesiser of the tiny settings."""
-    return Synthesiser(synthesis_config, pool, dataset, view_config, 0, CPU)
+    return Teddy(synthesis_config, Ingredients(dataset, 0, CPU, pool, view_config))
 
 
 def with_memory(monkeypatch: pytest.MonkeyPatch, size: float) -> None:
     """Pretend that an item has so many bytes."""
-    monkeypatch.setattr(gradient, "memory_of_an_item", lambda device: size)
+    monkeypatch.setattr(gradient, "memory_of_a_batch", lambda device: size)
 
 
 # ------------------------------------------------------------------------------------------ mode
@@ -67,18 +67,18 @@ def test_bytes_are_those_of_the_layers_outputs(synthesis_config: SynthesizeConfi
     assert least <= kept_bytes(teacher, view, synthesis_config) < 1.1 * least
 
 
-def test_memory_of_an_item_is_part_of_the_machines() -> None:
-    assert 2**20 < memory_of_an_item(CPU) < 2**50
-    assert memory_of_an_item(CPU) == memory_of_an_item(CPU)
+def test_memory_of_a_batch_is_part_of_the_machines() -> None:
+    assert 2**20 < memory_of_a_batch(CPU) < 2**50
+    assert memory_of_a_batch(CPU) == memory_of_a_batch(CPU)
 
 
 @pytest.mark.parametrize("size", [1.0, 1e15])
 def test_auto_gives_the_bytes_of_the_mode_it_names(
-    synthesiser: Synthesiser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: float
+    synthesiser: Teddy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: float
 ) -> None:
     with_memory(monkeypatch, size)
     auto = with_config(synthesiser, gradient="auto")
-    item = cut_items(1, 3, auto.config)[0]
+    item = auto.batches(1)[0]
     got = auto.run(item, tmp_path / "auto")
     mode = "joint" if size > 1 else "two_pass"
     assert auto.facts["gradient"] == mode
@@ -117,7 +117,7 @@ def test_other_errors_pass() -> None:
         torch.zeros(2) + torch.zeros(3)
 
 
-def fails_at(synthesiser: Synthesiser, calls: set[int], monkeypatch: pytest.MonkeyPatch) -> None:
+def fails_at(synthesiser: Teddy, calls: set[int], monkeypatch: pytest.MonkeyPatch) -> None:
     """Have these calls of the gradient end for lack of memory."""
     count = iter(range(1000))
 
@@ -130,9 +130,9 @@ def fails_at(synthesiser: Synthesiser, calls: set[int], monkeypatch: pytest.Monk
 
 
 def test_exhausted_memory_is_answered_by_the_smaller_mode(
-    synthesiser: Synthesiser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
+    synthesiser: Teddy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
 ) -> None:
-    item = cut_items(1, 3, synthesiser.config)[0]
+    item = synthesiser.batches(1)[0]
     want = with_config(synthesiser, gradient="two_pass").run(item, tmp_path / "small")
     joint = with_config(synthesiser, gradient="joint")
     fails_at(joint, {0}, monkeypatch)
@@ -143,26 +143,26 @@ def test_exhausted_memory_is_answered_by_the_smaller_mode(
 
 
 def test_smaller_mode_that_does_not_fit_is_a_refusal(
-    synthesiser: Synthesiser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    synthesiser: Teddy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     joint = with_config(synthesiser, gradient="joint")
     fails_at(joint, {2, 3}, monkeypatch)
-    item = cut_items(1, 3, joint.config)[0]
+    item = joint.batches(1)[0]
     with pytest.raises(TeddyError, match=r"no memory left for indices 0-1.*classes_per_batch"):
         joint.run(item, tmp_path / "resume")
 
 
 def test_mode_of_an_interrupted_item_is_kept(
-    synthesiser: Synthesiser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    synthesiser: Teddy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("teddy.synthesis.methods.CHECK_EVERY", 1)
-    item = cut_items(1, 3, synthesiser.config)[0]
+    monkeypatch.setattr("teddy.synthesis.engine.runs.CHECK_EVERY", 1)
+    item = synthesiser.batches(1)[0]
     path = tmp_path / "resume"
     joint = with_config(synthesiser, gradient="joint")
     with monkeypatch.context() as patch:
         fails_at(joint, {1}, patch)
         joint.run(item, path, save_every_seconds=0)
-    assert read_record(path, kind="teddy.item-state.v3")["kept"] == {"gradient": "two_pass"}
+    assert read_record(path, kind="teddy.batch-state.v1")["kept"] == {"gradient": "two_pass"}
     again = with_config(synthesiser, gradient="joint")
     again.run(item, path)
     assert again.facts["gradient"] == "two_pass"
@@ -193,10 +193,10 @@ def test_losses_of_teachers_add_up_to_eq7(synthesis_config: SynthesizeConfig) ->
 
 
 def test_refusal_names_the_teacher_and_leaves_the_last_finite_images(
-    synthesiser: Synthesiser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    synthesiser: Teddy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("teddy.synthesis.methods.CHECK_EVERY", 2)
-    item = cut_items(1, 3, synthesiser.config)[0]
+    monkeypatch.setattr("teddy.synthesis.engine.runs.CHECK_EVERY", 2)
+    item = synthesiser.batches(1)[0]
     ends = with_config(synthesiser, draw=3)
     count = iter(range(1000))
 
@@ -212,16 +212,16 @@ def test_refusal_names_the_teacher_and_leaves_the_last_finite_images(
         ends.run(item, tmp_path / "item.resume")
     path = tmp_path / "item.last-finite.safetensors"
     assert str(path) in str(caught.value)
-    images, record = read_tensors(path, kind="teddy.item-images.v1")
+    images, record = read_tensors(path, kind="teddy.batch-images.v1")
     assert record["iterations"] == 4
     monkeypatch.setattr(synthesis, "losses_of_teachers", losses_of_teachers)
     same = with_config(synthesiser, draw=3)
     with monkeypatch.context() as patch:  # the run up to there, saved at iteration 4
-        draw = same.draw
-        patch.setattr(same, "draw", lambda i, n: draw(i, n) if n < 4 else 1 / 0)
+        draw = same.teachers_drawn
+        patch.setattr(same, "teachers_drawn", lambda i, n: draw(i, n) if n < 4 else 1 / 0)
         with pytest.raises(ZeroDivisionError):
             same.run(item, tmp_path / "same", save_every_seconds=0)
-    state, _ = read_tensors(tmp_path / "same", kind="teddy.item-state.v3")
+    state, _ = read_tensors(tmp_path / "same", kind="teddy.batch-state.v1")
     assert torch.equal(images["images"], state["images"])
 
 

@@ -1,29 +1,32 @@
 """Items beside each other give the bytes of items alone, however many fit and pay."""
 
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from test_acceleration import FakePool, pools, recordings, synthesiser
-from test_synthesis import with_config
+from test_synthesis import synthesise, with_config
 from torch import Tensor
 
 from teddy.core.artifacts import WorkDir
 from teddy.core.errors import TeddyError
+from teddy.core.memory import OutOfMemory
 from teddy.data.augmentation import Resampling
-from teddy.synthesis import eq7 as synthesis
-from teddy.synthesis.batches import Item
-from teddy.synthesis.distribution_matching import DistributionMatcher
+from teddy.settings.configs import DmConfig
+from teddy.synthesis import teddy as synthesis
+from teddy.synthesis.distribution_matching import DistributionMatching
 from teddy.synthesis.engine import lanes
+from teddy.synthesis.engine.batches import Batch
 from teddy.synthesis.engine.cuda_graphs import Graphs
-from teddy.synthesis.engine.lanes import Lane, Lanes, Search, Turn
-from teddy.synthesis.eq7 import Synthesiser
+from teddy.synthesis.engine.lanes import Lane, Lanes, Search
+from teddy.synthesis.engine.state import State
 from teddy.synthesis.gradient import losses_of_teachers
-from teddy.synthesis.methods import ImageMaker, ItemRun, synthesise
+from teddy.synthesis.methods import OptimisedMethod
+from teddy.synthesis.teddy import Teddy
 
 CPU = torch.device("cpu")
 
@@ -31,6 +34,23 @@ __all__ = ["pools", "synthesiser"]  # fixtures
 
 
 # ------------------------------------------------------------------------------------- how many
+
+
+@dataclass
+class FakeJob:
+    """A job that holds no memory and has no smaller way."""
+
+    steps: Callable[[Lane], Iterator[None]]
+    name: str = "a job"
+    can_go_on: bool = True
+
+    def free(self, lanes: Callable[[int], bool]) -> bool:
+        """Nothing is held."""
+        return False
+
+    def smaller(self) -> str:
+        """There is none."""
+        return ""
 
 
 class Machine:
@@ -75,7 +95,7 @@ def test_one_more_is_tried_as_long_as_that_pays(
     assert list(search.rates.values()) == pytest.approx(rates)
     assert machine.waits == 2 * len(rates), "none after the search"
     said = capfd.readouterr().err
-    assert f"{expected} item{'s' * (expected > 1)} at a time on this device ({reason}: " in said
+    assert f"{expected} batch{'es' * (expected > 1)} at a time on this device ({reason}: " in said
     assert f"{rates[0]:.1f} with 1" in said
 
 
@@ -111,15 +131,15 @@ def test_short_jobs_are_measured_too(
     """A second job multiplies the speed of all; a third changes nothing."""
     now, running, speeds = [0.0], set[int](), {1: 1.0, 2: speed, 3: speed}
 
-    def job(which: int) -> Any:
-        def steps(lane: Lane) -> Iterator[Turn]:
+    def job(which: int) -> FakeJob:
+        def steps(lane: Lane) -> Iterator[None]:
             running.add(which)
             for _ in range(length):
                 now[0] += 1 / speeds[len(running)]
-                yield Turn.DONE
+                yield
             running.discard(which)
 
-        return steps
+        return FakeJob(steps)
 
     made = Lanes(CPU)
     made._fixed = None
@@ -136,7 +156,7 @@ def test_exhausted_memory_ends_the_search(capfd: Any) -> None:
     for _ in range(1000):
         search.look(2, 2, 9)
     assert (search.limit, search.rates) == (2, {})
-    assert "2 items at a time on this device (memory is exhausted by 3)" in capfd.readouterr().err
+    assert "2 batches at a time on this device (memory is exhausted by 3)" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("value", ["0", "many", "-1"])
@@ -157,15 +177,18 @@ def jobs_of(
     Those in ``crowded`` need the device for themselves.
     """
 
-    def job(which: int, length: int) -> Any:
-        def steps(lane: Lane) -> Iterator[Turn]:
-            for _ in range(length):
-                while which in crowded and lane.beside:
-                    yield Turn.CROWDED
-                seen.append((which, lane.number, lane.beside))
-                yield Turn.DONE
+    def job(which: int, length: int) -> FakeJob:
+        left = [length]
 
-        return steps
+        def steps(lane: Lane) -> Iterator[None]:
+            while left[0]:
+                if which in crowded and lane.beside:
+                    raise OutOfMemory
+                seen.append((which, lane.number, lane.beside))
+                left[0] -= 1
+                yield
+
+        return FakeJob(steps)
 
     return [job(which, length) for which, length in enumerate(lengths)]
 
@@ -214,7 +237,7 @@ def one_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return tmp_path / "logs"
 
 
-def at_a_time(made: ImageMaker, count: int, monkeypatch: Any) -> tuple[Tensor, Any]:
+def at_a_time(made: OptimisedMethod, count: int, monkeypatch: Any) -> tuple[Tensor, Any]:
     """Images and records of a set of four items."""
     monkeypatch.setenv("TEDDY_LANES", str(count))
     images, _, records = synthesise(made, 3, WorkDir("synthesize", f"set{count}"))
@@ -224,7 +247,7 @@ def at_a_time(made: ImageMaker, count: int, monkeypatch: Any) -> tuple[Tensor, A
 @pytest.mark.parametrize("replayed", [False, True])
 @pytest.mark.parametrize("changes", [{}, {"draw_per": "iteration", "gradient": "joint"}])
 def test_items_beside_each_other_have_the_bytes_of_items_alone(
-    synthesiser: Synthesiser, workplace: Path, one_process: Path, pools: list[FakePool],
+    synthesiser: Teddy, workplace: Path, one_process: Path, pools: list[FakePool],
     monkeypatch: Any, changes: Any, replayed: bool,
 ) -> None:  # fmt: skip
     want, records = at_a_time(with_config(synthesiser, **changes), 1, monkeypatch)
@@ -237,15 +260,15 @@ def test_items_beside_each_other_have_the_bytes_of_items_alone(
     if replayed:
         assert set(beside._passes) == {0, 1, 2}, "recordings of their own"
         assert beside.facts["cuda_graphs"] is True
-    lines = (one_process / "synthesize-items.jsonl").read_text(encoding="utf-8").splitlines()
-    logged = [json.loads(line)["items_at_a_time"] for line in lines]
+    lines = (one_process / "synthesize-batches.jsonl").read_text(encoding="utf-8").splitlines()
+    logged = [json.loads(line)["batches_at_a_time"] for line in lines]
     assert logged[:4] == [1] * 4
     assert max(logged[4:]) == 3
 
 
 @pytest.mark.parametrize("fit", [1, 2])
 def test_exhausted_memory_lets_fewer_items_run_and_changes_no_byte(
-    synthesiser: Synthesiser, workplace: Path, one_process: Path, pools: list[FakePool],
+    synthesiser: Teddy, workplace: Path, one_process: Path, pools: list[FakePool],
     monkeypatch: Any, capfd: Any, fit: int,
 ) -> None:  # fmt: skip
     """Rather than the smaller mode, which rounds otherwise."""
@@ -259,13 +282,13 @@ def test_exhausted_memory_lets_fewer_items_run_and_changes_no_byte(
     assert torch.equal(got, want)
     assert same == records, "all by joint"
     said = capfd.readouterr().err
-    assert f"{fit} item{'s' * (fit > 1)} at a time" in said
-    assert fit == 1 or "1 item at a time" not in said, "what nobody uses any more is dropped first"
+    assert f"{fit} batch{'es' * (fit > 1)} at a time" in said
+    assert fit == 1 or "1 batch at a time" not in said, "what nobody uses any more is dropped first"
     assert all(passes.on for passes in beside._passes.values() if isinstance(passes, Graphs))
     assert recordings(pools) > 8, "dropped, and made again"
 
 
-def limit_recordings(made: Synthesiser, fit: int, monkeypatch: Any) -> None:
+def limit_recordings(made: Teddy, fit: int, monkeypatch: Any) -> None:
     """Memory for the recordings of so many lanes."""
 
     def limited(*arguments: Any) -> Tensor:
@@ -279,14 +302,14 @@ def limit_recordings(made: Synthesiser, fit: int, monkeypatch: Any) -> None:
 
 @pytest.mark.parametrize("at", ["view", "beginning", "mode"])
 def test_memory_may_end_anywhere_while_others_run(
-    synthesiser: Synthesiser, workplace: Path, one_process: Path, monkeypatch: Any, at: str
+    synthesiser: Teddy, workplace: Path, one_process: Path, monkeypatch: Any, at: str
 ) -> None:
     auto = {"gradient": "auto"}
     want, records = at_a_time(with_config(synthesiser, **auto), 1, monkeypatch)
     beside, calls = with_config(synthesiser, **auto), iter(range(1000))
     target, name = {
         "view": (Resampling, "__call__"),
-        "beginning": (Synthesiser, "begin"),
+        "beginning": (Teddy, "start"),
         "mode": (synthesis, "choose_mode"),
     }[at]
     real, fails = getattr(target, name), {"view": 7, "beginning": 1, "mode": 99}[at]
@@ -305,43 +328,43 @@ def test_memory_may_end_anywhere_while_others_run(
 
 
 def test_distribution_matching_without_memory_lets_fewer_run(
-    synthesiser: Synthesiser, workplace: Path, one_process: Path, monkeypatch: Any
+    synthesiser: Teddy, dm_config: DmConfig, workplace: Path, one_process: Path, monkeypatch: Any
 ) -> None:
-    config = replace(synthesiser.config, classes_per_batch=1)
+    config = replace(dm_config, classes_per_batch=1)
 
-    def made() -> DistributionMatcher:
-        return DistributionMatcher(config, synthesiser.data, 0, CPU)
+    def made() -> DistributionMatching:
+        return DistributionMatching(config, synthesiser.given)
 
     want, _ = at_a_time(made(), 1, monkeypatch)
     beside = made()
-    steps = beside.steps
+    optimise = beside.optimise
 
-    def limited(item: Item, run: ItemRun, iterations: range) -> Iterator[Tensor]:
-        for losses in steps(item, run, iterations):
-            if run.lane.beside:
+    def limited(batch: Batch, state: State) -> Iterator[None]:
+        for _ in optimise(batch, state):
+            yield
+            if state.lane.beside:
                 raise torch.OutOfMemoryError("CUDA out of memory")
-            yield losses
 
-    monkeypatch.setattr(beside, "steps", limited)
+    monkeypatch.setattr(beside, "optimise", limited)
     got, _ = at_a_time(beside, 3, monkeypatch)
     assert torch.equal(got, want)
 
 
 def test_killed_items_that_ran_beside_each_other_go_on(
-    synthesiser: Synthesiser, workplace: Path, one_process: Path, monkeypatch: Any
+    synthesiser: Teddy, workplace: Path, one_process: Path, monkeypatch: Any
 ) -> None:
-    monkeypatch.setattr("teddy.synthesis.methods.CHECK_EVERY", 1)
+    monkeypatch.setattr("teddy.synthesis.engine.runs.CHECK_EVERY", 1)
     monkeypatch.setenv("TEDDY_SAVE_SECONDS", "0")
     want, records = at_a_time(with_config(synthesiser), 1, monkeypatch)
     killed = with_config(synthesiser)
-    draw, calls = killed.draw, iter(range(1000))
+    draw, calls = killed.teachers_drawn, iter(range(1000))
 
     def stop_there(*moment: Any) -> list[int]:
         if next(calls) == 20:
             raise KeyboardInterrupt
         return draw(*moment)
 
-    monkeypatch.setattr(killed, "draw", stop_there)
+    monkeypatch.setattr(killed, "teachers_drawn", stop_there)
     with pytest.raises(KeyboardInterrupt):
         at_a_time(killed, 3, monkeypatch)
     assert len(list(workplace.rglob("*.resume"))) == 3
@@ -353,15 +376,14 @@ def test_killed_items_that_ran_beside_each_other_go_on(
 @pytest.mark.cuda
 @pytest.mark.parametrize("replayed", [False, True])
 def test_items_beside_each_other_on_a_gpu_have_the_bytes_of_items_alone(
-    synthesiser: Synthesiser, workplace: Path, one_process: Path, monkeypatch: Any, replayed: bool
+    synthesiser: Teddy, workplace: Path, one_process: Path, monkeypatch: Any, replayed: bool
 ) -> None:
     monkeypatch.setattr("teddy.synthesis.engine.cuda_graphs._LEAST_REPLAYS", 0)
     monkeypatch.setenv("TEDDY_GRAPHS", "1" if replayed else "0")
 
-    def on_gpu() -> Synthesiser:
-        made = with_config(synthesiser, iterations=50)
-        views = made._training_views
-        return Synthesiser(made.config, made.pool, made.data, views, 0, torch.device("cuda"))
+    def on_gpu() -> Teddy:
+        given = replace(synthesiser.given, device=torch.device("cuda"))
+        return Teddy(replace(synthesiser.config, iterations=50), given)
 
     want, records = at_a_time(on_gpu(), 1, monkeypatch)
     got, same = at_a_time(on_gpu(), 3, monkeypatch)

@@ -8,7 +8,7 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any
 from urllib.error import URLError
 
 import pytest
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from teddy.core.artifacts import write_tensors
 from teddy.core.errors import TeddyError
-from teddy.settings.configs import NetworkConfig
+from teddy.settings.configs import ARCHITECTURES, NetworkConfig
 from teddy.teachers.networks import (
     batchnorms,
     build,
@@ -32,7 +32,7 @@ from teddy.teachers.networks import (
 from teddy.teachers.pruning import count_macs, prune_randomly
 
 RESNET = NetworkConfig(arch="resnet18", width=64, norm="batch")
-ARCHS: tuple[Any, ...] = get_args(get_type_hints(NetworkConfig)["arch"])
+ARCHS = ARCHITECTURES
 TORCHVISION = ARCHS[1:]
 # Parameters of torchvision's networks with 1000 classes, from its documentation.
 PUBLISHED = {

@@ -1,9 +1,8 @@
-"""The pipeline as users meet it: ``dvc.yaml`` against the code, stages through their entrypoints,
-kill and resume, refusals. Needs no GPU and no data beyond scikit-learn's digits.
+"""The pipeline as users meet it: stages through their entrypoints, kill and resume, refusals.
+
+Needs no GPU and no data beyond scikit-learn's digits.
 """
 
-import hashlib
-import json
 import multiprocessing
 import os
 import random
@@ -12,408 +11,114 @@ import shutil
 import statistics
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
-from dataclasses import replace
-from fnmatch import fnmatch
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
 import pytest
-from ruamel.yaml import YAML
+from checkouts import (
+    COMPUTING,
+    DIGITS,
+    DVC,
+    PRIOR,
+    ROOT,
+    command,
+    commands,
+    edit_rows,
+    instances,
+    option,
+    outputs,
+    outs,
+    tiny_checkout,
+    variables,
+)
 
 import teddy
-from teddy.core.files import digest, read_json
-from teddy.data.datasets import read_dataset
-from teddy.settings import params as config
-from teddy.settings.configs import KINDS, SynthesizeConfig, settings_of_images
-from teddy.settings.rows import MethodRow
-from teddy.stages import (
-    build_pool,
-    continual,
-    costs,
-    evaluate,
-    fig1,
-    fig5,
-    grids,
-    measure_costs,
-    overview,
-    prepare,
-    relabel,
-    report,
-    streams,
-    synthesize,
-    target,
-    theory,
-    train_step_teachers,
-    train_teacher,
-)
+from teddy.core.files import read_json, write_json
+from teddy.settings.configs import ALGORITHMS
+from teddy.settings.declared import Declared
+from teddy.stages.commands import COMMANDS, main
+from teddy.stages.resolve import write_inputs
 from teddy.students.continual import class_steps, seen_classes
+from teddy.synthesis.methods import method_class
 from teddy.teachers.networks import classifier, load_network
 from teddy.teachers.pools import Pool
-from tools.dependencies import (
-    imported,
-    target_inputs,
-    target_of,
-    update,
-    with_inputs,
-    write_inputs,
-)
-from tools.readme import with_results
 
-ROOT = Path(__file__).parents[1]
-SOURCE = ROOT / "src" / "teddy"
-DVC: dict[str, Any] = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
-INPUTS = DVC.pop("inputs")  # the stage that all others depend on
-MAINS = {
-    "prepare": prepare.main,
-    "train_teacher": train_teacher.main,
-    "build_pool": build_pool.main,
-    "synthesize": synthesize.main,
-    "relabel": relabel.main,
-    "evaluate": evaluate.main,
-    "train_step_teachers": train_step_teachers.main,
-    "continual": continual.main,
-    "target": target.main,
-    "streams": streams.main,
-    "measure_costs": measure_costs.main,
-    "costs": costs.main,
-    "grids": grids.main,
-    "fig1": fig1.main,
-    "fig5": fig5.main,
-    "theory": theory.main,
-    "overview": overview.main,
-    "report": report.main,
-}
-RECORDS_ONLY = ("target", "streams", "costs", "grids", "overview", "report")
-
-# ------------------------------------------------------------------- dvc.yaml agrees with the code
-
-
-def body(stage: str) -> dict[str, Any]:
-    found: dict[str, Any] = DVC[stage].get("do", DVC[stage])
-    return found
-
-
-def module(stage: str) -> str:
-    """Module that a stage runs; several tables and figures share one."""
-    found = re.search(r"-m teddy\.stages\.(\w+)(?=\s)", body(stage)["cmd"])
-    assert found, stage
-    return found[1]
-
-
-def outs(stage: str) -> list[str]:
-    return [next(iter(out)) if isinstance(out, dict) else out for out in body(stage)["outs"]]
-
-
-def shows(stage: str) -> str:
-    """Target whose rows a stage reads, or ""."""
-    return target_of(body(stage))
-
-
-@pytest.mark.parametrize("stage", DVC)
-def test_stage_depends_on_its_file_of_code_and_settings(stage: str) -> None:
-    own = [dep for dep in body(stage)["deps"] if dep.startswith(("inputs/", "src/"))]
-    assert own == [f"inputs/{stage}{'/${key}' if 'foreach' in DVC[stage] else ''}.json"]
-    assert "params" not in body(stage), "which DVC would copy into dvc.lock"
-
-
-def test_inputs_are_looked_at_in_every_run() -> None:
-    assert INPUTS["always_changed"]
-    assert INPUTS["cmd"] == "python -m tools.dependencies --inputs inputs"
-
-
-def test_there_is_a_file_for_every_stage_and_row_also_of_all_profiles(tmp_path: Path) -> None:
-    raw = YAML().load(ROOT / "params.yaml")
-    for profile in (ROOT / "profiles").glob("*.yaml"):
-        for section, rows in YAML(typ="safe").load(profile).items():
-            raw[section] = raw[section] | rows
-    YAML().dump(raw, tmp_path / "params.yaml")
-    params = config.Params(tmp_path / "params.yaml")
-    written = write_inputs(tmp_path / "inputs", ROOT / "dvc.yaml", params)
-    expected = set()
-    for stage in DVC:
-        (path,) = [dep for dep in body(stage)["deps"] if dep.startswith("inputs/")]
-        for fields in instances(raw, stage):
-            expected.add(path.replace("${key}", fields.get("${key}", "")))
-    assert {path.relative_to(tmp_path).as_posix() for path in written} == expected
-
-
-def test_code_of_a_stage_is_every_module_that_it_imports(tmp_path: Path) -> None:
-    write_inputs(tmp_path, ROOT / "dvc.yaml", config.Params(ROOT / "params.yaml"))
-    source = "src/teddy/objectives.py"
-    of_synthesis = read_json(tmp_path / "synthesize/digits/prior/ipc1.json")["code"]
-    assert set(of_synthesis) == imported("teddy.stages.synthesize")
-    assert of_synthesis[source] == hashlib.sha256((ROOT / source).read_bytes()).hexdigest()
-    assert source not in read_json(tmp_path / "table1.json")["code"]
-
-
-@pytest.mark.parametrize("stage", [stage for stage in DVC if shows(stage)])
-def test_target_depends_on_exactly_the_files_of_its_rows(stage: str) -> None:
-    declared = {dep for dep in body(stage)["deps"] if not dep.startswith("inputs/")}
-    params = config.Params(ROOT / "params.yaml")
-    assert declared == target_inputs(body(stage), params), "run: python -m tools.dependencies"
-
-
-def test_a_row_of_a_target_reaches_the_lists(tmp_path: Path) -> None:
-    """One line of params.yaml, one command: the new row and no other is depended on."""
-    text = (ROOT / "dvc.yaml").read_text(encoding="utf-8")
-    raw = YAML().load(ROOT / "params.yaml")
-    raw["targets"]["fig3a"].append("digits/prior/ipc1")
-    YAML().dump(raw, tmp_path / "params.yaml")
-    after = with_inputs(text, config.Params(tmp_path / "params.yaml"))
-    added = set(after.splitlines()) - set(text.splitlines())
-    lines = after.splitlines()
-    assert len(lines) == len(text.splitlines()) + 1
-    place = lines.index("  fig3a:")
-    assert "      - metrics/runs/digits/prior/ipc1.json" in lines[place : place + 20]
-    assert not added, "the file is one that Table 1 lists too"
-
-
-def test_every_target_of_params_is_a_stage() -> None:
-    listed = {shows(stage) for stage in DVC} - {""}
-    assert listed == set(YAML(typ="safe").load(ROOT / "params.yaml")["targets"])
-
-
-@pytest.mark.parametrize("stage", [stage for stage in DVC if not shows(stage)])
-def test_stage_command_uses_exactly_the_declared_paths(stage: str) -> None:
-    entry = body(stage)
-    inputs = [dep for dep in entry["deps"] if not dep.startswith("inputs/")]
-    used = re.findall(r"--(?!params)[a-z]+\s+(\S+)", entry["cmd"])
-    assert sorted(used) == sorted(inputs + outs(stage))
-
-
-@pytest.mark.parametrize("stage", [stage for stage in DVC if shows(stage)])
-def test_target_command_uses_exactly_its_outputs(stage: str) -> None:
-    used = re.findall(r"--(?!params)[a-z]+\s+(\S+)", body(stage)["cmd"])
-    assert set(outs(stage)) <= set(used)
-    rest = set(used) - set(outs(stage))
-    deps = body(stage)["deps"]
-    assert all(any(dep == path or dep.startswith(f"{path}/") for dep in deps) for path in rest)
-
-
-def test_no_output_lies_inside_another() -> None:
-    """DVC refuses that; names of rows must not make it happen."""
-    rows = YAML(typ="safe").load(ROOT / "params.yaml")
-    made = []
-    for stage in DVC:
-        for fields in instances(rows, stage):
-            for out in outs(stage):
-                for pattern, value in fields.items():
-                    out = out.replace(pattern, value)
-                made.append(out)
-    assert len(made) == len(set(made))
-    inside = [(a, b) for a in made for b in made if a.startswith(f"{b}/")]
-    assert not inside
-
-
-@pytest.mark.parametrize("stage", RECORDS_ONLY)
-def test_stages_that_only_read_records_import_no_pytorch(stage: str) -> None:
-    """Which costs them four seconds."""
-    script = f"import sys; import teddy.stages.{stage}; sys.exit('torch' in sys.modules)"
-    env = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
-    subprocess.run([sys.executable, "-c", script], env=env, check=True)
-
-
-def test_every_stage_has_an_entrypoint_and_the_other_way_round() -> None:
-    files = {file.stem for file in (SOURCE / "stages").glob("*.py")} - {"__init__"}
-    assert files == set(map(module, DVC)) == set(MAINS)
-
-
-@pytest.mark.parametrize(
-    ("stage", "rows"),
-    [("prepare", "prepared"), ("train_teacher", "bases"), ("build_pool", "pools"),
-     ("synthesize", "sets"), ("relabel", "sets"), ("evaluate", "sets"), ("score", "scores"),
-     ("train_step_teachers", "step_teachers"), ("continual", "streams")],
-)  # fmt: skip
-def test_stage_runs_for_every_row(stage: str, rows: str) -> None:
-    assert DVC[stage]["foreach"] == f"${{{rows}}}"
-
-
-def test_params_are_written_as_dvc_writes_them(tmp_path: Path) -> None:
-    """So that `dvc exp run -S key=value` changes one line."""
-    YAML().dump(YAML().load(ROOT / "params.yaml"), tmp_path / "params.yaml")
-    text = (ROOT / "params.yaml").read_text(encoding="utf-8")
-    assert (tmp_path / "params.yaml").read_text(encoding="utf-8") == text
-    assert not re.search(r"^[^#]*[:-] +[\[{](?![]}])", text, re.MULTILINE), (
-        "flow style is rewritten"
-    )
+SHOWING = [stage for stage in DVC if stage not in COMPUTING]
+DM, RANDOM, POST = "digits/table5/dm", "digits/main/ipc3/random", "digits/post"
 
 
 # ----------------------------------------------------------------------------- a tiny pipeline run
 
 
-def tiny_params(path: Path, **changes: Any) -> Path:
-    """The repository's settings, shrunk until the whole method takes seconds."""
-    yaml = YAML()
-    raw = yaml.load(ROOT / "params.yaml")
-    small = {
-        "train_teacher.network.width": 4,
-        "train_teacher.epochs": 6,
-        "pool.prior.epochs": [3, 4, 6],
-        "pool.post.size": 3,
-        "pool.post.max_epochs": 1,
-        "synthesize.iterations": 120,
-        "synthesize.indices_per_batch": 2,
-        "synthesize.draw": 2,
-        "synthesize.dm.network.width": 4,
-        "synthesize.dm.iterations": 4,
-        "relabel.epochs": 8,
-        "evaluate.network.width": 4,
-        "evaluate.seeds": [0, 1],
-        "evaluate.eval_epochs": 4,
-    }
-    for key, value in {**small, **{k.replace("__", "."): v for k, v in changes.items()}}.items():
-        assign(raw["datasets"]["digits"], key, value)
-    small_rows = {
-        "prepared": ("digits",),
-        "bases": ("digits/base",),
-        "pools": ("digits/converged", "digits/post", "digits/prior"),
-    }
-    for section, names in small_rows.items():
-        raw[section] = {name: raw[section][name] for name in names}
-    raw["sets"] = {
-        "digits/random/ipc3": set_row("random", "prior"),
-        "digits/sre2l/ipc3": {**set_row("sre2l", "converged"), "draw": 1},
-        "digits/post/ipc3": set_row("teddy-post", "post"),
-        "digits/prior/ipc3": set_row("teddy-prior", "prior"),
-        "digits/dm/ipc3": {
-            **set_row("dm", "prior"),
-            "initialise": "real",
-            "relabel": {"augmentation": "dsa", "cutmix": False, "store": False},
-        },
-    }
-    raw["scores"] = {
-        "digits/prior/ipc3-members1": score_row(members=1),
-        "digits/prior/ipc3-resnet18": score_row(
-            relabel={"epochs": 2}, evaluate={"network": {"arch": "resnet18"}, "seeds": [0]}
-        ),
-    }
-    raw["continual"] = {"steps": 2, "orders": [0, 1]}
-    raw["step_teachers"] = {
-        "digits/by-step": {"dataset": "digits", "data": "digits", "checkpoints": [3, 4, 6]}
-    }
-    raw["streams"] = {
-        "digits/prior/ipc3-all": stream_row("prior", "digits/prior"),
-        "digits/prior/ipc3-strict": stream_row("prior", "digits/by-step"),
-        "digits/dm/ipc3-strict": stream_row("dm", "digits/by-step", labels=["hard", "soft"]),
-    }
-    four = list(raw["sets"])[:4]
-    raw["targets"] = {name: four for name in raw["targets"]} | {
-        "table2": ["digits/prior/ipc3-resnet18"],
-        **{
-            name: ["digits/sre2l/ipc3", "digits/prior/ipc3"] for name in ("fig2c", "fig3a", "fig3c")
-        },
-        "fig3b": ["digits/prior/ipc3-members1", "digits/prior/ipc3"],
-        "fig3d": ["digits/sre2l/ipc3", "digits/prior/ipc3"],
-        "fig3e": list(raw["streams"]),
-        "table5": list(raw["sets"]),
-    }
-    raw["fig1"] |= {"ipc": 2, "inner_steps": [1, 2], "repeats": 1}
-    raw["fig5"] |= {
-        "width": 4, "inner_steps": 2, "real_per_class": 2, "iterations": 2, "measured_inits": 1,
-        "seeds": [0, 1], "law_lrs": [0.1, 0.05], "law_steps": [2],
-    }  # fmt: skip
-    yaml.dump(raw, path)
-    return path
-
-
-def assign(section: dict[str, Any], key: str, value: Any) -> None:
-    *parents, last = key.split(".")
-    for part in parents:
-        section = section.setdefault(part, {})
-    section[last] = value
-
-
-def set_row(method: str, pool: str) -> dict[str, Any]:
-    row = {"dataset": "digits", "data": "digits", "method": method, "pool": f"digits/{pool}"}
-    return row | {"ipc": 3}
-
-
-def score_row(members: int = 0, **stages: Any) -> dict[str, Any]:
-    row = {"dataset": "digits", "data": "digits", "set": "digits/prior/ipc3"}
-    return row | {"pool": "digits/prior", "members": members, "labels": ["soft"]} | stages
-
-
-def stream_row(method: str, teachers: str, **changes: Any) -> dict[str, Any]:
-    row = {"dataset": "digits", "data": "digits", "set": f"digits/{method}/ipc3"}
-    more = {"pool": "digits/prior", "teachers": teachers, "labels": ["soft"]}
-    return row | more | {"relabel": {"epochs": 2}, "evaluate": {"seeds": [0]}} | changes
-
-
-def instances(rows: dict[str, Any], stage: str) -> Iterator[dict[str, str]]:
-    """What DVC puts for each placeholder, for every instance of a stage."""
-    if "foreach" not in DVC[stage]:
-        yield {
-            f"${{{section}.{key}}}": str(rows[section][key])
-            for section in ("fig1", "fig5")
-            for key in ("dataset", "data")
-        }
-        return
-    for key, row in rows[DVC[stage]["foreach"][2:-1]].items():
-        yield {"${key}": key, **{f"${{item.{name}}}": str(value) for name, value in row.items()}}
-
-
-def commands(rows: dict[str, Any], stage: str) -> Iterator[list[str]]:
-    """Command lines of a stage, as ``dvc.yaml`` writes them, without the launcher."""
-    for fields in instances(rows, stage):
-        command = body(stage)["cmd"]
-        for pattern, value in fields.items():
-            command = command.replace(pattern, value)
-        yield command.split(f"teddy.stages.{module(stage)}")[1].split()
-
-
-def run_all(folder: Path, stages: list[str]) -> None:
-    rows = YAML(typ="safe").load(folder / "params.yaml")
-    for stage in stages:
-        for arguments in commands(rows, stage):
-            MAINS[module(stage)](arguments)
-
-
-MEASURED = ("measure_costs", "fig3d", "report")
-STAGES = [stage for stage in DVC if stage not in MEASURED] + list(MEASURED)
-"""What is measured comes last but for the report; its numbers differ from run to run."""
-
-
-@pytest.fixture(scope="module")
-def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder in which every stage of the tiny pipeline has run."""
-    folder = tmp_path_factory.mktemp("tiny")
-    shutil.copytree(ROOT / "metrics" / "reference", folder / "metrics" / "reference")
-    tiny_params(folder / "params.yaml")
+def run_all(folder: Path, stages: Sequence[str]) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("TEDDY_WORKERS", "1")
         patch.setenv("TEDDY_DEVICE", "cpu")
-        run_all(folder, STAGES)
-    yield folder
+        for stage in stages:
+            for arguments in commands(folder, stage):
+                main(arguments)
 
 
-def outputs(folder: Path) -> dict[str, str]:
-    """Checksum of every file that stages wrote; timings and resume state left out."""
-    return {
-        file.relative_to(folder).as_posix(): digest(file)
-        for name in ("data", "models", "metrics", "plots")
-        for file in sorted((folder / name).rglob("*"))
-        if file.is_file() and file.stem not in ("costs", "fig1_seconds", "fig3d", "report")
-    }
+@pytest.fixture(scope="module")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which every stage of the chain has run."""
+    folder = tiny_checkout(tmp_path_factory.mktemp("tiny"))
+    run_all(folder, COMPUTING)
+    return folder
 
 
-def test_pipeline_makes_every_declared_output(tiny_run: Path) -> None:
-    summary = read_json(tiny_run / "metrics" / "summary.json")
-    for method in ("random", "sre2l", "teddy-post", "teddy-prior"):
-        for labels in ("hard", "soft"):
-            cell = summary["digits"][method.removeprefix("teddy-")]["ipc3"][labels]
-            assert cell["n"] == 2
-            assert 0 <= cell["top1_mean"] <= 100
-    assert (tiny_run / "metrics" / "tables" / "table1.md").is_file()
+@pytest.fixture(scope="module")
+def whole_run(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with all tables and figures."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    shutil.copytree(tiny_run, folder)
+    shutil.copytree(ROOT / "metrics" / "reference", folder / "metrics" / "reference")
+    run_all(folder, SHOWING)
+    return folder
+
+
+@pytest.fixture
+def in_tiny_run(tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Being in that folder."""
+    monkeypatch.chdir(tiny_run)
+    monkeypatch.setenv("TEDDY_WORKERS", "1")
+    monkeypatch.setenv("TEDDY_DEVICE", "cpu")
+    return tiny_run
+
+
+def settings_of(stage: str, row: str, root: Path) -> Path:
+    """Settings file of a stage and row in a checkout."""
+    return root / "inputs" / stage / f"{row}.json"
+
+
+def test_stages_of_the_chain_make_every_declared_output(tiny_run: Path) -> None:
+    known = variables(tiny_run)
+    for stage in COMPUTING:
+        for fields in instances(known, stage):
+            for out in outs(stage):
+                for pattern, value in fields.items():
+                    out = out.replace(pattern, value)
+                assert (tiny_run / out).exists(), out
     assert not list((tiny_run / "work").rglob("*.safetensors")), "work of finished stages is kept"
 
 
-def test_streams_test_every_order_and_step_on_seen_classes_alone(tiny_run: Path) -> None:
-    labels = teddy.load(tiny_run / "data/distilled/digits/prior/ipc3.safetensors").labels
-    for name, kinds in (("prior/ipc3-all", 1), ("prior/ipc3-strict", 1), ("dm/ipc3-strict", 2)):
-        record = read_json(tiny_run / f"metrics/streams/digits/{name}.json")
+def test_accuracies_are_in_the_summary(whole_run: Path) -> None:
+    summary = read_json(whole_run / "metrics" / "summary.json")
+    for method in ("random", "sre2l", "post", "prior"):
+        for labels in ("hard", "soft"):
+            cell = summary["digits"]["main"]["ipc3"][method][labels]
+            assert cell["n"] == 2
+            assert 0 <= cell["top1_mean"] <= 100
+    assert list((whole_run / "metrics/tables/digits/table1").iterdir())
+    assert (whole_run / "plots/report.html").is_file()
+
+
+def test_learners_test_every_order_and_step_on_seen_classes_alone(tiny_run: Path) -> None:
+    for name, kinds in (("all", 1), ("strict", 1), ("dm-strict", 2)):
+        record = read_json(tiny_run / f"metrics/learners/digits/fig3e/{name}.json")
+        assert record["learner"] == f"digits/fig3e/{name}"
         results = record["results"]
         assert len(results) == 2 * 2 * kinds
         for result in results:
@@ -425,11 +130,10 @@ def test_streams_test_every_order_and_step_on_seen_classes_alone(tiny_run: Path)
         assert set(last) == {450}, "after the last step every test image counts"
         first = [result["images_held_out"] for result in results if result["step"] == 1]
         assert max(first) < 450
-    assert len(labels) == 30
     folders = sorted(p.name for p in (tiny_run / "models/digits/by-step").iterdir())
     assert folders == [f"order{i}-step{j}" for i in range(2) for j in range(2)] + ["record.json"]
     kept = sorted(p.name for p in (tiny_run / "models/digits/by-step/order1-step0").iterdir())
-    assert kept == [f"epoch{epoch:04d}.safetensors" for epoch in (3, 4, 6)]
+    assert kept == [f"epoch{epoch:04d}.safetensors" for epoch in (3, 4, 6)], "what learners need"
 
 
 def test_teachers_of_a_step_know_its_classes_alone(tiny_run: Path) -> None:
@@ -443,7 +147,7 @@ def test_teachers_of_a_step_know_its_classes_alone(tiny_run: Path) -> None:
 
 
 def test_distilled_sets_load_in_one_line(tiny_run: Path) -> None:
-    dataset = teddy.load(tiny_run / "data/distilled/digits/prior/ipc3.safetensors")
+    dataset = teddy.load(tiny_run / f"data/distilled/{PRIOR}.safetensors")
     image, label = dataset[11]
     assert (len(dataset), dataset.ipc, label) == (30, 3, 1)
     assert image.shape == (1, 8, 8)
@@ -451,7 +155,7 @@ def test_distilled_sets_load_in_one_line(tiny_run: Path) -> None:
 
 
 def test_post_pool_is_pruned_and_described(tiny_run: Path) -> None:
-    members = read_json(tiny_run / "metrics/pools/digits/post.json")["members"]
+    members = read_json(tiny_run / f"metrics/pools/{POST}.json")["members"]
     base = read_json(tiny_run / "metrics/pools/digits/converged.json")["members"][0]
     assert len({member["seed"] for member in members}) == 3
     for member in members:
@@ -460,148 +164,110 @@ def test_post_pool_is_pruned_and_described(tiny_run: Path) -> None:
         assert member["finetune_epochs"] <= 1
 
 
+def test_records_say_what_they_are_of(tiny_run: Path) -> None:
+    again = read_json(tiny_run / "metrics/evaluations/digits/fig3b/members1.json")
+    own = read_json(tiny_run / f"metrics/evaluations/{PRIOR}.json")
+    assert (again["evaluation"], again["set"]) == ("digits/fig3b/members1", PRIOR)
+    assert (own["evaluation"], own["set"]) == (PRIOR, PRIOR)
+    assert (again["members"], own["members"]) == (1, 3)
+    assert (list(again["labels"]), list(own["labels"])) == (["soft"], ["hard", "soft"])
+
+
 def test_a_second_run_gives_the_same_bytes(tiny_run: Path, tmp_path: Path) -> None:
-    shutil.copytree(tiny_run / "metrics" / "reference", tmp_path / "metrics" / "reference")
-    shutil.copy(tiny_run / "params.yaml", tmp_path)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(tmp_path)
-        patch.setenv("TEDDY_WORKERS", "1")
-        patch.setenv("TEDDY_DEVICE", "cpu")
-        run_all(tmp_path, STAGES)
+    tiny_checkout(tmp_path)
+    run_all(tmp_path, COMPUTING)
     assert outputs(tmp_path) == outputs(tiny_run)
 
 
-def test_online_labels_train_the_same_students(
-    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tiny_run)
-    monkeypatch.setenv("TEDDY_WORKERS", "1")
-    params = str(tiny_params(tmp_path / "params.yaml", relabel__store=False))
-    name, pool = "digits/prior/ipc3", "models/digits/prior"
-    made = f"data/distilled/{name}.safetensors"
-    labels, score = str(tmp_path / "labels"), str(tmp_path / "score.json")
-    relabel.main([name, "--set", made, "--pool", pool, "--out", labels, "--params", params])
-    evaluate.main(
-        [name, "--data", "data/prepared/digits", "--set", made, "--labels", labels, "--pool", pool,
-         "--out", score, "--params", params]
-    )  # fmt: skip
-    assert not list(Path(labels).glob("*.safetensors"))
-    assert read_json(Path(score)) == read_json(tiny_run / f"metrics/runs/{name}.json")
+def test_tables_and_figures_have_the_same_bytes_again(whole_run: Path, tmp_path: Path) -> None:
+    again = tmp_path / "again"
+    shutil.copytree(whole_run, again, ignore=shutil.ignore_patterns("tables", "plots", "work"))
+    run_all(again, SHOWING)
+    assert outputs(again) == outputs(whole_run)
+
+
+def test_online_labels_train_the_same_students(in_tiny_run: Path, tmp_path: Path) -> None:
+    other = tiny_checkout(tmp_path / "other", relabel__store=False)
+    labels, record = tmp_path / "labels", tmp_path / "record.json"
+    of = settings_of("relabel", PRIOR, other)
+    main(command(in_tiny_run, "relabel", PRIOR, settings=of, out=labels))
+    of = settings_of("evaluate", PRIOR, other)
+    arguments = command(in_tiny_run, "evaluate", PRIOR, settings=of, labels=labels, out=record)
+    main(arguments)
+    assert not list(labels.glob("*.safetensors"))
+    assert read_json(record) == read_json(Path(f"metrics/evaluations/{PRIOR}.json"))
 
 
 def test_students_with_hard_labels_alone_load_no_teachers(
-    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    in_tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(tiny_run)
-    monkeypatch.setenv("TEDDY_WORKERS", "1")
-
     def member(*_: object) -> None:
         raise AssertionError("a member of the pool was loaded")
 
     monkeypatch.setattr(Pool, "member", member)
-    name, score = "digits/dm/ipc3", tmp_path / "score.json"
-    evaluate.main(
-        [name, "--data", "data/prepared/digits", "--set", f"data/distilled/{name}.safetensors",
-         "--labels", f"data/labels/{name}", "--pool", "models/digits/prior", "--out", str(score)]
-    )  # fmt: skip
-    assert read_json(score) == read_json(Path(f"metrics/runs/{name}.json"))
+    record = tmp_path / "record.json"
+    main(command(in_tiny_run, "evaluate", DM, out=record))
+    assert read_json(record) == read_json(Path(f"metrics/evaluations/{DM}.json"))
 
 
-def test_changing_a_method_leaves_the_images_of_others(tiny_run: Path, tmp_path: Path) -> None:
-    """More images per class only add to a set: the first ones stay byte for byte."""
-    params = tiny_params(tmp_path / "params.yaml")
-    yaml = YAML()
-    raw = yaml.load(params)
-    keep = {"digits/prior/ipc7": {**raw["sets"]["digits/prior/ipc3"], "ipc": 7}}
-    raw |= {"sets": keep, "scores": {}, "streams": {}, "targets": {}}
-    yaml.dump(raw, params)
-    out = tmp_path / "ipc7"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(tiny_run)
-        patch.setenv("TEDDY_WORKERS", "1")
-        synthesize.main(
-            ["digits/prior/ipc7", "--data", "data/prepared/digits", "--pool", "models/digits/prior",
-             "--out", str(out), "--history", str(tmp_path / "h.json"), "--params", str(params)]
-        )  # fmt: skip
-    few = teddy.load(tiny_run / "data/distilled/digits/prior/ipc3.safetensors")
+def test_more_images_per_class_only_add_to_a_set(in_tiny_run: Path, tmp_path: Path) -> None:
+    """The first ones stay byte for byte."""
+    other, name = tiny_checkout(tmp_path / "other"), "digits/main/ipc7/prior"
+    row = {"data": "digits", "pool": "digits/prior", "method": "teddy-prior", "ipc": 7}
+    edit_rows(other, {f"sets:{name}": row})
+    write_inputs(other, other / "inputs")
+    of, out, history = settings_of("synthesize", name, other), tmp_path / "set", tmp_path / "h.json"
+    main(command(in_tiny_run, "synthesize", PRIOR, settings=of, out=out, history=history))
+    few = teddy.load(in_tiny_run / f"data/distilled/{PRIOR}.safetensors")
     many = teddy.load(out)
     assert many.ipc == 7
     assert many.images[: len(few)].equal(few.images)
 
 
-def test_every_kind_of_images_has_a_maker_and_settings(synthesis_config: SynthesizeConfig) -> None:
-    """What the README asks for of a new one."""
-    kinds = get_args(get_type_hints(MethodRow)["images"])
-    assert set(kinds) == {"random", *synthesize.MAKERS} == set(KINDS)
-    for kind in kinds:
-        assert bool(settings_of_images(synthesis_config, kind)) == (kind != "random")
-
-
-class Recorded:
-    """Settings that note which of them are read."""
-
-    def __init__(self, config: SynthesizeConfig) -> None:
-        self.config, self.read = config, set[str]()
-
-    def __getattr__(self, name: str) -> Any:
-        self.read.add(name)
-        return getattr(self.config, name)
-
-
-@pytest.mark.parametrize("kind", ["synthesised", "dm"])
-@pytest.mark.parametrize("initialise", ["noise", "real"])
-def test_a_maker_reads_no_setting_but_those_of_its_kind(
-    kind: str, initialise: Any, tiny_run: Path, tmp_path: Path, synthesis_config: SynthesizeConfig
-) -> None:
-    """Others are not in its inputs, so that a change of them would be overlooked."""
-    config: Any = Recorded(replace(synthesis_config, initialise=initialise))
-    dataset = read_dataset(tiny_run / "data/prepared/digits")
-    maker = synthesize.MAKERS[kind](config, dataset, tiny_run / "models/digits/prior", 0)
-    item = maker.items(2)[0]
-    maker.load([item])
-    maker.run(item, tmp_path / "resume")
-    assert config.read <= settings_of_images(synthesis_config, kind).keys()
-    assert len(config.read) > 3
-
-
-def test_a_repeat_differs_from_the_synthesis_itself(tiny_run: Path, tmp_path: Path) -> None:
-    params = tiny_params(tmp_path / "params.yaml")
-    yaml = YAML()
-    raw = yaml.load(params)
-    raw["sets"]["digits/random/ipc3"]["repeat"] = 1
-    yaml.dump(raw, params)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(tiny_run)
-        synthesize.main(
-            ["digits/random/ipc3", "--data", "data/prepared/digits", "--pool",
-             "models/digits/prior", "--out", str(tmp_path / "set"), "--history",
-             str(tmp_path / "h.json"), "--params", str(params)]
-        )  # fmt: skip
-    again = teddy.load(tmp_path / "set")
-    first = teddy.load(tiny_run / "data/distilled/digits/random/ipc3.safetensors")
+def test_a_repeat_differs_from_the_synthesis_itself(in_tiny_run: Path, tmp_path: Path) -> None:
+    other = tiny_checkout(tmp_path / "other")
+    edit_rows(other, {f"sets:{RANDOM}:repeat": 1})
+    write_inputs(other, other / "inputs")
+    of, out, history = settings_of("synthesize", RANDOM, other), tmp_path / "s", tmp_path / "h.json"
+    main(command(in_tiny_run, "synthesize", RANDOM, settings=of, out=out, history=history))
+    again = teddy.load(out)
+    first = teddy.load(in_tiny_run / f"data/distilled/{RANDOM}.safetensors")
     assert len(again) == len(first)
     assert not again.images.equal(first.images)
 
 
-def test_readme_shows_the_committed_results() -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert with_results(readme, ROOT) == readme, "run `make readme`"
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_what_is_known_of_an_algorithm_is_so(name: str) -> None:
+    """Rows are checked without loading PyTorch, so that it stands in two places."""
+    known, cls = ALGORITHMS[name], method_class(name)
+    assert cls.Config is known.config
+    assert (cls.by_pool, cls.real) == (known.by_pool, known.real)
 
 
-def test_readme_lists_every_module() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    listed = re.findall(r"[\w*]+", text[text.index("\nsrc/teddy/  ") :])
-    modules = {path.stem for path in SOURCE.glob("*.py")} - {"__init__"}
-    missing = {name for name in modules if not any(fnmatch(name, known) for known in listed)}
-    assert not missing
+def test_settings_that_a_row_does_not_use_are_not_in_its_file(tiny_run: Path) -> None:
+    """So that a change of them runs nothing again."""
+    pools = {
+        kind: read_json(settings_of("build_pool", f"digits/{kind}", tiny_run))["config"]
+        for kind in ("converged", "prior", "post")
+    }
+    assert pools["converged"] == {"prior": None, "post": None}
+    assert pools["prior"]["post"] is None and pools["prior"]["prior"]["step"] == 1.5
+    assert pools["post"]["post"]["size"] == 3
+    hard = read_json(settings_of("evaluate", DM, tiny_run))["config"]
+    assert (hard["temperature"], hard["divergence"]) == (1.0, False)
+    assert read_json(settings_of("synthesize", RANDOM, tiny_run))["config"] == {}
+    assert "real_batch" not in read_json(settings_of("synthesize", PRIOR, tiny_run))["config"]
+
+
+# ------------------------------------------------------------------------------- what is committed
 
 
 def test_committed_summary_is_that_of_the_committed_records() -> None:
     """Every accuracy of the summary recomputed from the students' records."""
-    params = config.Params(ROOT / "params.yaml")
+    declared = Declared(ROOT)
     summary = read_json(ROOT / "metrics" / "summary.json")
-    for name in (*params.sets, *params.scores):
-        record = read_json(ROOT / "metrics" / "runs" / f"{name}.json")
+    for name in (*declared.sets, *declared.evaluations):
+        record = read_json(ROOT / "metrics" / "evaluations" / f"{name}.json")
         cell = summary
         for part in name.split("/"):
             cell = cell[part]
@@ -618,21 +284,21 @@ def test_committed_summary_is_that_of_the_committed_records() -> None:
 _SERVER = multiprocessing.get_context("forkserver")
 
 
-def _run_main(stage: str, folder: str, workers: str, arguments: list[str]) -> None:
+def _run_main(folder: str, workers: str, arguments: list[str]) -> None:
     os.chdir(folder)
     os.environ.update(TEDDY_WORKERS=workers, TEDDY_DEVICE="cpu", TEDDY_SAVE_SECONDS="0")
     os.environ["OMP_NUM_THREADS"] = "1"
-    MAINS[stage](arguments)
+    main(arguments)
 
 
 @pytest.mark.parametrize(
     ("stage", "row", "workers"),
     [
         ("train_teacher", "digits/base", "1"),
-        ("build_pool", "digits/post", "1"),
-        ("synthesize", "digits/prior/ipc3", "2"),
-        ("relabel", "digits/prior/ipc3", "1"),
-        ("evaluate", "digits/prior/ipc3", "2"),
+        ("build_pool", POST, "1"),
+        ("synthesize", PRIOR, "2"),
+        ("relabel", PRIOR, "1"),
+        ("evaluate", PRIOR, "2"),
     ],
 )
 def test_killed_stage_resumes_to_the_same_bytes(
@@ -640,22 +306,17 @@ def test_killed_stage_resumes_to_the_same_bytes(
 ) -> None:
     """The undisturbed run had one process; the killed one may have two, with the same bytes."""
     _SERVER.set_forkserver_preload(["teddy.stages.evaluate", "teddy.stages.synthesize"])
-    shutil.copytree(tiny_run, tmp_path / "again", ignore=shutil.ignore_patterns("plots", "work"))
     folder = tmp_path / "again"
-    rows = YAML(typ="safe").load(folder / "params.yaml")
-    (arguments,) = (line for line in commands(rows, stage) if line[0] == row)
-    written = [Path(path) for path in arguments if "/" in path and path != row]
-    expected = outputs(folder)
-    written_by = re.findall(r"(--[a-z]+)\s+(\S+)", body(stage)["cmd"])
-    options = {option for option, template in written_by if template in outs(stage)}
-    for option, path in zip(arguments[1::2], arguments[2::2], strict=True):
-        target = folder / path
-        if option in options:
-            shutil.rmtree(target) if target.is_dir() else target.unlink()
+    shutil.copytree(tiny_run, folder, ignore=shutil.ignore_patterns("plots", "work"))
+    arguments, expected = command(folder, stage, row), outputs(folder)
+    for out in outs(stage):
+        made = folder / arguments[arguments.index(option(stage, out)) + 1]
+        shutil.rmtree(made) if made.is_dir() else made.unlink()
+    assert outputs(folder) != expected
     delays = random.Random(stage)
     kills = 0
     for _ in range(40):
-        process = _SERVER.Process(target=_run_main, args=(stage, str(folder), workers, arguments))
+        process = _SERVER.Process(target=_run_main, args=(str(folder), workers, arguments))
         process.start()
         process.join(delays.uniform(0.05, 0.6) if kills < 6 else None)
         if process.exitcode is None:
@@ -666,16 +327,16 @@ def test_killed_stage_resumes_to_the_same_bytes(
             assert process.exitcode == 0
             break
     assert kills > 0, "never killed: the stage is too quick for this test"
-    assert written and outputs(folder) == expected
+    assert outputs(folder) == expected
 
 
 # ---------------------------------------------------------------------------------------- refusals
 
 
-def refuse(stage: str, arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+def refuse(arguments: Sequence[str], capsys: pytest.CaptureFixture[str]) -> str:
     """Run a stage that must refuse; its one line."""
     with pytest.raises(SystemExit) as stop:
-        MAINS[stage](arguments)
+        main(arguments)
     assert stop.value.code == 1
     lines = [line for line in capsys.readouterr().err.splitlines() if line]
     assert len(lines) == 1, lines
@@ -683,68 +344,135 @@ def refuse(stage: str, arguments: list[str], capsys: pytest.CaptureFixture[str])
     return lines[0]
 
 
-def synthesize_arguments(name: str, params: Path, out: Path) -> list[str]:
-    return [
-        name, "--data", "data/prepared/digits", "--pool", "models/digits/prior",
-        "--out", str(out / "set.safetensors"), "--history", str(out / "history.json"),
-        "--params", str(params),
-    ]  # fmt: skip
+def refused_inputs(root: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line that settings of a checkout are refused with; what was written before stays."""
+    before = settings_of("prepare", "digits", root).read_bytes()
+    line = refuse(["resolve", "--root", str(root), "--out", str(root / "inputs")], capsys)
+    assert settings_of("prepare", "digits", root).read_bytes() == before
+    assert not list(root.glob(".inputs*"))
+    return line
 
 
 @pytest.mark.parametrize(
     ("key", "value", "words"),
     [
-        ("prepare.source", "digitz", ["prepare", "source", "digits", "digitz"]),
-        ("train_teacher.network.arch", "resnet19", ["network.arch", "resnet18", "resnet19"]),
+        ("train_teacher.network.arch", "resnet19", ["arch", "resnet18", "resnet19"]),
         ("synthesize.iteration", 5, ["unknown key 'iteration'", "iterations"]),
         ("synthesize.draw", 4, ["draw is 4", "3 members"]),
-        ("pool.prior.epochs", [3, 7], ["epoch 7", "ends at epoch 6"]),
+        ("pool.prior.last", 7, ["epoch 7", "ends at epoch 6"]),
         ("synthesize.lr", "fast", ["synthesize", "lr", "'fast'"]),
     ],
 )
 def test_bad_settings_are_refused_by_name(
     tmp_path: Path, key: str, value: Any, words: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    params = tiny_params(tmp_path / "params.yaml", **{key.replace(".", "__"): value})
-    line = refuse(
-        "prepare", ["digits", "--out", str(tmp_path / "out"), "--params", str(params)], capsys
-    )
-    assert all(word in line for word in words), line
-    assert not list((tmp_path / "out").glob("*"))
+    root = tiny_checkout(tmp_path)
+    place = f"datasets:digits:{key.replace('.', ':')}"
+    edit_rows(root, {place: value}, "params.yaml")
+    line = refused_inputs(root, capsys)
+    assert all(word in line for word in [*words, ".yaml"]), line
 
 
 @pytest.mark.parametrize(
     ("row", "words"),
     [
-        ({"method": "teddy"}, ["method", "'teddy'"]),
-        ({"dataset": "digit"}, ["dataset", "'digit'", "digits"]),
+        ({"method": "teddy"}, ["'teddy'", "methods"]),
+        ({"data": "digit"}, ["'digit'", "did you mean 'digits'"]),
         ({"pool": "digits/priors"}, ["pool", "digits/priors", "did you mean 'digits/prior'"]),
         ({"ipc": 0}, ["ipc must be at least 1", "0"]),
-        ({"method": "random", "ipc": 200}, ["200", "for training", "smaller ipc"]),
         ({"steps": 3}, ["unknown key 'steps'"]),
     ],
 )
 def test_bad_rows_are_refused_by_name(
     tmp_path: Path, row: dict[str, Any], words: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    params = tiny_params(tmp_path / "params.yaml")
-    yaml = YAML()
-    raw = yaml.load(params)
-    raw["sets"]["digits/prior/ipc3"].update(row)
-    yaml.dump(raw, params)
-    line = refuse(
-        "prepare", ["digits", "--out", str(tmp_path / "out"), "--params", str(params)], capsys
-    )
-    assert all(word in line for word in [*words, "digits/prior/ipc3"]), line
-    assert not (tmp_path / "out").exists() or not any((tmp_path / "out").iterdir())
+    root = tiny_checkout(tmp_path)
+    edit_rows(root, {f"sets:{PRIOR}:{key}": value for key, value in row.items()})
+    line = refused_inputs(root, capsys)
+    assert all(word in line for word in [*words, PRIOR, DIGITS]), line
 
 
-def test_unknown_row_on_the_command_line(
-    tiny_run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("prepare.source", "digitz", ["params.yaml: datasets.digits", "source", "'digitz'"]),
+        ("prepare.num_classes", 9, ["params.yaml: datasets.digits", "9", "10"]),
+    ],
+)
+def test_settings_that_only_the_data_can_tell_wrong_name_their_file(
+    tmp_path: Path, key: str, value: Any, words: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.chdir(tiny_run)
-    line = refuse("prepare", ["digit", "--out", "elsewhere"], capsys)
-    assert "'digit'" in line and "did you mean 'digits'" in line
+    root = tiny_checkout(tmp_path, **{key.replace(".", "__"): value})
+    arguments = command(
+        root, "prepare", "digits", settings=settings_of("prepare", "digits", root),
+        out=tmp_path / "out",
+    )  # fmt: skip
+    line = refuse(arguments, capsys)
+    assert all(word in line for word in words), line
+    assert not list((tmp_path / "out").glob("*"))
+
+
+def test_more_images_than_a_class_has_are_refused_before_hours_are_spent(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tiny_checkout(tmp_path)
+    edit_rows(root, {f"sets:{RANDOM}:ipc": 200})
+    write_inputs(root, root / "inputs")
+    of = settings_of("prepare", "digits", root)
+    arguments = command(root, "prepare", "digits", settings=of, out=tmp_path / "out")
+    line = refuse(arguments, capsys)
+    assert all(word in line for word in ("200", "for training", "smaller ipc", RANDOM)), line
+
+
+def test_settings_of_another_stage_or_none_are_refused(
+    in_tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for stage in COMPUTING:
+        arguments = next(iter(commands(in_tiny_run, stage)))
+        for written in outs(stage):
+            arguments[arguments.index(option(stage, written)) + 1] = str(tmp_path / "out")
+        arguments[2] = "inputs/overview.json"
+        line = refuse(arguments, capsys)
+        assert "inputs/overview.json (of another stage? run: dvc repro resolve)" in line, line
+        arguments[2] = "inputs/absent.json"
+        line = refuse(arguments, capsys)
+        assert "inputs/absent.json: cannot read: No such file" in line, line
+    write_json(tmp_path / "s.json", read_json(settings_of("prepare", "digits", in_tiny_run)))
+    (tmp_path / "s.json").write_text("[1]")
+    arguments = command(
+        in_tiny_run, "prepare", "digits", settings=tmp_path / "s.json", out=tmp_path / "out"
+    )
+    assert "s.json: expected a JSON object" in refuse(arguments, capsys)
+
+
+def test_names_of_experiment_files_are_no_options(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DVC adds an option for each file that is switched on, whatever it begins with."""
+    root = tiny_checkout(tmp_path / "tiny")
+    monkeypatch.chdir(tmp_path)
+    main(["resolve", "--root", str(root), "--out", "made", "--methods", "--o", "--roo", "--h"])
+    assert settings_of("prepare", "digits", root).is_file()
+    made = {file.relative_to("made") for file in Path("made").rglob("*.json")}
+    assert made == {file.relative_to(root / "inputs") for file in root.glob("inputs/**/*.json")}
+
+
+def test_unwritable_inputs_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tiny_checkout(tmp_path)
+    line = refuse(["resolve", "--root", str(root), "--out", str(root / "params.yaml/x")], capsys)
+    assert "cannot write here" in line
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", full)
+        assert "No space left" in refuse(
+            ["resolve", "--root", str(root), "--out", str(root / "inputs")], capsys
+        )
+    assert not list(root.glob(".inputs*"))
 
 
 @pytest.mark.parametrize("damage", ["truncated", "foreign", "missing", "swapped"])
@@ -763,53 +491,47 @@ def test_damaged_checkpoints_are_refused(
         if damage == "truncated":
             member.write_bytes(member.read_bytes()[:-100])
         elif damage == "foreign":
-            shutil.copy(folder / "data/distilled/digits/prior/ipc3.safetensors", member)
+            shutil.copy(folder / f"data/distilled/{PRIOR}.safetensors", member)
         elif damage == "missing":
             member.unlink()
         else:
             shutil.copy(folder / "models/digits/base/epoch0001.safetensors", member)
-    arguments = synthesize_arguments("digits/prior/ipc3", Path("params.yaml"), tmp_path / "out")
-    line = refuse("synthesize", arguments, capsys)
-    assert "models/digits/prior/member" in line
-    assert not (tmp_path / "out" / "set.safetensors").exists()
+    out, history = tmp_path / "set", tmp_path / "history.json"
+    arguments = command(folder, "synthesize", PRIOR, out=out, history=history)
+    assert "models/digits/prior/member" in refuse(arguments, capsys)
+    assert not out.exists()
 
 
-def test_non_finite_loss_names_stage_item_and_step(
-    tiny_run: Path,
+def test_non_finite_loss_names_stage_batch_and_step(
+    in_tiny_run: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.chdir(tiny_run)
-    monkeypatch.setenv("TEDDY_WORKERS", "1")
     monkeypatch.setenv("TEDDY_WORK", str(tmp_path / "work"))
-    params = tiny_params(
-        tmp_path / "params.yaml",
-        synthesize__lr=1e38,
-        synthesize__clip=False,
+    other = tiny_checkout(
+        tmp_path / "other", synthesize__lr=1e38, synthesize__clip=False,
         synthesize__gradient="two_pass",
+    )  # fmt: skip
+    of, out = settings_of("synthesize", PRIOR, other), tmp_path / "set"
+    arguments = command(
+        in_tiny_run, "synthesize", PRIOR, settings=of, out=out, history=tmp_path / "h.json"
     )
-    line = refuse(
-        "synthesize", synthesize_arguments("digits/prior/ipc3", params, tmp_path / "out"), capsys
-    )
+    line = refuse(arguments, capsys)
     assert re.search(r"synthesize: loss is (nan|inf) at iteration \d+ of indices 0-1", line), line
-    assert not (tmp_path / "out" / "set.safetensors").exists()
+    assert not out.exists()
 
 
 def test_unwritable_output_is_refused_before_any_work(
-    tiny_run: Path,
+    in_tiny_run: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.chdir(tiny_run)
     monkeypatch.setattr("teddy.stages.synthesize.read_dataset", lambda _: pytest.fail("started"))
     (tmp_path / "file").write_text("in the way")
-    line = refuse(
-        "synthesize",
-        synthesize_arguments("digits/prior/ipc3", Path("params.yaml"), tmp_path / "file"),
-        capsys,
-    )
+    arguments = command(in_tiny_run, "synthesize", PRIOR, out=tmp_path / "file" / "set")
+    line = refuse(arguments, capsys)
     assert str(tmp_path / "file") in line and "cannot write" in line
 
 
@@ -817,11 +539,11 @@ def test_full_disk_leaves_nothing_half_written(tiny_run: Path, tmp_path: Path) -
     """A file-size limit stands in for a full disk: the write fails midway."""
     limited = (
         "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)); "
-        "from teddy.stages import prepare; prepare.main(sys.argv[1:])"
+        "from teddy.stages.commands import main; main(sys.argv[1:])"
     )
     out = tmp_path / "out"
     result = subprocess.run(
-        [sys.executable, "-c", limited, "digits", "--out", str(out)],
+        [sys.executable, "-c", limited, *command(tiny_run, "prepare", "digits", out=out)],
         cwd=tiny_run, capture_output=True, text=True, check=False,
         env={**os.environ, "PYTHONPATH": str(ROOT / "src"), "TEDDY_LOGS": str(tmp_path)},
     )  # fmt: skip
@@ -832,45 +554,30 @@ def test_full_disk_leaves_nothing_half_written(tiny_run: Path, tmp_path: Path) -
 
 
 def test_labels_of_another_set_are_refused(
-    tiny_run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    in_tiny_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.chdir(tiny_run)
-    name = "digits/prior/ipc3"
-    line = refuse(
-        "evaluate",
-        [name, "--data", "data/prepared/digits", "--set", f"data/distilled/{name}.safetensors",
-         "--labels", "data/labels/digits/random/ipc3", "--pool", "models/digits/prior",
-         "--out", "elsewhere.json"],
-        capsys,
-    )  # fmt: skip
-    assert "labels are of another set" in line
+    arguments = command(
+        in_tiny_run, "evaluate", PRIOR, labels=f"data/labels/{RANDOM}", out="elsewhere.json"
+    )
+    assert "labels are of another set" in refuse(arguments, capsys)
 
 
 def test_labels_of_other_settings_are_refused(
-    tiny_run: Path,
+    in_tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    of = settings_of("evaluate", PRIOR, tiny_checkout(tmp_path, relabel__cutmix=False))
+    arguments = command(in_tiny_run, "evaluate", PRIOR, settings=of, out="elsewhere.json")
+    assert "labels are of other relabel settings" in refuse(arguments, capsys)
+
+
+def test_missing_device_is_one_line(
+    in_tiny_run: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.chdir(tiny_run)
-    params = tiny_params(tmp_path / "params.yaml", relabel__cutmix=False)
-    name = "digits/prior/ipc3"
-    line = refuse(
-        "evaluate",
-        [name, "--data", "data/prepared/digits", "--set", f"data/distilled/{name}.safetensors",
-         "--labels", f"data/labels/{name}", "--pool", "models/digits/prior",
-         "--out", "elsewhere.json", "--params", str(params)],
-        capsys,
-    )  # fmt: skip
-    assert "labels are of other relabel settings" in line
-
-
-def test_missing_device_is_one_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
     monkeypatch.setenv("TEDDY_DEVICE", "tpu")
-    params = tiny_params(tmp_path / "params.yaml")
-    line = refuse("prepare", ["digits", "--out", str(tmp_path), "--params", str(params)], capsys)
+    line = refuse(command(in_tiny_run, "prepare", "digits", out=tmp_path), capsys)
     assert "TEDDY_DEVICE" in line and "'tpu'" in line
 
 
@@ -880,7 +587,7 @@ def test_larger_images_label_the_same_with_any_number_of_workers(
 ) -> None:
     """Forked workers must neither hang nor differ once a parent has used several threads."""
     script = (
-        "import sys, torch; from pathlib import Path; from teddy import labels; "
+        "import sys, torch; from pathlib import Path; from teddy.students import labels; "
         "from teddy.core.artifacts import WorkDir; from teddy.core.files import digest; "
         "from teddy.settings.configs import *; "
         "from teddy.data.images import Images, Normalisation; "
@@ -912,62 +619,9 @@ def test_larger_images_label_the_same_with_any_number_of_workers(
     assert found[0] == found[1] and len(found[0]) > 200
 
 
-@pytest.mark.parametrize("stage", MAINS)
-def test_help_says_what_a_stage_does(stage: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_says_what_a_stage_does(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
-        MAINS[stage](["--help"])
+        main([name, "--help"])
     assert stop.value.code == 0
-    assert "--params" in capsys.readouterr().out
-
-
-# --------------------------------------------------------------------------------- through DVC
-
-
-@pytest.mark.slow
-def test_dvc_repro_runs_once_and_reruns_only_what_changed(tmp_path: Path) -> None:
-    folder = tmp_path / "clone"
-    folder.mkdir()
-    for name in ("dvc.yaml", ".dvcignore", ".gitignore"):
-        shutil.copy(ROOT / name, folder)
-    shutil.copytree(ROOT / "src", folder / "src", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copytree(ROOT / "metrics/reference", folder / "metrics/reference")
-    tiny_params(folder / "params.yaml")
-    update(folder / "dvc.yaml", config.Params(folder / "params.yaml"))
-    binaries = Path(sys.executable).parent
-    environment = {
-        **os.environ,
-        "PATH": f"{binaries}:{os.environ['PATH']}",
-        "PYTHONPATH": str(folder / "src"),
-        "DVC_SITE_CACHE_DIR": str(tmp_path / "site"),
-        "GIT_CONFIG_GLOBAL": os.devnull,
-    }
-
-    def run(*command: str) -> str:
-        result = subprocess.run(
-            command, cwd=folder, env=environment, capture_output=True, text=True, check=False
-        )
-        assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]
-        return result.stdout
-
-    run("git", "init", "-q")
-    run("dvc", "init", "-q")
-    first = run("dvc", "repro")
-    rows = YAML(typ="safe").load(folder / "params.yaml")
-    assert first.count("Running stage") == 1 + sum(len(list(instances(rows, s))) for s in DVC)
-    start = time.monotonic()
-    assert re.findall(r"Running stage '(\w+)", run("dvc", "repro")) == ["inputs"]
-    assert time.monotonic() - start < 30
-    summary = json.loads(run("dvc", "metrics", "show", "--json"))
-    assert "metrics/summary.json" in json.dumps(summary)
-    text = (folder / "params.yaml").read_text()
-    (folder / "params.yaml").write_text(text.replace("temperature: 20", "temperature: 10"))
-    again = re.findall(r"Running stage '(\w+)", run("dvc", "repro"))
-    assert {"evaluate", "score", "table1", "report"} <= set(again)
-    assert not {"synthesize", "relabel", "measure_costs", "overview"} & set(again)
-    assert config.Params(folder / "params.yaml").evaluate("digits/prior/ipc3").temperature == 10
-    with (folder / "src/teddy/evaluation.py").open("a") as file:
-        file.write("# changed\n")
-    run("dvc", "repro", "-s", "inputs")
-    stale = set(re.findall(r"^(\w+)", run("dvc", "status"), re.MULTILINE))
-    assert {"evaluate", "score"} <= stale
-    assert not {"synthesize", "relabel", "train_teacher"} & stale
+    assert ("--settings" if name != "resolve" else "--root") in capsys.readouterr().out

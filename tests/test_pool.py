@@ -4,7 +4,7 @@
 """
 
 from collections import Counter
-from itertools import combinations
+from itertools import combinations, pairwise
 
 import pytest
 import torch
@@ -14,40 +14,48 @@ from hypothesis import strategies as st
 from teddy.core.errors import TeddyError
 from teddy.core.files import write_json
 from teddy.settings.configs import PriorConfig
+from teddy.settings.schema import from_json
 from teddy.teachers.pools import Pool, draw_teachers, open_pool
 
 CPU = torch.device("cpu")
-STAGES = {
-    "ImageNet, 10 per class": tuple(range(1, 42, 5)),
-    "ImageNet, 50 per class": tuple(range(21, 62, 5)),
-    "ImageNet, 100 per class": tuple(range(31, 72, 5)),
-    "Tiny, 50 per class": tuple(range(11, 47, 5)),
-    "Tiny, 100 per class": (16, 21, 26, 31, 36, 41, 46, 50),
-}
 
 
 @pytest.mark.parametrize(
-    ("name", "first", "last", "length"),
+    ("first", "last", "stages"),
     [
-        ("ImageNet, 10 per class", 1, 41, 9),
-        ("ImageNet, 50 per class", 21, 61, 9),
-        ("ImageNet, 100 per class", 31, 71, 9),
-        ("Tiny, 50 per class", 11, 46, 8),
-        ("Tiny, 100 per class", 16, 50, 8),
+        (1, 41, (1, 6, 11, 16, 21, 26, 31, 36, 41)),  # ImageNet, 10 per class
+        (21, 61, (21, 26, 31, 36, 41, 46, 51, 56, 61)),  # 50 per class
+        (31, 71, (31, 36, 41, 46, 51, 56, 61, 66, 71)),  # 100 per class
+        (11, 46, (11, 16, 21, 26, 31, 36, 41, 46)),  # Tiny-ImageNet, 50 per class
+        (16, 50, (16, 21, 26, 31, 36, 41, 46, 50)),  # 100 per class
     ],
 )
-def test_kat21_stages_of_the_paper(name: str, first: int, last: int, length: int) -> None:
-    epochs = PriorConfig(epochs=STAGES[name]).epochs
-    assert (epochs[0], epochs[-1], len(epochs)) == (first, last, length)
+def test_kat21_stages_of_the_paper(first: int, last: int, stages: tuple[int, ...]) -> None:
+    epochs = PriorConfig(first=first, last=last, step=5).epochs
+    assert epochs == stages
     draws = {tuple(draw_teachers(len(epochs), 3, 0, "index", i)) for i in range(100)}
     assert all(len(set(draw)) == 3 for draw in draws)
-    assert {member for draw in draws for member in draw} == set(range(length))
+    assert {member for draw in draws for member in draw} == set(range(len(epochs)))
 
 
-@pytest.mark.parametrize("epochs", [(), (0, 5), (5, 5), (5, 1)])
-def test_epochs_that_do_not_ascend_from_one_are_refused(epochs: tuple[int, ...]) -> None:
-    with pytest.raises(TeddyError, match="ascending 1-based epochs"):
-        PriorConfig(epochs=epochs)
+@given(st.integers(1, 100), st.integers(0, 100), st.floats(1, 50))
+def test_stages_ascend_from_first_to_last(first: int, more: int, step: float) -> None:
+    epochs = PriorConfig(first=first, last=first + more, step=step).epochs
+    assert (epochs[0], epochs[-1]) == (first, first + more)
+    assert all(1 <= b - a <= step + 1 for a, b in pairwise(epochs))
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ({"first": 0, "last": 5, "step": 1}, "first must be at least 1; got 0"),
+        ({"first": 1, "last": 5, "step": 0.5}, "step must be at least 1; got 0.5"),
+        ({"first": 6, "last": 5, "step": 1}, "first is 6, after last, 5"),
+    ],
+)
+def test_stages_that_cannot_be_are_refused(keys: dict[str, float], expected: str) -> None:
+    with pytest.raises(TeddyError, match=rf"pool\.prior.*{expected}"):
+        from_json(PriorConfig, keys, "pool.prior")
 
 
 @given(st.integers(1, 12), st.data(), st.integers(0, 2**40))

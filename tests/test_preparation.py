@@ -1,5 +1,6 @@
 """Checks, conversion, decoding and statistics, on generated files and, if there, real ones."""
 
+import os
 import shutil
 import tarfile
 import warnings
@@ -25,18 +26,19 @@ from raw_fixtures import (
     write_npz,
     write_tiny_imagenet,
 )
-from ruamel.yaml import YAML
 from torch import Tensor
 
 from teddy.core.errors import TeddyError
-from teddy.core.files import digest
+from teddy.core.files import digest, write_json
 from teddy.data.datasets import SPLITS, ImageDataset, read_dataset, read_manifest
-from teddy.data.decoding import fit, fit_arrays
+from teddy.data.decoding import decode, fit, fit_arrays
 from teddy.data.images import Images
 from teddy.data.lazy_images import ImageFiles
 from teddy.data.preparation import measure, prepare, unbalanced, write_dataset
-from teddy.settings.params import Params
-from teddy.stages import prepare as stage
+from teddy.settings.schema import to_json
+from teddy.settings.stages import Demand, PrepareSettings
+from teddy.stages.commands import main
+from teddy.stages.prepare import _refuse_large_ipc
 
 
 @pytest.fixture
@@ -144,6 +146,23 @@ def test_arrays_of_another_size_and_depth_are_fitted(
     assert "converted 60 images to RGB: 60 from L" in capsys.readouterr().err
     train = images(dataset, "train")
     assert torch.equal(train[:, 0], train[:, 2])
+
+
+@pytest.mark.parametrize("test", [True, False])
+def test_validation_images_of_the_source_are_used(tmp_path: Path, test: bool) -> None:
+    own = {"x_val": pixels(9, 32, 32, 3, seed=7), "y_val": np.arange(9) % 3}
+    path = write_npz(tmp_path / "own.npz", **own)
+    if not test:
+        write_npz(path, **own, x_test=None, y_test=None)
+    config = prepare_config("npz", path, test_fraction=0.0 if test else 0.25)
+    dataset, _ = prepare(config, seed=0)
+    assert torch.equal(images(dataset, "val"), torch.tensor(own["x_val"]).permute(0, 3, 1, 2))
+    assert (len(dataset.train), len(dataset.test)) == ((24, 6) if test else (18, 6))
+    write_dataset(tmp_path / "out", dataset, {"source": "npz"})
+    assert read_manifest(tmp_path / "out")["images_per_class"]["val"] == [3, 3, 3]
+    labels = np.array([0, 1, 0, 1])
+    write_npz(path, x_val=pixels(4, 32, 32, 3), y_val=labels)
+    refused("the validation images: 1 classes have no image: 2", path, source="npz")
 
 
 def test_manifest_has_facts_and_neither_dates_nor_paths(folders: Path, tmp_path: Path) -> None:
@@ -367,6 +386,37 @@ def test_files_that_stay_on_disk_are_not_opened(folders: Path) -> None:
         assert (folders / name).stat().st_size == size
 
 
+@pytest.mark.parametrize("opened", ["all", "headers", "sample"])
+def test_orientation_tags_are_counted(
+    folders: Path, opened: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They are not followed: pixels are those of torchvision's ImageFolder."""
+    kinds = [(6, "jpg"), (3, "png"), (1, "jpg"), (8, "webp"), (9, "jpg")]
+    for i, (value, suffix) in enumerate(kinds):
+        exif = Image.Exif()
+        exif[0x0112] = value
+        write_image(folders / f"train/ant/turned{i}.{suffix}", exif=exif, size=(32, 40), seed=i)
+    write_image(folders / "train/bee/odd.jpg", exif=b"Exif\0\0 damaged")
+    config = prepare_config(root=folders)
+    if opened != "all":
+        config = replace(config, storage="files", checksums="sizes", val_fraction=0.01)
+    if opened == "headers":
+        config = replace(config, checksums="contents")
+    dataset, facts = prepare(config, seed=3)
+    (line,) = capsys.readouterr().err.splitlines()
+    count = 3
+    if opened == "sample":
+        assert isinstance(dataset.train, ImageFiles)
+        count = sum(f"turned{i}." in name for name in dataset.train.files for i in (0, 1, 3))
+    assert line.startswith(f"{count} images ask by an orientation tag to be turned")
+    assert "orientation" not in str(facts)
+    if opened == "all":
+        path = folders / "train/ant/turned0.jpg"
+        kept = torch.cat([images(dataset, "train"), images(dataset, "val")])
+        expected = torch.tensor(fit(Image.open(path), 32, 3))
+        assert any(torch.equal(image, expected) for image in kept)
+
+
 def test_files_whose_contents_are_hashed_are_checked(folders: Path) -> None:
     (folders / "val/ant/0.png").write_text("damaged")
     refused(r"val/ant/0\.png \(not an image\)", folders, storage="files")
@@ -417,6 +467,13 @@ def test_channel_of_one_value_is_refused(folders: Path) -> None:
 
 
 # ---------------------------------------------------------------------------------------- fitting
+
+
+def test_pipe_and_device_are_no_images(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "zero.png").symlink_to("/dev/zero")
+    _, found = decode(tmp_path, ["pipe.png", "zero.png"], 8, 3, "")
+    assert [one.problem for one in found] == 2 * ["not a regular file"]
 
 
 @pytest.mark.parametrize(("channels", "mode"), [(3, "RGB"), (1, "L")])
@@ -482,55 +539,32 @@ def test_stage_names_the_dataset_and_prints_counts(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("TEDDY_LOGS", str(tmp_path / "logs"))
-    yaml = YAML()
-    raw = yaml.load(Path(__file__).parents[1] / "params.yaml")
-    for section in (
-        "bases", "pools", "sets", "scores", "step_teachers", "streams", "targets",
-    ):  # fmt: skip
-        raw[section] = {}
-    raw["datasets"]["digits"]["prepare"] = {
-        "source": "imagefolder", "root": str(folders), "image_size": 32, "val_fraction": 0.25,
-    }  # fmt: skip
-    yaml.dump(raw, tmp_path / "params.yaml")
-    arguments = ["digits", "--out", str(tmp_path / "o"), "--params", str(tmp_path / "params.yaml")]
-    stage.main(arguments)
-    assert "digits: 6 train, 2 val, 4 test images in 2 classes" in capsys.readouterr().err
+    config = prepare_config(root=folders)
+    settings = PrepareSettings(
+        name="mine", seed=0, where="params.yaml: datasets.mine", config=config, demand=None
+    )
+    write_json(tmp_path / "mine.json", to_json(settings))
+    arguments = ["prepare", "--settings", str(tmp_path / "mine.json"), "--out", str(tmp_path / "o")]
+    main(arguments)
+    assert "mine: 6 train, 2 val, 4 test images in 2 classes" in capsys.readouterr().err
     assert len(read_dataset(tmp_path / "o").test) == 4
     shutil.rmtree(folders / "val" / "bee")
     with pytest.raises(SystemExit):
-        stage.main(arguments)
+        main(arguments)
     (line,) = capsys.readouterr().err.splitlines()
-    assert f"{tmp_path / 'params.yaml'}: datasets.digits: " in line
+    assert line.startswith("error: params.yaml: datasets.mine: ")
     assert "only in the first: bee; only in the second: none" in line
 
 
-@pytest.mark.parametrize(
-    ("method", "ipc", "needed"),
-    [("dm", 3, None), ("dm", 4, "needs 4 real"), ("random", 3, None), ("random", 4, "needs 4 real"),
-     ("teddy-prior", 2, None), ("teddy-prior", 3, r"needs 4 .* \(groups of .*_per_batch 2\)")],
-)  # fmt: skip
-def test_sets_need_the_real_images_that_their_method_takes(
-    method: str, ipc: int, needed: str | None, tmp_path: Path, dataset: ImageDataset
-) -> None:
-    """Only Eq. 7 makes whole groups of indices."""
-    yaml = YAML()
-    raw = yaml.load(Path(__file__).parents[1] / "params.yaml")
-    row = {
-        **raw["sets"]["digits/prior/ipc1"], "method": method, "ipc": ipc, "initialise": "real",
-        "indices_per_batch": 2,
-    }  # fmt: skip
-    if method == "dm":
-        row["relabel"] = {"augmentation": "dsa", "cutmix": False}
-    raw |= {"sets": {"mine": row}, "scores": {}, "streams": {}, "targets": {}}
-    yaml.dump(raw, tmp_path / "params.yaml")
+def test_sets_that_need_more_real_images_than_there_are_are_refused(dataset: ImageDataset) -> None:
     nine = torch.arange(9)  # three of each class
     few = replace(dataset, train=Images(dataset.train.pick(nine), dataset.train.labels[nine]))
-    params = Params(tmp_path / "params.yaml")
-    if needed is None:
-        stage._refuse_large_ipc(params, "digits", few)
-    else:
-        with pytest.raises(TeddyError, match=needed):
-            stage._refuse_large_ipc(params, "digits", few)
+    three = Demand(row="mine", images=3, indices_per_batch=0)
+    _refuse_large_ipc(three, "digits", few)
+    for size, grouped in ((0, ","), (2, r" \(groups of .*_per_batch 2\),")):
+        four = replace(three, images=4, indices_per_batch=size)
+        with pytest.raises(TeddyError, match=rf"sets\.mine needs 4 real images per class{grouped}"):
+            _refuse_large_ipc(four, "digits", few)
 
 
 # ------------------------------------------------------------------------------ the real images

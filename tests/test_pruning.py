@@ -1,14 +1,13 @@
 """Pruning of every architecture: sizes, files, refusals. No GPU, no downloads."""
 
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
 
 import pytest
 import torch
 from torch import nn
 
 from teddy.core.errors import TeddyError
-from teddy.settings.configs import NetworkConfig
+from teddy.settings.configs import ARCHITECTURES, NetworkConfig
 from teddy.teachers.networks import (
     batchnorms,
     build,
@@ -21,7 +20,7 @@ from teddy.teachers.pruning import count_macs, prune_randomly
 
 SHAPE = (3, 32, 32)
 RATIO = 0.19
-ARCHS: tuple[Any, ...] = get_args(get_type_hints(NetworkConfig)["arch"])
+ARCHS = ARCHITECTURES
 CONFIGS = {arch: NetworkConfig(arch=arch, width=16, norm="batch") for arch in ARCHS}
 PRUNABLE = [arch for arch, config in CONFIGS.items() if config.prunable]
 # Finding DenseNet's dependencies takes a quarter of a minute.

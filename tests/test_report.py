@@ -5,11 +5,13 @@ Every set's students score 50, 52 and 57 percent plus an offset of their own, so
 """
 
 import csv
+import dataclasses
 import functools
 import json
 import math
+import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,6 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.image import imread
-from ruamel.yaml import YAML
 
 from teddy.core import tables
 from teddy.core.errors import TeddyError
@@ -28,163 +29,205 @@ from teddy.report import accuracy_figures, records, training_figures
 from teddy.report import drawing as figures
 from teddy.report import targets as report
 from teddy.report.axis_tables import AXES
-from teddy.report.comparison_tables import result_tables
 from teddy.report.image_grids import method_grid
-from teddy.report.results import PaperResult, Score
+from teddy.report.results import EvaluationResult, PaperResult
 from teddy.report.summary import summarise
-from teddy.settings.configs import STAGES
-from teddy.settings.params import Params
-from teddy.settings.theory import EXPERIMENTS
-from teddy.stages import grids, overview, target
-from teddy.stages import report as page
-from tools import keep_run as reference
-from tools import tables_check as check
+from teddy.settings.rows import DatasetRow, MethodRow
+from teddy.settings.schema import read_yaml, to_json
+from teddy.settings.stages import (
+    Catalogue,
+    OverviewSettings,
+    ReportSettings,
+    SetsSettings,
+    ShownBase,
+    ShownEvaluation,
+    ShownPool,
+    ShownSet,
+    TableSettings,
+)
+from teddy.stages import grids, target
+from teddy.stages.commands import main
+from tools import keep_run
 
 ROOT = Path(__file__).parents[1]
 REFERENCE = ROOT / "metrics/reference"
 LAST, BEST = (50.0, 52.0, 57.0), (60.0, 60.0, 63.0)
 CLASSES = 3
+METHODS = {"random": "random", "sre2l": "sre2l", "post": "teddy-post", "prior": "teddy-prior"}
+POOLS = {"random": "prior", "sre2l": "converged", "post": "post", "prior": "prior"}
 Settings = dict[str, Any]
-Change = Callable[[Settings], None]
 
 pytestmark = pytest.mark.filterwarnings("error")
 
 
-def settings(*ipcs: int) -> Settings:
-    """The repository's stage settings, with rows of four methods at these IPCs."""
-    raw: Settings = YAML().load(ROOT / "params.yaml")
-    for experiment in EXPERIMENTS:
-        del raw[experiment]
-    stages: Settings = {name: {} for name in STAGES}
-    raw["datasets"] = {"digits": {"title": "scikit-learn digits", "paper": ""} | stages}
-    raw["methods"] = {
-        method: {
-            "title": title,
-            "images": "random" if method == "random" else "synthesised",
-            "labels": ["hard", "soft"],
-            "paper": paper,
-        }
-        for method, title, paper in (
-            ("random", "Random real images", "Random (ResNet18)"),
-            ("sre2l", "SRe2L", "SRe2L"),
-            ("teddy-post", "Teddy (post)", "Teddy (post)"),
-            ("teddy-prior", "Teddy (prior)", "Teddy (prior)"),
+def catalogue(paper: str = "", random: str = "Random (ResNet18)") -> Catalogue:
+    """Digits, under a name of the paper's, and four methods."""
+    names = {
+        "random": ("Random real images", random), "sre2l": ("SRe2L", "SRe2L"),
+        "teddy-post": ("Teddy (post)", "Teddy (post)"),
+        "teddy-prior": ("Teddy (prior)", "Teddy (prior)"),
+    }  # fmt: skip
+    return Catalogue(
+        datasets={"digits": DatasetRow(title="scikit-learn digits", paper=paper)},
+        methods={
+            method: MethodRow(
+                title=title, paper=name, labels=("hard", "soft"),
+                algorithm="random" if method == "random" else "teddy",
+            )
+            for method, (title, name) in names.items()
+        },
+    )  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """All that is declared for a tree."""
+
+    evaluations: tuple[ShownEvaluation, ...]
+    """Of sets, by their own labels; Table 1 shows all of them."""
+    names: Catalogue = dataclasses.field(default_factory=catalogue)
+    bases: tuple[str, ...] = ("digits/base",)
+
+    @property
+    def sets(self) -> tuple[ShownSet, ...]:
+        return tuple(
+            ShownSet(
+                name=row.set, dataset=row.dataset, method=row.method, ipc=row.ipc,
+                by_eq7=row.method != "random",
+            )
+            for row in self.evaluations
+        )  # fmt: skip
+
+    @property
+    def pools(self) -> tuple[ShownPool, ...]:
+        makers = {"converged": "sre2l", "post": "teddy-post", "prior": "teddy-prior"}
+        return tuple(
+            ShownPool(
+                name=f"digits/{kind}", dataset="digits", base="digits/base", kind=kind,
+                method=method,
+            )
+            for kind, method in makers.items()
+        )  # fmt: skip
+
+    def inputs(self) -> dict[str, object]:
+        """What the stages read, by the path of its file."""
+        names, largest = self.names, max(row.ipc for row in self.evaluations)
+        bases = tuple(ShownBase(name=name, dataset="digits") for name in self.bases)
+        return {
+            "table1/digits": TableSettings(
+                target="table1", dataset="digits", catalogue=names, evaluations=self.evaluations
+            ),
+            "fig4-6-7/digits": SetsSettings(
+                target="fig4-6-7", dataset="digits", catalogue=names,
+                sets=tuple(row for row in self.sets if row.ipc == largest),
+            ),
+            "overview": OverviewSettings(
+                catalogue=names, pools=self.pools, sets=self.sets, bases=bases[:1],
+                pools_of_sets=tuple({row.pool: 0 for row in self.evaluations}),
+            ),
+            "report": ReportSettings(
+                catalogue=names, evaluations=self.evaluations, bases=bases, pools=self.pools
+            ),
+        }  # fmt: skip
+
+
+def row(name: str, method: str, ipc: int, pool: str) -> ShownEvaluation:
+    """A set under its own labels."""
+    return ShownEvaluation(
+        name=name, dataset="digits", data="digits", set=name, method=method, ipc=ipc,
+        pool=f"digits/{pool}", members=0, labels=("hard", "soft"), repeat=0, keep=(1, 1),
+        default=True,
+    )  # fmt: skip
+
+
+def rows_at(*ipcs: int) -> Rows:
+    """Rows of four methods at these IPCs."""
+    return Rows(
+        tuple(
+            row(f"digits/main/ipc{ipc}/{name}", method, ipc, POOLS[name])
+            for ipc in ipcs
+            for name, method in METHODS.items()
         )
-    }
-    raw["prepared"] = {"digits": {"dataset": "digits"}}
-    raw["bases"] = {"digits/base": {"dataset": "digits", "data": "digits"}}
-    raw["pools"] = {
-        f"digits/{kind}": {
-            "dataset": "digits",
-            "data": "digits",
-            "base": "digits/base",
-            "curve": "digits/base",
-            "kind": kind,
-        }
-        for kind in ("converged", "post", "prior")
-    }
-    pools = {"random": "prior", "sre2l": "converged", "post": "post", "prior": "prior"}
-    raw["sets"] = {
-        f"digits/{name}/ipc{ipc}": {
-            "dataset": "digits",
-            "data": "digits",
-            "method": f"teddy-{name}" if name in ("post", "prior") else name,
-            "pool": f"digits/{pool}",
-            "ipc": ipc,
-            "draw": 1,
-        }
-        for name, pool in pools.items()
-        for ipc in ipcs
-    }
-    raw |= {"scores": {}, "streams": {}, "step_teachers": {}}
-    raw["targets"] = {"table1": list(raw["sets"]), "fig4-6-7": shown(raw["sets"])}
-    return raw
-
-
-def shown(sets: Settings) -> list[str]:
-    """Rows of the largest IPC."""
-    largest = max(row["ipc"] for row in sets.values())
-    return [name for name, row in sets.items() if row["ipc"] == largest]
-
-
-def offset(name: str, labels: str) -> float:
-    """What the students of a set score above the others, different for all; percent."""
-    ipc = int(name.rsplit("ipc", 1)[-1])
-    return {"random": 0, "sre2l": 2, "post": 4, "prior": 6}[name.split("/")[1]] + (
-        ipc / 100 + (labels == "soft") * 20
     )
 
 
-def brightness(name: str, label: int, index: int) -> int:
+def offset(method: str, ipc: int, labels: str) -> float:
+    """What the students of a set score above the others, different for all; percent."""
+    return 2 * list(METHODS.values()).index(method) + ipc / 100 + (labels == "soft") * 20
+
+
+def brightness(method: str, label: int, index: int) -> int:
     """Grey level of an image, different for all that are in one picture."""
-    method = ["random", "sre2l", "post", "prior"].index(name.split("/")[1])
-    return 20 + 50 * method + 11 * label + index
+    return 20 + 50 * list(METHODS.values()).index(method) + 11 * label + index
 
 
-def write_tree(root: Path, raw: Settings) -> None:
-    """Settings and every record that the stage reads."""
+def write_tree(root: Path, declared: Rows) -> None:
+    """What the stages read: their settings and every record."""
     (root / "reference").mkdir(parents=True, exist_ok=True)  # without runs that are kept
     shutil.copy(REFERENCE / "paper.yaml", root / "reference")
-    YAML().dump(raw, root / "params.yaml")
-    for name, row in raw["sets"].items():
-        write_set(root, raw, name, row)
-    for name in raw["bases"]:
+    for name, content in declared.inputs().items():
+        write_json(root / f"inputs/{name}.json", to_json(content), in_order=True)
+    for own in declared.evaluations:
+        write_set(root, own)
+    for name in declared.bases:
         epochs = [
             {"epoch": epoch, "loss": 2 / epoch, "val_top1": 99 - 60 / epoch}
             for epoch in range(1, 31)
         ]
         write_json(root / f"teachers/{name}.json", {"base": name, "epochs": epochs})
-    for name, row in raw["pools"].items():
-        members = [{"val_top1": 50.125 + i, "parameters": 100, "macs": 2000} for i in range(4)]
+    for pool in declared.pools:
+        members: list[Settings] = [
+            {"val_top1": 50.125 + i, "parameters": 100, "macs": 2000} for i in range(4)
+        ]
         for index, member in enumerate(members):
             member |= (
                 {"seed": 7, "lr": 0.1, "finetune_epochs": 0.5, "target_top1": 50.0 + index}
-                if row["kind"] == "post"
+                if pool.kind == "post"
                 else {"epoch": 1 + index}
             )
-        record = {"pool": name, "kind": row["kind"], "base": row["base"], "members": members}
-        write_json(root / f"pools/{name}.json", record)
+        record = {"pool": pool.name, "kind": pool.kind, "base": pool.base, "members": members}
+        write_json(root / f"pools/{pool.name}.json", record)
 
 
-def write_set(root: Path, raw: Settings, name: str, row: Settings) -> None:
-    """A set with its score and its loss curves."""
-    method, ipc = raw["methods"][row["method"]], row["ipc"]
-    runs = {
+def write_set(root: Path, own: ShownEvaluation) -> None:
+    """A set with its evaluation and its loss curves."""
+    name, method, ipc, by_pool = own.name, own.method, own.ipc, own.method != "random"
+    students = {
         labels: [
             {
                 "seed": seed,
-                "top1_last": last + offset(name, labels),
-                "top1_best": best + offset(name, labels),
-                "macro_f1": last + offset(name, labels) - 1,
+                "top1_last": last + offset(method, ipc, labels),
+                "top1_best": best + offset(method, ipc, labels),
+                "macro_f1": last + offset(method, ipc, labels) - 1,
                 "kl_student_teacher": 0.5,
                 "kl_teacher_student": 0.25,
             }
             for seed, (last, best) in enumerate(zip(LAST, BEST, strict=True))
         ]
-        for labels in method["labels"]
+        for labels in own.labels
     }
-    facts: Settings = {"score": name, "set": name}
-    facts |= {key: row[key] for key in ("dataset", "data", "method", "ipc", "pool")}
+    facts: Settings = {"evaluation": name}
+    facts |= {key: getattr(own, key) for key in ("set", "dataset", "data", "method", "ipc", "pool")}
     facts |= {"arch": "convnet3", "split": "test", "images_held_out": 450, "epochs": 150}
-    synthesis = {"draw": row["draw"], "ensemble": "logits", "first_bn_weight": 10.0}
+    synthesis = {"draw": 1, "ensemble": "logits", "first_bn_weight": 10.0}
     facts |= {
         "members": 4,
         "teachers": [{"epoch": 2 * i + 2, "val_top1": 50.0} for i in range(4)],
-        "synthesis": None if method["images"] == "random" else synthesis,
+        "synthesis": synthesis if by_pool else None,
         "bytes": {"images": 640 * ipc, "labels": 3000 * ipc},
     }
-    write_json(root / f"runs/{name}.json", facts | {"labels": runs})
+    write_json(root / f"evaluations/{name}.json", facts | {"labels": students})
     curves = [
         [
-            {"iteration": i, "classifier_prior": (item + 1) / i, "statistics": 10.0 / i}
+            {"iteration": i, "classifier_prior": (batch + 1) / i, "statistics": 10.0 / i}
             for i in (1, 2, 4)
         ]
-        for item in range(2)
+        for batch in range(2)
     ]
-    items = [] if method["images"] == "random" else [{"curve": curve} for curve in curves]
-    write_json(root / f"syntheses/{name}.json", {"set": name, "items": items})
+    batches = [{"batch": f"{i}", "curve": curve} for i, curve in enumerate(curves) if by_pool]
+    write_json(root / f"syntheses/{name}.json", {"set": name, "batches": batches})
     pairs = [(index, label) for index in range(ipc) for label in range(CLASSES)]
-    images = torch.tensor([brightness(name, label, index) for index, label in pairs])
+    images = torch.tensor([brightness(method, label, index) for index, label in pairs])
     distilled = DistilledSet(
         images.to(torch.uint8)[:, None, None, None].expand(-1, 1, 8, 8),
         torch.tensor([label for _, label in pairs]),
@@ -195,54 +238,48 @@ def write_set(root: Path, raw: Settings, name: str, row: Settings) -> None:
     save_distilled(root / f"sets/{name}.safetensors", distilled)
 
 
-Step = tuple[Callable[[list[str]], None], list[str], tuple[str, ...]]
+Step = tuple[list[str], tuple[str, ...]]
 
 
-def steps(root: Path) -> dict[str, Step]:
+def steps(root: Path) -> list[Step]:
     """What makes tables and figures: its entrypoint, arguments and outputs, in order."""
     out = root / "out"
-    ways = {
-        "table1": (
-            target.main, ("table1",), {"runs": root / "runs", "reference": root / "reference"},
-            {
-                "table": "tables/table1.md", "rows": "tables/table1.csv",
-                "latex": "tables/table1.tex", "figure": "figures/table1.png",
-                "verdicts": "verdicts/table1.json",
-            },
+    ways: list[tuple[str, str, Settings, Settings]] = [
+        (
+            "target", "table1/digits",
+            {"evaluations": root / "evaluations", "paper": root / "reference/paper.yaml"},
+            {"out": "tables/digits/table1", "figure": "figures/digits/table1.png"},
         ),
-        "fig4-6-7": (
-            grids.main, ("fig4-6-7",), {"sets": root / "sets"}, {"figures": "figures/fig4-6-7"},
+        (
+            "grids", "fig4-6-7/digits", {"sets": root / "sets"},
+            {"figures": "figures/digits/fig4-6-7"},
         ),
-        "overview": (
-            overview.main, (),
+        (
+            "overview", "overview",
             {name: root / name for name in ("teachers", "pools", "syntheses")},
-            {
-                "table": "tables/pools.md", "rows": "tables/pools.csv",
-                "figures": "figures/overview",
-            },
+            {"out": "tables/pools", "figures": "figures/overview"},
         ),
-        "report": (
-            page.main, (),
+        (
+            "report", "report",
             {
-                **{name: root / name for name in ("runs", "teachers", "pools")},
-                **{name: out / name for name in ("tables", "figures", "verdicts")},
-                "reference": root / "reference",
+                **{n: root / n for n in ("evaluations", "teachers", "pools", "reference")},
+                **{name: out / name for name in ("tables", "figures")},
             },
             {"summary": "summary.json", "page": "report.html"},
         ),
-    }  # fmt: skip
-    made: dict[str, Step] = {}
-    for name, (main, first, inputs, outputs) in ways.items():
+    ]  # fmt: skip
+    made: list[Step] = []
+    for stage, settings, inputs, outputs in ways:
         options = [f"--{key}={path}" for key, path in inputs.items()]
         options += [f"--{key}={out / path}" for key, path in outputs.items()]
-        arguments = [*first, *options, f"--params={root / 'params.yaml'}"]
-        made[name] = (main, arguments, tuple(outputs.values()))
+        arguments = [stage, f"--settings={root / 'inputs' / settings}.json", *options]
+        made.append((arguments, tuple(outputs.values())))
     return made
 
 
 def run(root: Path) -> Path:
     """Make everything from a tree; the folder of its outputs."""
-    for main, arguments, _ in steps(root).values():
+    for arguments, _ in steps(root):
         main(arguments)
     return root / "out"
 
@@ -253,7 +290,7 @@ def printed() -> list[PaperResult]:
     return records.read_paper(REFERENCE / "paper.yaml")
 
 
-def rows(path: Path) -> list[dict[str, str]]:
+def csv_rows(path: Path) -> list[dict[str, str]]:
     """Rows of a CSV file."""
     with path.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
@@ -272,7 +309,7 @@ def leaves(tree: Settings, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[s
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Records of eight sets, IPC 1 and 10."""
     root = tmp_path_factory.mktemp("tree")
-    write_tree(root, settings(1, 10))
+    write_tree(root, rows_at(1, 10))
     return root
 
 
@@ -295,20 +332,13 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (training_figures, "synthesis"),
     ):  # fmt: skip
         monkeypatch.setattr(module, name, lambda *_: None)
-    write_tree(tmp_path, settings(1))
+    write_tree(tmp_path, rows_at(1))
     return tmp_path
-
-
-def change(root: Path, how: Change) -> None:
-    """Change the settings of a tree."""
-    raw: Settings = YAML().load(root / "params.yaml")
-    how(raw)
-    YAML().dump(raw, root / "params.yaml")
 
 
 def refusal(root: Path, capsys: pytest.CaptureFixture[str]) -> str:
     """The line with which a stage refuses a tree, without writing any of its outputs."""
-    for main, arguments, outputs in steps(root).values():
+    for arguments, outputs in steps(root):
         capsys.readouterr()
         try:
             main(arguments)
@@ -325,21 +355,20 @@ def refusal(root: Path, capsys: pytest.CaptureFixture[str]) -> str:
 
 def test_summary_has_mean_and_sample_std_of_the_last_epoch(out: Path) -> None:
     summary = json.loads((out / "summary.json").read_text())
-    own = summary["digits"]["prior"]["ipc10"]
+    own = summary["digits"]["main"]["ipc10"]["prior"]
     expected = {"top1_std": round(math.sqrt(13), 2), "n": 3}
     hard = {"top1_mean": 59.1, "top1_best_mean": 67.1, "f1_mean": 58.1}
     soft = {"top1_mean": 79.1, "top1_best_mean": 87.1, "f1_mean": 78.1}
     assert own == {"hard": expected | hard, "soft": expected | soft}
 
 
-def test_summary_has_exactly_the_declared_rows(out: Path, tree: Path) -> None:
-    params = Params(tree / "params.yaml")
+def test_summary_has_exactly_the_declared_rows(out: Path) -> None:
     summary = json.loads((out / "summary.json").read_text())
     found = dict(leaves(summary))
     values = ("top1_mean", "top1_std", "top1_best_mean", "f1_mean", "n")
     expected: set[tuple[str, ...]] = {
         (*name.split("/"), labels, value)
-        for name in params.sets
+        for name in (own.name for own in rows_at(1, 10).evaluations)
         for labels in ("hard", "soft")
         for value in values
     }
@@ -361,28 +390,25 @@ def test_summary_has_exactly_the_declared_rows(out: Path, tree: Path) -> None:
 
 
 def test_a_single_student_has_no_spread(small: Path) -> None:
-    path = small / "runs/digits/prior/ipc1.json"
+    path = small / "evaluations/digits/main/ipc1/prior.json"
     record = json.loads(path.read_text())
-    record["labels"] = {labels: runs[:1] for labels, runs in record["labels"].items()}
+    record["labels"] = {labels: own[:1] for labels, own in record["labels"].items()}
     write_json(path, record)
     out = run(small)
     summary = json.loads((out / "summary.json").read_text())
-    own = summary["digits"]["prior"]["ipc1"]["hard"]
+    own = summary["digits"]["main"]["ipc1"]["prior"]["hard"]
     assert (own["n"], own["top1_mean"], own["top1_std"]) == (1, 56.01, 0.0)
-    line = next(
-        line
-        for line in (out / "tables/table1.md").read_text().splitlines()
-        if line.startswith("| Teddy (prior)")
-    )
+    text = (out / "tables/digits/table1/table.md").read_text()
+    line = next(line for line in text.splitlines() if line.startswith("| Teddy (prior)"))
     assert line.split("|")[2].strip() == "56.0"
-    assert "n = 1 or 3 students" in (out / "tables/table1.md").read_text()
+    assert "n = 1 or 3 students" in text
 
 
-def test_curves_are_means_over_items(out: Path) -> None:
+def test_curves_are_means_over_batches(out: Path) -> None:
     points = [
         row
-        for row in rows(out / "figures/overview/synthesis.csv")
-        if row["set"] == "digits/post/ipc10"
+        for row in csv_rows(out / "figures/overview/synthesis.csv")
+        if row["set"] == "digits/main/ipc10/post"
     ]
     assert [
         (row["iteration"], float(row["classifier_prior"]), float(row["statistics"]))
@@ -393,24 +419,23 @@ def test_curves_are_means_over_items(out: Path) -> None:
 # ------------------------------------------------------------------------------------------ tables
 
 
-def test_every_declared_row_appears(out: Path, tree: Path) -> None:
-    params = Params(tree / "params.yaml")
-    scored = [(row.method, str(row.ipc)) for row in params.sets.values() for _ in range(2)]
-    long = rows(out / "tables/table1.csv")
-    assert [(row["method"], row["ipc"]) for row in long] == scored
-    names = [f"{name} {labels}" for name in params.sets for labels in ("hard", "soft")]
-    assert [row["name"] for row in long] == names
-    synthesised = [name for name in params.sets if "/random/" not in name]
-    assert list(
-        dict.fromkeys(row["set"] for row in rows(out / "figures/overview/synthesis.csv"))
-    ) == (synthesised)
-    members = [(row["pool"], row["member"]) for row in rows(out / "tables/pools.csv")]
-    assert members == [(pool, str(index)) for pool in params.pools for index in range(4)]
-    assert len(rows(out / "figures/overview/teachers.csv")) == 30
+def test_every_declared_row_appears(out: Path) -> None:
+    declared = rows_at(1, 10)
+    long = csv_rows(out / "tables/digits/table1/rows.csv")
+    assert [(row["name"], row["method"], row["ipc"]) for row in long] == [
+        (f"{own.name} {labels}", own.method, str(own.ipc))
+        for own in declared.evaluations
+        for labels in ("hard", "soft")
+    ]
+    curves = [row["set"] for row in csv_rows(out / "figures/overview/synthesis.csv")]
+    assert list(dict.fromkeys(curves)) == [own.name for own in declared.sets if own.by_eq7]
+    members = [(row["pool"], row["member"]) for row in csv_rows(out / "tables/pools/rows.csv")]
+    assert members == [(pool.name, str(index)) for pool in declared.pools for index in range(4)]
+    assert len(csv_rows(out / "figures/overview/teachers.csv")) == 30
 
 
 def test_table_shows_each_number_in_its_place(out: Path) -> None:
-    text = (out / "tables/table1.md").read_text()
+    text = (out / "tables/digits/table1/table.md").read_text()
     table = [
         [cell.strip() for cell in line.strip("|").split("|")]
         for line in text.split("\n## ")[1].splitlines()
@@ -428,7 +453,7 @@ def test_table_shows_each_number_in_its_place(out: Path) -> None:
 
 
 def test_paper_is_quoted_in_full(out: Path) -> None:
-    quoted = (out / "tables/table1.md").read_text().split("\n## ")[4]
+    quoted = (out / "tables/digits/table1/table.md").read_text().split("\n## ")[4]
     results = [r for r in printed() if r.table == "1" and r.mean is not None]
     assert len(results) == 39
     heads, _, *lines = [
@@ -449,13 +474,11 @@ def test_paper_is_quoted_in_full(out: Path) -> None:
 
 
 def test_papers_numbers_stand_beside_the_same_setting_only(small: Path) -> None:
-    raw = settings(1, 50)
-    raw["datasets"]["digits"]["paper"] = "Tiny-ImageNet"
-    write_tree(small, raw)
+    write_tree(small, dataclasses.replace(rows_at(1, 50), names=catalogue("Tiny-ImageNet")))
     out = run(small)
     found = {
         (row["method"], row["ipc"], row["labels"]): (row["paper_mean"], row["paper_std"])
-        for row in rows(out / "tables/table1.csv")
+        for row in csv_rows(out / "tables/digits/table1/rows.csv")
     }
     numbers = {
         "random": ("18.2", "0.2"), "sre2l": ("41.1", "0.4"),
@@ -464,7 +487,7 @@ def test_papers_numbers_stand_beside_the_same_setting_only(small: Path) -> None:
     for (method, ipc, labels), number in found.items():
         same = ipc == "50" and labels == "soft"
         assert number == (numbers[method] if same else ("", ""))
-    text = (out / "tables/table1.md").read_text()
+    text = (out / "tables/digits/table1/table.md").read_text()
     line = next(line for line in text.splitlines() if line.startswith("| Teddy (prior)"))
     cells = [cell.strip() for cell in line.strip("|").split("|")]
     assert len(cells) == 6 and cells[5] == "45.2 ± 0.1†"
@@ -474,13 +497,10 @@ def test_papers_numbers_stand_beside_the_same_setting_only(small: Path) -> None:
 
 
 def test_papers_numbers_on_downsized_images_are_marked(tmp_path: Path) -> None:
-    raw = settings(10)
-    raw["datasets"]["digits"]["paper"] = "ImageNet-1K"
-    raw["methods"]["random"]["paper"] = "Random (Conv)"
-    write_tree(tmp_path, raw)
-    params = Params(tmp_path / "params.yaml")
-    scores = records.read_scores(params, tmp_path / "runs", list(params.sets))
-    table = result_tables(scores, printed(), params)[0]
+    declared = dataclasses.replace(rows_at(10), names=catalogue("ImageNet-1K", "Random (Conv)"))
+    write_tree(tmp_path, declared)
+    results = records.read_evaluations(declared.evaluations, tmp_path / "evaluations")
+    table = report.target_tables("table1", results, printed(), declared.names)[0]
     assert [row[3] for row in table.rows][:4] == [
         "4.1 ± 0.1*", "21.3 ± 0.6†", "32.7 ± 0.2†", "34.1 ± 0.1†",
     ]  # fmt: skip
@@ -489,7 +509,7 @@ def test_papers_numbers_on_downsized_images_are_marked(tmp_path: Path) -> None:
 
 def test_markdown_columns_line_up(out: Path) -> None:
     checked = 0
-    for path in sorted((out / "tables").glob("*.md")):
+    for path in sorted((out / "tables").rglob("*.md")):
         bars: list[int] | None = None
         for line in path.read_text().splitlines():
             own = [index for index, symbol in enumerate(line) if symbol == "|"]
@@ -542,43 +562,33 @@ def test_table_renders_as_markdown_csv_and_latex() -> None:
 # ----------------------------------------------------------------------------------------- targets
 
 
-def score(path: str, top1: float, **changes: Any) -> Score:
-    """An invented score with soft labels, of dataset/method/ipc."""
-    method, ipc = path.split("/")[1], int(path.split("ipc")[1].split("-")[0])
+def result(method: str, ipc: int, top1: float, **changes: Any) -> EvaluationResult:
+    """An invented result with soft labels."""
+    name = changes.pop("name", f"digits/{method}/{ipc}")
     fields: Settings = {
-        "name": path, "set": path, "dataset": "digits", "data": "digits", "method": method,
+        "name": name, "set": name, "dataset": "digits", "data": "digits", "method": method,
         "ipc": ipc, "arch": "convnet3", "pool": "digits/prior", "labels": "soft", "split": "test",
         "images_held_out": 450, "epochs": 150, "n": 3, "top1_mean": top1, "top1_std": 1.5,
         "top1_best_mean": top1 + 1, "f1_mean": top1 - 2, "f1_std": 0.5,
         "kl_student_teacher": 0.5, "kl_teacher_student": 0.25, "members": 4, "pool_size": 4,
-        "stages": (2, 8), "draw": 3, "ensemble": "logits", "first_bn_weight": 10.0,
+        "stages": (2, 8), "teachers_drawn": 3, "ensemble": "logits", "first_bn_weight": 10.0,
         "image_bytes": 6400, "label_bytes": 30000,
     }  # fmt: skip
-    optional = {name: None for name in Score.__dataclass_fields__ if name not in fields}
-    return Score(**{**optional, **fields, **changes})
-
-
-def target_params(root: Path, title: str = "") -> Params:
-    raw = settings(10)
-    raw["datasets"]["digits"]["paper"] = title
-    raw["prepared"]["digits-keep60"] = {"dataset": "digits", "keep": [0.6, 1]}
-    root.mkdir(exist_ok=True)
-    YAML().dump(raw, root / "params.yaml")
-    return Params(root / "params.yaml")
+    optional = {name: None for name in EvaluationResult.__dataclass_fields__ if name not in fields}
+    return EvaluationResult(**{**optional, **fields, **changes})
 
 
 def cells(table: tables.Table) -> list[list[tables.Cell]]:
     return [list(row) for row in table.rows]
 
 
-def test_table2_has_a_column_per_network_and_the_papers_numbers(tmp_path: Path) -> None:
-    params = target_params(tmp_path, "ImageNet-1K")
-    scores = [
-        score("digits/sre2l/ipc10-a", 20.0, arch="resnet50"),
-        score("digits/sre2l/ipc10-b", 30.0, arch="shufflenet_v2_x1_0"),
-        score("digits/teddy-prior/ipc10-a", 40.0, arch="resnet50"),
+def test_table2_has_a_column_per_network_and_the_papers_numbers() -> None:
+    results = [
+        result("sre2l", 10, 20.0, arch="resnet50"),
+        result("sre2l", 10, 30.0, arch="shufflenet_v2_x1_0"),
+        result("teddy-prior", 10, 40.0, arch="resnet50"),
     ]
-    (table,) = report.target_tables("table2", scores, printed(), params)
+    (table,) = report.target_tables("table2", results, printed(), catalogue("ImageNet-1K"))
     assert [column.name for column in table.columns][2:] == ["resnet50", "shufflenet_v2_x1_0"]
     assert cells(table) == [
         ["SRe2L", "ours", "20.0 ± 1.5", "30.0 ± 1.5"],
@@ -586,17 +596,16 @@ def test_table2_has_a_column_per_network_and_the_papers_numbers(tmp_path: Path) 
         ["Teddy (prior)", "ours", "40.0 ± 1.5", None],
         ["Teddy (prior)", "paper", "39.0 ± 0.1", "38.5 ± 0.1"],
     ]
-    (plain,) = report.target_tables("table2", scores, printed(), target_params(tmp_path))
+    (plain,) = report.target_tables("table2", results, printed(), catalogue())
     assert [row[1] for row in plain.rows] == ["ours", "ours"]
 
 
-def test_table3_has_both_metrics_beside_the_papers(tmp_path: Path) -> None:
-    params = target_params(tmp_path, "Tiny-ImageNet")
-    scores = [
-        score(f"digits/{method}/ipc20", top1, data="digits-keep60", keep=(0.6, 1.0))
+def test_table3_has_both_metrics_beside_the_papers() -> None:
+    results = [
+        result(method, 20, top1, data="digits-keep60", keep=(0.6, 1.0))
         for method, top1 in (("sre2l", 20.0), ("teddy-prior", 30.0))
     ]
-    (table,) = report.target_tables("table3", scores, printed(), params)
+    (table,) = report.target_tables("table3", results, printed(), catalogue("Tiny-ImageNet"))
     assert [column.group for column in table.columns][2:] == ["60%-100%"] * 2
     assert cells(table) == [
         ["SRe2L", "ours", "20.0 ± 1.5", "18.0 ± 0.5"],
@@ -606,160 +615,229 @@ def test_table3_has_both_metrics_beside_the_papers(tmp_path: Path) -> None:
     ]
 
 
-def test_table4_has_the_papers_number_per_ipc(tmp_path: Path) -> None:
-    params = target_params(tmp_path, "ImageNet-1K")
-    scores = [score(f"digits/sre2l/ipc{i}", 20.0 + i, arch="resnet50") for i in (5, 10)]
-    (table,) = report.target_tables("table4-resnet50", scores, printed(), params)
+def test_table4_has_the_papers_number_per_ipc() -> None:
+    results = [result("sre2l", ipc, 20.0 + ipc, arch="resnet50") for ipc in (5, 10)]
+    (table,) = report.target_tables("table4", results, printed(), catalogue("ImageNet-1K"))
     assert cells(table) == [["SRe2L", "25.0 ± 1.5", "5.4", "30.0 ± 1.5", "17.8"]]
 
 
 @pytest.mark.parametrize(
     ("name", "attribute", "values", "shown"),
     [
-        ("fig3a", "draw", (1, 3), ["1", "3‡"]),
+        ("fig3a", "teachers_drawn", (1, 3), ["1", "3‡"]),
         ("fig3b", "members", (1, 4), ["1", "4‡"]),
         ("fig3c", "pool_size", (2, 4), ["2", "4‡"]),
         ("fig2c", "stages", ((1, 4), (2, 8)), ["1–4", "2–8‡"]),
     ],
 )
-def test_axes_have_a_row_per_value_and_mark_the_default(
+def test_axes_have_a_row_per_value_in_order_and_mark_the_default(
     tmp_path: Path, name: str, attribute: str, values: tuple[Any, Any], shown: list[str]
 ) -> None:
-    params = target_params(tmp_path)
-    scores = [
-        score("digits/teddy-prior/ipc10-x", 40.0, **{attribute: values[0]}),
-        score("digits/teddy-prior/ipc10", 50.0, default=True, **{attribute: values[1]}),
+    results = [
+        result("teddy-prior", 10, 50.0, default=True, **{attribute: values[1]}),
+        result("teddy-prior", 10, 40.0, **{attribute: values[0]}),
     ]
-    (table,) = report.target_tables(name, scores, printed(), params)
+    (table,) = report.target_tables(name, results, printed(), catalogue())
     assert [row[0] for row in table.rows] == shown
     assert [row[1] for row in table.rows] == ["40.0 ± 1.5", "50.0 ± 1.5"]
     assert [row[2:] for row in table.rows] == [(0.5, 0.25) if name == "fig2c" else ()] * 2
-    axis = AXES[name]
     path = tmp_path / "figure.png"
-    accuracy_figures.along_axis(
-        path, scores, axis.attribute, axis.title, records.read_titles(params)
-    )
+    accuracy_figures.along_axis(path, results, AXES[name], catalogue())
     assert path.read_bytes().startswith(b"\x89PNG")
+    accuracy_figures.along_axis(tmp_path / "again.png", results[::-1], AXES[name], catalogue())
+    assert (tmp_path / "again.png").read_bytes() == path.read_bytes()
 
 
-def test_a_row_without_a_place_on_the_axis_is_refused(tmp_path: Path) -> None:
-    scores = [score("digits/post/ipc10", 40.0, stages=None)]
-    with pytest.raises(TeddyError, match="digits/post/ipc10 has no place on the axis"):
-        report.target_tables("fig2c", scores, printed(), target_params(tmp_path))
+def test_a_row_without_a_place_on_the_axis_is_refused() -> None:
+    results = [result("teddy-post", 10, 40.0, name="digits/post", stages=None)]
+    with pytest.raises(TeddyError, match="fig2c: digits/post has no place on the axis"):
+        report.target_tables("fig2c", results, printed(), catalogue())
 
 
-def test_ablations_say_what_differs_and_who_labels(tmp_path: Path) -> None:
-    scores = [
-        score("digits/teddy-prior/ipc10-probs", 40.0, ensemble="probs", first_bn_weight=1.0),
-        score("digits/random/ipc10-c", 50.0, pool="digits/converged", ensemble=None,
-              first_bn_weight=None),
-    ]  # fmt: skip
-    (table,) = report.target_tables("ablations", scores, printed(), target_params(tmp_path))
+def test_ablations_say_what_differs_and_who_labels() -> None:
+    results = [
+        result("teddy-prior", 10, 40.0, ensemble="probs", first_bn_weight=1.0),
+        result("random", 10, 50.0, pool="digits/converged", ensemble=None, first_bn_weight=None),
+    ]
+    (table,) = report.target_tables("ablations", results, printed(), catalogue())
     assert [row[2:7] for row in cells(table)] == [
         ["digits/prior", "probs", 1.0, None, "40.0 ± 1.5"],
         ["digits/converged", None, None, None, "50.0 ± 1.5"],
     ]
 
 
-def test_precisions_are_compared_over_syntheses(tmp_path: Path) -> None:
-    scores = [
-        score(
-            f"digits/teddy-prior/ipc10-{precision}{repeat}",
-            mean,
-            precision=precision,
-            repeat=repeat,
-        )
+def test_precisions_are_compared_over_syntheses() -> None:
+    results = [
+        result("teddy-prior", 10, mean, precision=precision, repeat=repeat)
         for precision, means in {"float32": (40.0, 42.0, 44.0), "bfloat16": (41.0,)}.items()
         for repeat, mean in enumerate(means)
     ]
-    (table,) = report.target_tables("precision", scores, printed(), target_params(tmp_path))
+    (table,) = report.target_tables("precision", results, printed(), catalogue())
     assert [row[1:] for row in cells(table)] == [
         ["float32", 3, None, "42.0 ± 2.0"],
         ["bfloat16", 1, None, "41.0 ± 0.0"],
     ]
 
 
-def test_kept_runs_stand_behind_their_target_with_their_origin(tree: Path, tmp_path: Path) -> None:
-    run_ = json.loads((tree / "runs/digits/prior/ipc1.json").read_text())
-    kept = {
-        "dataset": "digits", "target": "table1", "date": "2026-01-02", "commit": "abc",
-        "command": "dvc repro",
-        "hardware": {"gpus": ["A GPU"], "cores": 4, "cpu": "a processor"},
-        "scores": {"digits/prior/ipc1": run_ | {"repeat": 0, "keep": [1, 1]}},
-    }  # fmt: skip
-    write_json(tmp_path / "digits-table1.json", kept)
-    found = records.read_kept(tmp_path)
-    params, own = Params(tree / "params.yaml"), [score("digits/sre2l/ipc1", 40.0)]
-    *_, table = report.tables_with_kept("table1", own, printed(), found, params)
+# -------------------------------------------------------------------------------------- kept runs
+
+
+def keep(tree: Path, root: Path, *options: str) -> Path:
+    """Keep the run of a tree in a folder of its own; the kept file."""
+    for folder in ("evaluations", "pools", "reference"):
+        shutil.copytree(tree / folder, root / "metrics" / folder, dirs_exist_ok=True)
+    if not (root / "inputs").is_dir():
+        shutil.copytree(tree / "inputs", root / "inputs")
+    paths = {"inputs": root / "inputs", "metrics": root / "metrics", "lock": root / "dvc.lock"}
+    keep_run.main(["digits", *options, *(f"--{name}={path}" for name, path in paths.items())])
+    (file,) = (root / "metrics/reference").glob("*.json")
+    return file
+
+
+@pytest.fixture
+def logs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("TEDDY_LOGS", str(tmp_path / "logs"))
+    return tmp_path / "logs"
+
+
+def test_kept_runs_have_their_origin_and_need_no_declaration(
+    tree: Path, tmp_path: Path, logs: Path
+) -> None:
+    file = keep(tree, tmp_path)
+    own = {"date": "2026-01-02", "commit": "abc", "command": "dvc repro",
+           "hardware": {"gpus": ["A GPU"], "cores": 4, "cpu": "a processor"}}  # fmt: skip
+    write_json(file, read_json(file) | own, in_order=True)
+    (run_,) = records.read_kept(file.parent)
+    table = report.kept_table(run_, printed())
     assert table.title == "Kept run: Top-1 accuracy (%) on scikit-learn digits, convnet3 students"
-    assert cells(table) == [["Teddy (prior)", "59.0 ± 3.6", "79.0 ± 3.6"]]
+    assert cells(table)[3] == [
+        "Teddy (prior)", "59.0 ± 3.6", "79.0 ± 3.6", "59.1 ± 3.6", "79.1 ± 3.6",
+    ]  # fmt: skip
     for part in ("2026-01-02", "abc", "`dvc repro`", "A GPU", "4 cores of a processor"):
         assert part in table.notes[0]
-    other = report.tables_with_kept("fig3a", own, printed(), found, params)
-    assert not any("Kept run" in one.title for one in other)
-    write_json(tmp_path / "digits-table1.json", kept | {"dataset": "unheard"})
-    with pytest.raises(TeddyError, match="lacks 'unheard', of which metrics/reference keeps"):
-        report.tables_with_kept("table1", own, printed(), records.read_kept(tmp_path), params)
-    write_json(tmp_path / "digits-table1.json", {"dataset": "digits"})
+    text = file.with_suffix(".md").read_text()
+    assert "An unknown number of minutes" in text and "## Kept run: Top-1" in text
+    assert text.count("| digits/post ") == 4  # its members
+    write_json(file, {"dataset": "digits"})
     with pytest.raises(TeddyError, match="expected the record of"):
-        records.read_kept(tmp_path)
+        records.read_kept(file.parent)
 
 
-def test_kept_runs_of_an_axis_mark_the_default_when_their_rows_have_gone(
-    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_page_shows_kept_runs_of_datasets_that_are_not_switched_on(
+    small: Path, tmp_path: Path
 ) -> None:
-    """As a profile does that is taken out again."""
-    monkeypatch.setenv("TEDDY_LOGS", str(tmp_path / "logs"))
-    metrics, name, other = tmp_path / "metrics", "digits/prior/ipc10", "digits/prior/ipc10-draw2"
-    for folder in ("runs", "pools", "reference"):
-        shutil.copytree(tree / folder, metrics / folder)
-    raw = YAML(typ="safe").load(tree / "params.yaml")
-    raw["sets"][other] = raw["sets"][name] | {"draw": 2}
-    raw["targets"]["fig3a"] = [name, other]
-    YAML().dump(raw, tmp_path / "params.yaml")
-    record = read_json(metrics / f"runs/{name}.json")
-    for row, draw in ((name, 1), (other, 2)):
-        synthesis = record["synthesis"] | {"draw": draw}
-        own = record | {"score": row, "set": row, "synthesis": synthesis}
-        write_json(metrics / f"runs/{row}.json", own)
-    reference.main(
-        ["digits", "--target=fig3a", f"--params={tmp_path / 'params.yaml'}", f"--metrics={metrics}"]
-    )
-    (run,) = records.read_kept(metrics / "reference")
-    without = target_params(tmp_path / "off")
-    without.targets["table1"] = ()
-    table = report.kept_table(run, printed(), without)
+    file = keep(small, tmp_path / "other")
+    record = read_json(file)
+    names = record["settings"]["catalogue"]["datasets"]
+    names["unheard"] = names.pop("digits") | {"title": "Unheard images"}
+    record["settings"]["dataset"] = "unheard"
+    path = small / "reference/unheard-table1.json"
+    write_json(path, record, in_order=True)
+    with pytest.raises(TeddyError, match="settings do not name digits"):
+        records.read_kept(path.parent)
+    for own in record["settings"]["evaluations"]:
+        own["dataset"] = "unheard"
+    write_json(path, record, in_order=True)
+    text = (run(small) / "report.html").read_text(encoding="utf-8")
+    section = text[text.index('<h2 id="table1">') : text.index('<h2 id="table2">')]
+    assert "<h3>Kept run: Top-1 accuracy (%) on Unheard images, convnet3 students</h3>" in section
+    assert text.count("Kept run") == 1
+    assert "Unheard" not in (small / "out/tables/digits/table1/table.md").read_text()
+
+
+def test_page_shows_a_target_of_every_dataset_in_one_section(small: Path) -> None:
+    out = run(small)
+    shutil.copytree(out / "tables/digits", out / "tables/more")
+    (out / "figures/more").mkdir(parents=True)
+    (out / "figures/more/table1.png").write_bytes(b"")
+    path = small / "inputs/report.json"
+    settings = read_json(path)
+    settings["catalogue"]["datasets"]["more"] = {"title": "More digits", "paper": ""}
+    write_json(path, settings, in_order=True)
+    arguments, _ = steps(small)[-1]
+    main(arguments)
+    text = (out / "report.html").read_text(encoding="utf-8")
+    section = text[text.index('<h2 id="table1">') : text.index('<h2 id="table2">')]
+    assert section.count("<h3>Top-1 accuracy (%) on") == 2
+    assert 'alt="Table 1: accuracy, More digits"' in section
+    verdicts = read_json(out / "tables/digits/table1/verdicts.json")["verdicts"]
+    assert section.count("reproduced</td>") == 2 * len(verdicts) > 0
+    assert "Members of the teacher pools" in text[text.index('<h2 id="pools">') :]
+
+
+def test_kept_runs_of_an_axis_mark_the_default(tree: Path, tmp_path: Path, logs: Path) -> None:
+    name, other = "digits/main/ipc10/prior", "digits/fig3a/draw2"
+    own = row(name, "teddy-prior", 10, "prior")
+    shutil.copytree(tree / "inputs", tmp_path / "inputs")
+    shown = TableSettings(
+        target="fig3a", dataset="digits", catalogue=catalogue(),
+        evaluations=(own, dataclasses.replace(own, name=other, set=other, default=False)),
+    )  # fmt: skip
+    write_json(tmp_path / "inputs/fig3a/digits.json", to_json(shown), in_order=True)
+    record = read_json(tree / f"evaluations/{name}.json")
+    synthesis = record["synthesis"] | {"draw": 2}
+    changed = record | {"evaluation": other, "set": other, "synthesis": synthesis}
+    write_json(tmp_path / f"metrics/evaluations/{other}.json", changed)
+    (run_,) = records.read_kept(keep(tree, tmp_path, "--target=fig3a").parent)
+    table = report.kept_table(run_, printed())
     assert [row[0] for row in table.rows] == ["1‡", "2"]
     assert any(note.startswith("‡") for note in table.notes)
 
 
-def test_check_finds_an_edited_table(
-    tree: Path, out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_kept_runs_say_the_minutes_of_all_stages_that_they_need(
+    tree: Path, tmp_path: Path, logs: Path
 ) -> None:
-    metrics = tmp_path / "metrics"
-    for name in ("tables", "verdicts"):
-        shutil.copytree(out / name, metrics / name)
-    for name in ("runs", "pools", "teachers"):
-        shutil.copytree(tree / name, metrics / name)
-    shutil.copy(out / "summary.json", metrics)
-    shutil.copytree(tree / "reference", metrics / "reference")
-    arguments = [f"--metrics={metrics}", f"--params={tree / 'params.yaml'}"]
-    check.main(arguments)
-    assert "files agree with the records" in capsys.readouterr().err
-    for file in (
-        "tables/table1.md", "tables/table1.csv", "tables/table1.tex", "verdicts/table1.json",
-        "summary.json",
-    ):  # fmt: skip
-        before = (metrics / file).read_text()
-        (metrics / file).write_text(before.replace("9.1", "9.2"))
-        with pytest.raises(SystemExit):
-            check.main(arguments)
-        assert f"{metrics / file}: differs from what the records say" in capsys.readouterr().err
-        (metrics / file).write_text(before)
-    (metrics / "tables/pools.md").unlink()
+    def stage(out: str, *deps: str) -> Settings:
+        return {"outs": [{"path": out}], "deps": [{"path": path} for path in deps]}
+
+    lock: Settings = {
+        "resolve": stage("inputs", "params.yaml"),
+        "train_teacher@base": stage("models/base", "inputs/train_teacher/base.json"),
+        "train_teacher@other": stage("models/other"),
+    }
+    for own in rows_at(1, 10).evaluations:
+        path = f"metrics/evaluations/{own.name}.json"
+        lock[f"evaluate@{own.name}"] = stage(path, "models/base", "inputs")
+    write_json(tmp_path / "dvc.lock", {"stages": lock})
+    lines = [("train_teacher", "base: 97 %", 1.0), ("train_teacher", "base: 97 %", 120.0)]
+    lines += [("train_teacher", "other: 97 %", 999.0)]
+    lines += [("evaluate", f"{own.name}: top-1", 60.0) for own in rows_at(1, 10).evaluations]
+    logs.mkdir()
+    for name, summary, seconds in lines:
+        with (logs / f"{name}.jsonl").open("a") as file:
+            file.write(json.dumps({"summary": summary, "seconds": seconds}) + "\n")
+    record = read_json(keep(tree, tmp_path))
+    assert record["minutes"] == 2 + 8
+    assert len(record["seconds"]) == 9
+    assert record["seconds"]["evaluate digits/main/ipc10/prior"] == 60
+
+
+def test_runs_that_are_not_there_cannot_be_kept(
+    tree: Path, tmp_path: Path, logs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit):
-        check.main(arguments)
-    assert "pools.md: missing" in capsys.readouterr().err
+        keep(tree, tmp_path, "--target=table3")
+    assert "inputs/table3/digits.json: not found; name" in capsys.readouterr().err
+
+
+def test_repositorys_kept_runs_agree_with_the_tables_beside_them() -> None:
+    kept = records.read_kept(REFERENCE)
+    assert [run_.settings.target for run_ in kept] == ["precision", "table1"]
+    for run_ in kept:
+        text = (REFERENCE / f"cifar10-cpu-{run_.settings.target}.md").read_text()
+        assert report.kept_table(run_, printed()).markdown() in text
+
+
+def test_tables_check_makes_every_table_that_only_reads_records() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8").replace("\\\n", " ")
+    (listed,) = re.findall(r"^RECORDED := (.*)$", makefile, re.MULTILINE)
+    modules = {"target", "costs", "learners", "report"}
+    stages = read_yaml(ROOT / "dvc.yaml")["stages"]
+    commands = {name: stage.get("do", stage)["cmd"] for name, stage in stages.items()}
+    assert listed.split() == [
+        name for name, command in commands.items()
+        if re.search(r"-m teddy (\w+)", command)[1] in modules  # type: ignore[index]
+    ]  # fmt: skip
 
 
 # ---------------------------------------------------------------------------------------- refusals
@@ -768,11 +846,11 @@ def test_check_finds_an_edited_table(
 @pytest.mark.parametrize(
     ("file", "step"),
     [
-        ("runs/digits/prior/ipc1.json", "evaluate"),
+        ("evaluations/digits/main/ipc1/prior.json", "evaluate"),
         ("teachers/digits/base.json", "train_teacher"),
-        ("syntheses/digits/sre2l/ipc1.json", "synthesize"),
+        ("syntheses/digits/main/ipc1/sre2l.json", "synthesize"),
         ("pools/digits/post.json", "build_pool"),
-        ("sets/digits/random/ipc1.safetensors", "synthesize"),
+        ("sets/digits/main/ipc1/random.safetensors", "synthesize"),
     ],
 )
 def test_missing_record_is_refused_with_its_stage(
@@ -788,52 +866,55 @@ def test_missing_record_is_refused_with_its_stage(
 def test_two_rows_of_one_setting_are_refused(
     small: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    raw: Settings = YAML().load(small / "params.yaml")
-    raw["sets"]["digits/prior/again-ipc1"] = dict(raw["sets"]["digits/prior/ipc1"])
-    raw["targets"]["table1"].append("digits/prior/again-ipc1")
-    write_tree(small, raw)
+    again, (*_, last) = "digits/main/again", rows_at(1).evaluations
+    twice = (*rows_at(1).evaluations, dataclasses.replace(last, name=again, set=again))
+    write_tree(small, Rows(twice))
     message = refusal(small, capsys)
-    assert "digits/prior/ipc1 and digits/prior/again-ipc1" in message
+    assert "digits/main/ipc1/prior and digits/main/again" in message
     assert "share a place in the table" in message
 
 
 def test_record_of_another_row_is_refused(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    shutil.copy(small / "runs/digits/post/ipc1.json", small / "runs/digits/prior/ipc1.json")
+    folder = small / "evaluations/digits/main/ipc1"
+    shutil.copy(folder / "post.json", folder / "prior.json")
     message = refusal(small, capsys)
-    assert f"{small / 'runs/digits/prior/ipc1.json'}: score is 'digits/post/ipc1'" in message
+    assert f"{folder / 'prior.json'}: evaluation is 'digits/main/ipc1/post'" in message
 
 
 def test_record_without_declared_labels_is_refused(
     small: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = small / "runs/digits/prior/ipc1.json"
+    path = small / "evaluations/digits/main/ipc1/prior.json"
     record = json.loads(path.read_text())
     del record["labels"]["soft"]
     write_json(path, record)
     assert f"{path}: lacks 'soft'; run the evaluate stage" in refusal(small, capsys)
 
 
+def test_an_evaluation_that_is_no_sets_own_is_of_another_stage(tmp_path: Path) -> None:
+    again = dataclasses.replace(row("digits/a", "random", 1, "prior"), name="digits/fig3b/again")
+    with pytest.raises(TeddyError, match="run the reevaluate stage for 'digits/fig3b/again' first"):
+        records.read_evaluations([again], tmp_path)
+
+
 def test_sets_measured_on_different_splits_are_refused(
     small: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = small / "runs/digits/prior/ipc1.json"
+    path = small / "evaluations/digits/main/ipc1/prior.json"
     write_json(path, json.loads(path.read_text()) | {"split": "val"})
     message = refusal(small, capsys)
-    assert "different splits" in message and "digits/prior/ipc1 on val" in message
+    assert "different splits" in message and "digits/main/ipc1/prior on val" in message
 
 
-def test_names_with_a_dot_are_refused(small: Path) -> None:
-    params = Params(small / "params.yaml")
-    scores = records.read_scores(params, small / "runs", list(params.sets))
-    fields = {name: getattr(scores[0], name) for name in Score.__dataclass_fields__}
+def test_names_with_a_dot_are_refused() -> None:
     with pytest.raises(TeddyError, match=r"'v1\.5' has a dot"):
-        summarise([Score(**fields | {"name": "digits/v1.5"})], [], [])
+        summarise([result("sre2l", 10, 40.0, name="digits/v1.5")], [], [])
 
 
 def test_undeclared_records_are_ignored(small: Path) -> None:
     before = {path.name: path.read_bytes() for path in run(small).rglob("*.*")}
-    shutil.copytree(small / "runs/digits/prior", small / "runs/digits/forgotten")
-    (small / "runs/digits/noise.json").write_text("not JSON")
+    shutil.copytree(small / "evaluations/digits/main", small / "evaluations/digits/forgotten")
+    (small / "evaluations/digits/noise.json").write_text("not JSON")
     assert {path.name: path.read_bytes() for path in run(small).rglob("*.*")} == before
 
 
@@ -844,7 +925,7 @@ def test_two_runs_write_the_same_bytes(
     out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TEDDY_LOGS", str(tmp_path / "logs"))
-    write_tree(tmp_path, settings(1, 10))
+    write_tree(tmp_path, rows_at(1, 10))
     again = run(tmp_path)
     files = sorted(path.relative_to(out) for path in out.rglob("*") if path.is_file())
     assert files == sorted(path.relative_to(again) for path in again.rglob("*") if path.is_file())
@@ -856,28 +937,26 @@ def test_two_runs_write_the_same_bytes(
 
 
 def test_grids_show_each_image_once_enlarged_without_blur(out: Path) -> None:
-    picture = np.rint(imread(out / "figures/fig4-6-7/digits.png")[:, :, :3] * 255).astype(int)
+    folder = out / "figures/digits/fig4-6-7"
+    picture = np.rint(imread(folder / "digits.png")[:, :, :3] * 255).astype(int)
     area = 72 * 72
-    for method in ("random", "sre2l", "post", "prior"):
+    for method in METHODS.values():
         for label in range(CLASSES):
             for index in range(4):
-                grey = brightness(f"digits/{method}/ipc10", label, index)
+                grey = brightness(method, label, index)
                 pixels = (picture == grey).all(2).sum()
                 assert area * (index < 3) <= pixels < area * ((index < 3) + 0.1)
-    own = np.rint(imread(out / "figures/fig4-6-7/digits_sre2l.png")[:, :, :3] * 255).astype(int)
+    own = np.rint(imread(folder / "digits_sre2l.png")[:, :, :3] * 255).astype(int)
     columns = []
     for index in range(10):
-        tiles = np.argwhere((own == brightness("digits/sre2l/ipc10", 1, index)).all(2))
+        tiles = np.argwhere((own == brightness("sre2l", 1, index)).all(2))
         assert area <= len(tiles) < 1.1 * area
         columns.append(np.median(tiles[:, 1]))
     assert columns == sorted(columns)
 
 
 def test_grid_of_many_classes_shows_ten_in_colour(tmp_path: Path) -> None:
-    raw = settings(10)
-    raw["sets"] = {"digits/prior/ipc10": raw["sets"]["digits/prior/ipc10"]}
-    raw["targets"] = {"table1": list(raw["sets"])}
-    write_tree(tmp_path, raw)
+    shown_set = rows_at(10).sets[-1]
     count, ipc = 200, 10
     colours = torch.stack([torch.arange(count), 255 - torch.arange(count), torch.full((count,), 9)])
     images = colours.T.to(torch.uint8)[:, :, None, None].expand(-1, -1, 32, 32).repeat(ipc, 1, 1, 1)
@@ -885,13 +964,12 @@ def test_grid_of_many_classes_shows_ten_in_colour(tmp_path: Path) -> None:
     distilled = DistilledSet(
         images, torch.arange(count).repeat(ipc), names, Normalisation((0.5,) * 3, (0.5,) * 3), {}
     )
-    save_distilled(tmp_path / "sets/digits/prior/ipc10.safetensors", distilled)
-    params = Params(tmp_path / "params.yaml")
-    (grid,) = records.read_grids(params, tmp_path / "sets", list(params.sets))
+    save_distilled(tmp_path / f"sets/{shown_set.name}.safetensors", distilled)
+    (grid,) = records.read_grids([shown_set], tmp_path / "sets")
     shown = [0, 22, 44, 66, 88, 111, 133, 155, 177, 199]
     assert grid.class_names == tuple(names[label] for label in shown)
     assert grid.images.shape == (10, 10, 32, 32, 3)
-    method_grid(tmp_path / "grid.png", [grid], records.read_titles(params))
+    method_grid(tmp_path / "grid.png", [grid], catalogue())
     picture = np.rint(imread(tmp_path / "grid.png")[:, :, :3] * 255).astype(int)
     red, green, blue = np.moveaxis(picture, 2, 0)
     found, pixels = np.unique(red[(green == 255 - red) & (blue == 9)], return_counts=True)
@@ -899,15 +977,9 @@ def test_grid_of_many_classes_shows_ten_in_colour(tmp_path: Path) -> None:
     assert set(pixels) == {3 * 64 * 64}
 
 
-def test_one_random_method_at_one_ipc_has_all_figures(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("TEDDY_LOGS", str(tmp_path / "logs"))
-    raw = settings(1)
-    raw["sets"] = {"digits/random/ipc1": raw["sets"]["digits/random/ipc1"]}
-    raw["targets"] = {"table1": list(raw["sets"]), "fig4-6-7": list(raw["sets"])}
-    raw["bases"]["digits/other"] = {"dataset": "digits", "data": "digits"}
-    write_tree(tmp_path, raw)
+def test_one_random_method_at_one_ipc_has_all_figures(tmp_path: Path, logs: Path) -> None:
+    declared = Rows(rows_at(1).evaluations[:1], bases=("digits/base", "digits/other"))
+    write_tree(tmp_path, declared)
     out = run(tmp_path)
     assert {path.stem for path in (out / "figures").rglob("*.png")} == {
         "table1", "teachers", "synthesis", "digits", "digits_random",

@@ -16,17 +16,17 @@ PARENTS = {
     "train@a": {"prepare@a"},
     "set@a/1": {"train@a", "prepare@a"},
     "set@a/2": {"train@a"},
-    "table1": {"set@a/1"},
-    "table2": {"set@a/1", "set@a/2"},
+    "table1@a": {"set@a/1"},
+    "table2@a": {"set@a/1", "set@a/2"},
 }
 
 
 def test_a_target_pulls_exactly_its_ancestors() -> None:
-    assert ancestors(PARENTS, {"table1"}) == {"table1", "set@a/1", "train@a", "prepare@a"}
+    assert ancestors(PARENTS, {"table1@a"}) == {"table1@a", "set@a/1", "train@a", "prepare@a"}
 
 
 def test_what_comes_after_a_change_may_change() -> None:
-    assert stale(PARENTS, {"set@a/2"}) == {"set@a/2", "table2"}
+    assert stale(PARENTS, {"set@a/2"}) == {"set@a/2", "table2@a"}
     assert stale(PARENTS, {"train@a", "elsewhere/dvc.yaml:x"}) == set(PARENTS) - {"prepare@a"}
     assert stale(PARENTS, ()) == set()
 
@@ -38,15 +38,15 @@ def test_stages_start_when_their_parents_are_finished() -> None:
     plan.finish("train@a")
     assert plan.take(1) == ["set@a/1"]
     plan.finish("set@a/1")
-    assert plan.take(9) == ["set@a/2", "table1"], "chains of others first"
+    assert plan.take(9) == ["set@a/2", "table1@a"], "chains of others first"
     assert not plan.done
     plan.finish("set@a/2")
-    assert plan.take(9) == ["table2"]
+    assert plan.take(9) == ["table2@a"]
     assert plan.done
 
 
-def test_names_stand_for_all_theirinstances() -> None:
-    assert instances(PARENTS, ["set", "table1"]) == {"set@a/1", "set@a/2", "table1"}
+def test_names_stand_for_all_their_instances() -> None:
+    assert instances(PARENTS, ["set", "table1"]) == {"set@a/1", "set@a/2", "table1@a"}
     assert instances(PARENTS, ["set@a/2"]) == {"set@a/2"}
     assert instances(PARENTS, []) == set(PARENTS)
     with pytest.raises(TeddyError, match="no stage 'table3'"):
@@ -55,12 +55,15 @@ def test_names_stand_for_all_theirinstances() -> None:
 
 def test_costs_of_a_target_are_those_of_all_it_needs() -> None:
     seconds = dict(zip(PARENTS, (1.0, 10.0, 2.0, 4.0, 0.5, 0.25), strict=True))
-    found = costs(PARENTS, seconds)
-    assert found["table1"] == {
-        "stages": 4, "seconds": 13.5, "stages_beyond_table1": 4, "seconds_beyond_table1": 13.5,
-    }  # fmt: skip
-    assert found["table2"] == {
-        "stages": 5, "seconds": 17.2, "stages_beyond_table1": 2, "seconds_beyond_table1": 4.2,
+    parents = {name: before | {"resolve"} for name, before in PARENTS.items()} | {"resolve": set()}
+    found = costs(parents, seconds, {"table1", "table2"})
+    assert found == {
+        "table1@a": {
+            "stages": 4, "seconds": 13.5, "stages_beyond_table1": 4, "seconds_beyond_table1": 13.5,
+        },
+        "table2@a": {
+            "stages": 5, "seconds": 17.2, "stages_beyond_table1": 2, "seconds_beyond_table1": 4.2,
+        },
     }  # fmt: skip
 
 
@@ -68,7 +71,7 @@ def test_costs_are_of_the_last_run_that_made_everything(tmp_path: Path) -> None:
     path = tmp_path / "repro-runs.jsonl"
     every = dict.fromkeys(PARENTS, 1.0)
     runs = [{"seconds": 1, "stages": every}, {"seconds": 2, "stages": every},
-            {"seconds": 3, "stages": {"table1": 1.0}}]  # fmt: skip
+            {"seconds": 3, "stages": {"table1@a": 1.0}}]  # fmt: skip
     path.write_text("".join(json.dumps(run) + "\n" for run in runs))
     assert _whole_run(path, set(PARENTS))["seconds"] == 2
     with pytest.raises(TeddyError, match="no run made all 7 stages"):

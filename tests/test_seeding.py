@@ -7,7 +7,7 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from teddy.core.seeding import derive, permutation, stream, uniforms
+from teddy.core.seeding import derive, permutation, rng, uniforms
 
 seeds = st.integers(-(2**63), 2**63 - 1)
 parts = st.one_of(st.text(max_size=4), st.integers(-9, 9))
@@ -46,15 +46,15 @@ def test_seeds_of_lookalike_items_differ() -> None:
 
 
 def test_stream_is_the_generator_of_the_derived_seed() -> None:
-    first = torch.rand(5, generator=stream(3, "noise", 1))
-    assert torch.equal(first, torch.rand(5, generator=stream(3, "noise", 1)))
-    assert not torch.equal(first, torch.rand(5, generator=stream(3, "noise", 2)))
-    assert stream(3, "noise", 1).initial_seed() == derive(3, "noise", 1)
+    first = torch.rand(5, generator=rng(3, "noise", 1))
+    assert torch.equal(first, torch.rand(5, generator=rng(3, "noise", 1)))
+    assert not torch.equal(first, torch.rand(5, generator=rng(3, "noise", 2)))
+    assert rng(3, "noise", 1).initial_seed() == derive(3, "noise", 1)
 
 
 def test_streams_do_not_touch_the_global_generator() -> None:
     before = torch.get_rng_state()
-    stream(0, "a"), permutation(5, 0, "b"), uniforms(1, torch.arange(3), 2)
+    rng(0, "a"), permutation(5, 0, "b"), uniforms(1, torch.arange(3), 2)
     assert torch.equal(torch.get_rng_state(), before)
 
 

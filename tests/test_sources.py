@@ -1,9 +1,12 @@
 """Each source reads its official layout, with the right labels, and refuses anything else."""
 
+import gzip
 import os
 import pickle
 import shutil
+import socket
 import tarfile
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +142,9 @@ def test_code_in_a_batch_is_refused_without_running(tmp_path: Path) -> None:
         ({"data": pixels(1, 99), "labels": [0]}, r"got uint8 of shape \(1, 99\)"),
         ({"labels": [0]}, "expected 'data', .*got nothing"),
         ([1, 2], "expected a dictionary, got a list of 2"),
+        ({"data": pixels(1, 3072), "labels": [10**30]}, "expected small labels, .* of 100 bits"),
+        ({"data": pixels(1, 3072), "labels": np.arange(1)}, r"labels, got int64 of shape \(1,\)"),
+        ({"data": np.array([None]), "labels": [0]}, "expected a CIFAR batch, got a damaged file"),
     ],
 )
 def test_unexpected_batches_are_refused(tmp_path: Path, entry: Any, message: str) -> None:
@@ -149,12 +155,36 @@ def test_unexpected_batches_are_refused(tmp_path: Path, entry: Any, message: str
         warn("cifar10", tmp_path)
 
 
-def test_damaged_batch_is_refused(tmp_path: Path) -> None:
+def test_array_that_is_no_array_is_refused_unmade(tmp_path: Path) -> None:
+    """What a pickle says of its arrays is not believed, whatever NumPy would make of it."""
+    folder = tmp_path / "cifar-10-batches-py"
+    write_cifar(folder)
+    content = (folder / "data_batch_1").read_bytes()
+    shape = b"K(M\x00\x0c\x86"
+    assert shape in content, "40 and 3072, as pickle writes them"
+    for forged in (b"K(J\x00\x00\x00\x40\x86", b"K(]\x86", b"K(N\x86"):
+        (folder / "data_batch_1").write_bytes(content.replace(shape, forged))
+        with pytest.raises(TeddyError, match="data_batch_1: expected a CIFAR batch, got a damaged"):
+            warn("cifar10", tmp_path)
+
+
+def test_names_that_are_no_text_are_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "cifar-10-batches-py"
+    write_cifar(folder)
+    meta = pickle.loads((folder / "batches.meta").read_bytes())
+    meta["label_names"][3] = "class \udcff"
+    (folder / "batches.meta").write_bytes(pickle.dumps(meta, 2))
+    with pytest.raises(TeddyError, match=r"batches\.meta: .*UTF-8.*'class \\udcff'"):
+        warn("cifar10", tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["cut", "a reference that pickle explains in two lines"])
+def test_damaged_batch_is_refused(tmp_path: Path, damage: str) -> None:
     folder = tmp_path / "cifar-10-batches-py"
     write_cifar(folder)
     content = (folder / "test_batch").read_bytes()
-    (folder / "test_batch").write_bytes(content[:5000])
-    with pytest.raises(TeddyError, match="test_batch: expected a CIFAR batch, got a damaged file"):
+    (folder / "test_batch").write_bytes(content[:5000] if damage == "cut" else b"\x80\x02NQ.")
+    with pytest.raises(TeddyError, match=r"test_batch: expected a CIFAR batch, got a dam[^\n]*\Z"):
         warn("cifar10", tmp_path)
 
 
@@ -167,7 +197,7 @@ def test_missing_archive_says_what_goes_where(tmp_path: Path) -> None:
     line = str(caught.value)
     assert line.startswith(f"{tmp_path}/cifar-100-python.tar.gz: not found")
     assert "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz" in line
-    assert "datasets.<name>.prepare.download: true" in line
+    assert "set prepare.download: true" in line
 
 
 def test_archive_in_the_root_is_unpacked(tmp_path: Path) -> None:
@@ -243,13 +273,37 @@ def test_mnist_that_is_not_the_published_one_is_refused(tmp_path: Path) -> None:
         b"\x00\x00\x0d\x03" + idx(pixels(40, 28, 28))[4:],
         b"\x00\x00\x08",
         b"",
+        b"\x00\x00\x08\x03\x00\x00\x00",
+        b"\x00\x00\x08\x03" + 2 * b"\x80\x00\x00\x00" + b"\x00\x00\x00\x04",
+        b"\x00\x00\x08\xff" + 255 * b"\x00\x00\x00\x01" + b"x",
     ],
-    ids=["short", "long", "floats", "header", "empty"],
+    ids=["short", "long", "floats", "header", "empty", "half a header", "2^64", "255 dimensions"],
 )
 def test_unexpected_idx_files_are_refused(tmp_path: Path, content: bytes) -> None:
     write_mnist(tmp_path, zipped=False)
     (tmp_path / "train-images-idx3-ubyte").write_bytes(content)
     with pytest.raises(TeddyError, match="train-images-idx3-ubyte: expected an IDX file of bytes"):
+        warn("mnist", tmp_path)
+
+
+@pytest.mark.parametrize("sizes", [(2**31, 2**31, 4), (60_000, 28_000, 28)])
+def test_gzip_too_small_for_its_header_is_refused_unread(
+    tmp_path: Path, sizes: tuple[int, ...]
+) -> None:
+    write_mnist(tmp_path)
+    path = tmp_path / "train-images-idx3-ubyte.gz"
+    header = b"\x00\x00\x08\x03" + b"".join(size.to_bytes(4) for size in sizes)
+    path.write_bytes(gzip.compress(header))
+    got = f"{path.stat().st_size} bytes whose header says"
+    with pytest.raises(TeddyError, match=rf"ubyte\.gz: expected an IDX file of bytes, got {got}"):
+        warn("mnist", tmp_path)
+
+
+def test_pipe_is_not_read(tmp_path: Path) -> None:
+    write_mnist(tmp_path, zipped=False)
+    (tmp_path / "t10k-labels-idx1-ubyte").unlink()
+    os.mkfifo(tmp_path / "t10k-labels-idx1-ubyte")
+    with pytest.raises(TeddyError, match=r"t10k-labels-idx1-ubyte\.gz: not found"):
         warn("mnist", tmp_path)
 
 
@@ -306,6 +360,14 @@ def test_tiny_imagenet_with_other_classes_is_refused(tmp_path: Path) -> None:
         load(prepare_config("tiny-imagenet", tmp_path))
 
 
+def test_tiny_imagenet_whose_lists_are_no_text_is_refused(tmp_path: Path) -> None:
+    for name in ("val/val_annotations.txt", "wnids.txt"):
+        write_tiny_imagenet(tmp_path / name / "tiny-imagenet-200")
+        (tmp_path / name / "tiny-imagenet-200" / name).write_bytes(b"\xff\xfe")
+        with pytest.raises(TeddyError, match=f"{name}: expected text"):
+            load(prepare_config("tiny-imagenet", tmp_path / name))
+
+
 # ------------------------------------------------------------------------------------ imagefolder
 
 
@@ -329,7 +391,9 @@ def test_class_folders_with_train_and_val(tmp_path: Path) -> None:
 
 def test_classes_are_those_of_torchvision(tmp_path: Path) -> None:
     from torchvision.datasets import ImageFolder
+    from torchvision.datasets.folder import IMG_EXTENSIONS
 
+    assert sources._SUFFIXES == IMG_EXTENSIONS
     write_classes(tmp_path, {"b": 2, "B": 1, "a 1": 1, "é": 2, "10": 1, "9": 1})
     raw = load(prepare_config(root=tmp_path))
     theirs = ImageFolder(str(tmp_path))
@@ -417,6 +481,79 @@ def test_links_to_folders_are_followed_but_not_in_circles(tmp_path: Path) -> Non
         load(prepare_config(root=tmp_path / "root"))
 
 
+@pytest.mark.parametrize("kind", ["a named pipe", "a device", "a socket"])
+@pytest.mark.parametrize("storage", ["memory", "files"])
+def test_what_is_no_regular_file_is_refused_unread(
+    tmp_path: Path, kind: str, storage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_classes(tmp_path, {"ant": 2, "bee": 2})
+    monkeypatch.chdir(tmp_path)  # names of sockets are short
+    if kind == "a named pipe":
+        os.mkfifo("bee/x.png")
+    elif kind == "a device":
+        Path("bee/x.png").symlink_to("/dev/zero")
+    else:
+        with socket.socket(socket.AF_UNIX) as made:
+            made.bind("bee/x.png")
+    with pytest.raises(TeddyError, match=rf"bee/x\.png: expected an image, found {kind}"):
+        load(prepare_config(root=tmp_path, storage=storage, on_unreadable="skip"))
+
+
+def test_images_of_other_kinds_are_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_classes(tmp_path, {"ant": 2, "bee": 2})
+    for name in ("ant/x.jfif", "bee/x.JFIF", "ant/x.gif", "ant/notes.txt", "bee/Thumbs.db"):
+        (tmp_path / name).write_bytes(b"x")
+    assert len(load(prepare_config(root=tmp_path)).train.labels) == 4
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"{tmp_path}: not read, as by torchvision's ImageFolder: ")
+    assert "1 .gif, 2 .jfif" in line and "txt" not in line and "rename .jfif to .jpg" in line
+
+
+@pytest.mark.parametrize("name", [b"caf\xe9", b"ant/caf\xe9.png"])
+def test_names_that_are_not_utf8_are_refused(tmp_path: Path, name: bytes) -> None:
+    write_classes(tmp_path, {"ant": 2, "bee": 2})
+    write_image(tmp_path / "ant/x.png" if b"." in name else tmp_path / "cow/0.png")
+    source = tmp_path / ("ant/x.png" if b"." in name else "cow")
+    source.rename(tmp_path / os.fsdecode(name))
+    with pytest.raises(TeddyError, match=r"UTF-8.*'caf\\udce9"):
+        load(prepare_config(root=tmp_path))
+
+
+@pytest.mark.parametrize("split", ["", "train"])
+def test_folders_of_class_folders_are_no_classes(tmp_path: Path, split: str) -> None:
+    """PlantVillage has ``raw/color/<class>``, ``raw/grayscale/<class>`` and so on."""
+    root = tmp_path / split
+    for kind in ("color", "grayscale", "segmented"):
+        write_classes(root / kind, {"Apple": 2, "Corn": 2})
+    expected = rf"{root}: color/ is no class: .* folders: Apple, Corn\. .* in {root}/color, set"
+    with pytest.raises(TeddyError, match=expected):
+        load(prepare_config(root=tmp_path))
+    assert len(load(prepare_config(root=root / "color")).train.labels) == 4
+
+
+def test_copy_of_all_classes_among_them_is_named(tmp_path: Path) -> None:
+    """PlantVillage's archive has ``PlantVillage/PlantVillage`` beside the classes."""
+    write_classes(tmp_path, {"Apple": 2, "Corn": 2})
+    write_classes(tmp_path / "PlantVillage", {"Apple": 2, "Corn": 2})
+    with pytest.raises(TeddyError, match=r"PlantVillage/ is no class: .*folders: Apple, Corn"):
+        load(prepare_config(root=tmp_path))
+
+
+@pytest.mark.parametrize(("inside", "right"), [("", ""), ("train", ""), ("a/b", "/a/b")])
+def test_root_one_level_too_high_is_named(tmp_path: Path, inside: str, right: str) -> None:
+    write_classes(tmp_path / "bugs" / inside, {"ant": 2, "bee": 2})
+    expected = rf"at least 2 classes, found \['bugs'\].* in {tmp_path}/bugs{right}, set prepare"
+    with pytest.raises(TeddyError, match=expected):
+        load(prepare_config(root=tmp_path))
+
+
+def test_single_images_folder_in_a_class_is_read(tmp_path: Path) -> None:
+    write_classes(tmp_path, {"ant/images": 2, "bee/images": 2, "cow": 2})
+    assert len(load(prepare_config(root=tmp_path)).train.labels) == 6
+
+
 def test_missing_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TeddyError, match="gone: expected a folder of class folders"):
         load(prepare_config(root=tmp_path / "gone"))
@@ -475,6 +612,112 @@ def test_unexpected_npz_is_refused(tmp_path: Path, changes: dict[str, Any], mess
     path = write_npz(tmp_path / "own.npz", **changes)
     with pytest.raises(TeddyError, match=f"own.npz: .*{message}"):
         load(prepare_config("npz", path))
+
+
+@pytest.mark.parametrize(
+    ("images", "labels"), [("{}_images", "{}_labels"), ("x_{}", "y_{}")], ids=["MedMNIST", "own"]
+)
+def test_npz_with_validation_images(
+    tmp_path: Path, images: str, labels: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sizes = {"train": 24, "val": 9, "test": 6}
+    entries: dict[str, Any] = {}
+    for seed, (name, size) in enumerate(sizes.items()):
+        entries[images.format(name)] = pixels(size, 28, 28, 3, seed=seed)
+        entries[labels.format(name)] = (np.arange(size) % 3).astype(np.uint8)[:, None]
+    np.savez(tmp_path / "own.npz", **entries)
+    raw = load(prepare_config("npz", tmp_path / "own.npz"))
+    held = {"train": raw.train, "val": raw.val, "test": raw.test}
+    for name, split in held.items():
+        expected = np.moveaxis(entries[images.format(name)], -1, 1)
+        assert np.array_equal(arrays(split).images.numpy(), expected)
+        assert arrays(split).labels.tolist() == [i % 3 for i in range(sizes[name])]
+    (line,) = capsys.readouterr().err.splitlines()
+    x_val = images.format("val")
+    assert line.endswith(f"own.npz: {x_val} are the validation images; val_fraction is not used")
+
+
+def test_unused_arrays_of_an_npz_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    others = {"train_images": pixels(2, 28, 28), "weights": np.ones(3), "objects": np.array([None])}
+    path = write_npz(tmp_path / "own.npz", **others)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("README.txt", "not an array")
+    assert len(load(prepare_config("npz", path)).train.labels) == 24
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith(
+        "own.npz: 4 arrays are not used: README.txt, objects, train_images, weights"
+    )
+
+
+@pytest.mark.parametrize("missing", ["x_val", "y_val"])
+def test_half_a_split_of_an_npz_is_refused(tmp_path: Path, missing: str) -> None:
+    entries = {"x_val": pixels(6, 32, 32, 3), "y_val": np.arange(6) % 3} | {missing: None}
+    path = write_npz(tmp_path / "own.npz", **entries)
+    with pytest.raises(TeddyError, match=f"expected x_val and y_val, lacks {missing}; has "):
+        load(prepare_config("npz", path))
+
+
+def test_class_names_given_as_bytes_are_decoded(tmp_path: Path) -> None:
+    names = np.array(["ant", "böser Käfer", "cat"])
+    path = write_npz(tmp_path / "own.npz", class_names=np.strings.encode(names, "utf-8"))
+    assert load(prepare_config("npz", path)).class_names == tuple(names.tolist())
+
+
+@pytest.mark.parametrize(
+    ("names", "shown"),
+    [(["ant", "b\udcff", "cat"], r"'b\\udcff'"), ([b"ant", b"\xff", b"cat"], r"b'\\xff'")],
+)
+def test_class_names_that_are_no_text_are_refused(
+    tmp_path: Path, names: list[Any], shown: str
+) -> None:
+    path = write_npz(tmp_path / "own.npz", class_names=np.array(names))
+    with pytest.raises(TeddyError, match=rf"own\.npz: class_names: .*UTF-8.* {shown}$"):
+        load(prepare_config("npz", path))
+
+
+@pytest.mark.parametrize("label", [2**63, 2**64 - 1])
+def test_labels_beyond_int64_are_refused_as_they_are(tmp_path: Path, label: int) -> None:
+    labels = (np.arange(24) % 3).astype(np.uint64)
+    labels[7] = label
+    path = write_npz(tmp_path / "own.npz", y_train=labels)
+    with pytest.raises(TeddyError, match=rf"own\.npz: y_train: expected labels .*got {label}$"):
+        load(prepare_config("npz", path))
+
+
+def npy(header: str) -> bytes:
+    content = header.encode("latin1") + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(content).to_bytes(2, "little") + content
+
+
+@pytest.mark.parametrize(
+    "member",
+    [
+        b"",
+        b"not an array",
+        b"\x93NUMPY\x09\x00",
+        b"\x93NUMPY\x01\x00\xff\xff",
+        npy("{'descr': '|u1', 'fortran_order': False, 'shape': (4,"),
+        npy("{'descr': '|u1', 'fortran_order': False, 'shape': ('a',)}"),
+        npy("{'descr': '|u1', 'fortran_order': False, 'shape': (-4,)}"),
+        npy("{'descr': '|u1', 'fortran_order': False, 'shape': (1125899906842624,)}"),
+        npy("{'descr': '|u1', 'fortran_order': False, 'shape': (340282366920938463463374607431,)}"),
+        npy("(" * 5000),
+        npy("x" * 20_000),
+        npy("{1: 2, 'a': [],"),
+        npy("\x00"),
+    ],
+    ids=range(13),
+)
+def test_member_that_is_no_array_is_refused(tmp_path: Path, member: bytes) -> None:
+    path = write_npz(tmp_path / "own.npz", x_train=None)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("x_train.npy", member)
+    expected = r"own\.npz: expected an \.npz file of plain arrays \(x_train: "
+    with pytest.raises(TeddyError, match=expected) as caught:
+        load(prepare_config("npz", path))
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
 
 
 @pytest.mark.parametrize("damage", ["missing", "text", "npy"])

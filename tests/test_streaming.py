@@ -168,8 +168,10 @@ def test_nothing_to_decode(folder: Path) -> None:
 
 
 def spoil(path: Path, how: str) -> None:
-    if how == "gone":
+    if how in ("gone", "a pipe"):
         path.unlink()
+    if how == "a pipe":
+        os.mkfifo(path)
     elif how == "longer":
         path.write_bytes(path.read_bytes() + b"\0")
     elif how == "not an image":
@@ -177,7 +179,7 @@ def spoil(path: Path, how: str) -> None:
     elif how == "damaged":
         content = path.read_bytes()
         path.write_bytes(content[: len(content) // 2] + bytes(len(content) - len(content) // 2))
-    else:
+    elif how == "sixteen bits":
         buffer = io.BytesIO()
         Image.fromarray(np.zeros((9, 9), dtype=np.uint16)).save(buffer, "png")
         path.write_bytes(buffer.getvalue())
@@ -187,6 +189,7 @@ def spoil(path: Path, how: str) -> None:
     ("how", "message"),
     [
         ("gone", "cannot read: No such file"),
+        ("a pipe", "cannot read: not a regular file"),
         ("longer", "bytes, but had"),
         ("not an image", "cannot be decoded"),
         ("damaged", "cannot be decoded"),

@@ -10,7 +10,6 @@ import math
 import time
 import weakref
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,13 +29,15 @@ from teddy.data.dsa import DsaViews
 from teddy.data.images import Images
 from teddy.objectives import Moments
 from teddy.settings.configs import NetworkConfig, SynthesizeConfig, ViewConfig
-from teddy.synthesis import methods as makers
-from teddy.synthesis.batches import Item, Place, cut_items
 from teddy.synthesis.class_statistics import class_moments
+from teddy.synthesis.engine import runs
+from teddy.synthesis.engine.batches import Batch, cut_batches
 from teddy.synthesis.engine.frozen import Teacher
-from teddy.synthesis.eq7 import Synthesiser
+from teddy.synthesis.engine.runs import Place
+from teddy.synthesis.engine.state import State
 from teddy.synthesis.gradient import eq7_gradient
-from teddy.synthesis.methods import ItemRun, synthesise
+from teddy.synthesis.methods import Ingredients, OptimisedMethod
+from teddy.synthesis.teddy import Teddy
 from teddy.teachers.networks import batchnorms, build, load_network, save_network
 from teddy.teachers.optimizers import Adam
 from teddy.teachers.pools import Pool
@@ -87,24 +88,39 @@ def relative_error(got: Tensor, want: Tensor) -> float:
 @pytest.fixture
 def synthesiser(
     synthesis_config: SynthesizeConfig, pool: Pool, dataset: ImageDataset, view_config: ViewConfig
-) -> Synthesiser:
+) -> Teddy:
     """A fresh synthesiser of the tiny settings."""
-    return Synthesiser(synthesis_config, pool, dataset, view_config, 0, CPU)
+    return Teddy(synthesis_config, Ingredients(dataset, 0, CPU, pool, view_config))
 
 
-def with_config(old: Synthesiser, **changes: Any) -> Synthesiser:
+def with_config(old: Teddy, **changes: Any) -> Teddy:
     """A fresh synthesiser that differs in some settings."""
-    config = replace(old.config, **changes)
-    return Synthesiser(config, old.pool, old.data, old._training_views, old.seed, CPU)
+    return Teddy(replace(old.config, **changes), old.given)
 
 
-def result(synthesiser: Synthesiser, item: Item, folder: Path) -> dict[str, Tensor]:
-    """Outcome of an item, with the float images and optimiser state that are saved at its end."""
+def synthesise(
+    method: OptimisedMethod, ipc: int, work: WorkDir
+) -> tuple[Tensor, Tensor, list[dict[str, Any]]]:
+    """Images, labels and records of a set."""
+    made = method.make(ipc, work)
+    return made.images, made.labels, made.records
+
+
+def result(synthesiser: Teddy, batch: Batch, folder: Path) -> dict[str, Tensor]:
+    """Outcome of a batch, with the float images and optimiser state that are saved at its end."""
     resume = folder / "resume.safetensors"
-    outcome = synthesiser.run(item, resume, save_every_seconds=0)
-    state, _ = read_tensors(resume, kind="teddy.item-state.v3")
+    outcome = synthesiser.run(batch, resume, save_every_seconds=0)
+    state, _ = read_tensors(resume, kind="teddy.batch-state.v1")
     resume.unlink()
     return outcome | {f"state.{name}": value for name, value in state.items()}
+
+
+def cut(ipc: int, num_classes: int, config: SynthesizeConfig) -> list[Batch]:
+    """Batches of a set by the settings."""
+    return cut_batches(
+        ipc, num_classes, indices_per_batch=config.indices_per_batch,
+        classes_per_batch=config.classes_per_batch,
+    )  # fmt: skip
 
 
 def assert_equal(got: dict[str, Tensor], want: dict[str, Tensor]) -> None:
@@ -220,14 +236,14 @@ def test_kat12_gradient_of_eq7_leaves_the_teachers_alone(
 
 
 def plain_sre2l(
-    synthesiser: Synthesiser, item: Item, variance: str
+    synthesiser: Teddy, batch: Batch, variance: str
 ) -> tuple[Tensor, list[float], Tensor]:
     """SRe2L as published: one teacher, one graph, hooks on the BatchNorm inputs, Adam, clip.
 
     Returns the images after the last step, the loss of every step, and the first gradient.
     """
     config = synthesiser.config
-    (member,) = synthesiser.draw(item, 0)
+    (member,) = synthesiser.teachers_drawn(batch, 0)
     network = synthesiser.pool.member(member, CPU)
     gaps: list[Tensor] = []
 
@@ -248,7 +264,7 @@ def plain_sre2l(
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.register_forward_hook(hook)
-    images = synthesiser.initial_images(item).requires_grad_()
+    images = synthesiser.initial_images(batch).requires_grad_()
     optimizer = torch.optim.Adam([images], lr=config.lr, betas=config.betas, eps=1e-8, fused=True)
     mean, std = (
         v[0] for v in (synthesiser.data.normalisation.mean, synthesiser.data.normalisation.std)
@@ -258,13 +274,13 @@ def plain_sre2l(
         for group in optimizer.param_groups:
             group["lr"] = config.lr * 0.5 * (1 + math.cos(math.pi * i / config.iterations))
         view = draw_views(
-            config.views, 8, 8, synthesiser.seed, "synthesis view", item.group, item.chunk,
+            config.views, 8, 8, synthesiser.seed, "synthesis view", batch.group, batch.chunk,
             indices=torch.tensor([i]),
         )  # fmt: skip
         optimizer.zero_grad()
         gaps.clear()
         augmented = view(images).to(memory_format=torch.channels_last)
-        ce = cross_entropy(network(augmented), item.labels())
+        ce = cross_entropy(network(augmented), batch.labels())
         loss = ce + config.alpha_bn * (10 * gaps[0] + sum(gaps[1:], torch.zeros(())))
         loss.backward()
         assert images.grad is not None
@@ -277,13 +293,11 @@ def plain_sre2l(
 
 
 @pytest.mark.parametrize("passes", ["two_pass", "joint"])
-def test_kat13_one_teacher_is_plain_sre2l(
-    synthesiser: Synthesiser, tmp_path: Path, passes: str
-) -> None:
+def test_kat13_one_teacher_is_plain_sre2l(synthesiser: Teddy, tmp_path: Path, passes: str) -> None:
     one = with_config(synthesiser, draw=1, gradient=passes, iterations=8)
-    item = cut_items(2, 3, one.config)[0]
-    got = result(one, item, tmp_path)
-    images, losses, _ = plain_sre2l(one, item, "var_mean")
+    batch = one.batches(2)[0]
+    got = result(one, batch, tmp_path)
+    images, losses, _ = plain_sre2l(one, batch, "var_mean")
     # Folding changes rounding alone, which Adam's division amplifies where gradients are tiny.
     assert relative_error(got["state.images"], images) < 1e-4
     total = got["curve"][:, 1] + 0.1 * got["curve"][:, 2]
@@ -291,16 +305,16 @@ def test_kat13_one_teacher_is_plain_sre2l(
 
 
 def test_kat13_gradient_of_one_teacher_equals_the_published_formula(
-    synthesiser: Synthesiser,
+    synthesiser: Teddy,
 ) -> None:
     one = with_config(synthesiser, draw=1, iterations=1)
-    item = cut_items(2, 3, one.config)[0]
-    images = one.initial_images(item).requires_grad_()
-    run = ItemRun(
-        images, Adam([], (0.9, 0.9), decoupled=False), torch.empty(0), {"gradient": "joint"}
-    )
-    one._gradient(run, item.labels(), next(one._views(item, 0)), one.draw(item, 0), item)
-    _, _, want = plain_sre2l(one, item, "permute")
+    batch = one.batches(2)[0]
+    images = one.initial_images(batch).requires_grad_()
+    optimizer = Adam([], (0.9, 0.9), decoupled=False)
+    state = State(images, optimizer, torch.empty(0), kept={"gradient": "joint"})
+    view = next(one._views(batch, 0))(images)
+    one._eq7(view, batch.labels(), one.teachers_drawn(batch, 0), batch, state)
+    _, _, want = plain_sre2l(one, batch, "permute")
     assert images.grad is not None
     assert relative_error(images.grad, want) < 1e-5
 
@@ -511,101 +525,101 @@ def test_class_statistics_do_not_depend_on_the_convention_of_the_batch_variance(
 def test_items_cover_every_image_once(
     synthesis_config: SynthesizeConfig, ipc: int, num_classes: int
 ) -> None:
-    items = cut_items(ipc, num_classes, synthesis_config)
-    pairs = [(i, c) for item in items for i in item.indices for c in item.classes]
+    items = cut(ipc, num_classes, synthesis_config)
+    pairs = [(i, c) for batch in items for i in batch.indices for c in batch.classes]
     rounded = 2 * math.ceil(ipc / 2)
     assert sorted(pairs) == [(i, c) for i in range(rounded) for c in range(num_classes)]
-    assert len({item.name for item in items}) == len(items)
-    for item in items:
-        assert item.labels().tolist() == [c for _ in item.indices for c in item.classes]
+    assert len({batch.name for batch in items}) == len(items)
+    for batch in items:
+        assert batch.labels().tolist() == [c for _ in batch.indices for c in batch.classes]
 
 
 def test_item_does_not_change_when_more_images_are_asked_for(
     synthesis_config: SynthesizeConfig,
 ) -> None:
-    few, many = cut_items(1, 3, synthesis_config), cut_items(5, 3, synthesis_config)
+    few, many = cut(1, 3, synthesis_config), cut(5, 3, synthesis_config)
     assert many[: len(few)] == few
     assert len(many) > len(few)
 
 
 @pytest.mark.parametrize("changes", [{}, {"views_per": "image"}, {"draw_per": "iteration"}])
 def test_order_and_company_of_items_do_not_change_their_images(
-    synthesiser: Synthesiser, tmp_path: Path, changes: dict[str, Any]
+    synthesiser: Teddy, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
-    items = cut_items(4, 3, replace(synthesiser.config, **changes))
+    items = with_config(synthesiser, **changes).batches(4)
     forward = with_config(synthesiser, **changes)
-    in_order = {item.name: result(forward, item, tmp_path) for item in items}
+    in_order = {batch.name: result(forward, batch, tmp_path) for batch in items}
     backward = with_config(synthesiser, **changes)
-    for item in reversed(items):
-        assert_equal(result(backward, item, tmp_path), in_order[item.name])
+    for batch in reversed(items):
+        assert_equal(result(backward, batch, tmp_path), in_order[batch.name])
     alone = with_config(synthesiser, **changes)
     assert_equal(result(alone, items[2], tmp_path), in_order[items[2].name])
 
 
-def test_items_differ_from_each_other(synthesiser: Synthesiser, tmp_path: Path) -> None:
-    items = cut_items(4, 3, with_config(synthesiser, classes_per_batch=1).config)
-    pictures = [result(synthesiser, item, tmp_path)["images"] for item in items]
+def test_items_differ_from_each_other(synthesiser: Teddy, tmp_path: Path) -> None:
+    items = with_config(synthesiser, classes_per_batch=1).batches(4)
+    pictures = [result(synthesiser, batch, tmp_path)["images"] for batch in items]
     rows = torch.cat(pictures).flatten(1)
     assert len(rows.unique(dim=0)) == len(rows)
 
 
-def test_seed_changes_the_images(synthesiser: Synthesiser, tmp_path: Path) -> None:
-    item = cut_items(1, 3, synthesiser.config)[0]
-    other = Synthesiser(synthesiser.config, synthesiser.pool, synthesiser.data, no_views(), 1, CPU)
-    first, second = result(synthesiser, item, tmp_path), result(other, item, tmp_path)
+def test_seed_changes_the_images(synthesiser: Teddy, tmp_path: Path) -> None:
+    batch = synthesiser.batches(1)[0]
+    other = Teddy(synthesiser.config, replace(synthesiser.given, seed=1, training_views=no_views()))
+    first, second = result(synthesiser, batch, tmp_path), result(other, batch, tmp_path)
     assert not torch.equal(first["images"], second["images"])
 
 
 def test_kat21_draw_is_constant_over_chunks_and_differs_between_indices(
-    synthesiser: Synthesiser,
+    synthesiser: Teddy,
 ) -> None:
-    items = cut_items(40, 3, synthesiser.config)
+    items = synthesiser.batches(40)
     of_group: dict[int, set[tuple[int, ...]]] = {}
-    for item in items:
-        draws = {tuple(synthesiser.draw(item, iteration)) for iteration in (0, 1, 5)}
-        of_group.setdefault(item.group, set()).update(draws)
+    for batch in items:
+        draws = {tuple(synthesiser.teachers_drawn(batch, iteration)) for iteration in (0, 1, 5)}
+        of_group.setdefault(batch.group, set()).update(draws)
     assert all(len(draws) == 1 for draws in of_group.values())
     assert len(set.union(*of_group.values())) == 3, "all pairs of three teachers come up"
 
 
-def test_teachers_can_be_drawn_anew_at_every_iteration(synthesiser: Synthesiser) -> None:
+def test_teachers_can_be_drawn_anew_at_every_iteration(synthesiser: Teddy) -> None:
     anew = with_config(synthesiser, draw_per="iteration")
-    first, second = cut_items(1, 3, anew.config)[:2]
-    draws = [tuple(anew.draw(first, iteration)) for iteration in range(20)]
+    first, second = anew.batches(1)[:2]
+    draws = [tuple(anew.teachers_drawn(first, iteration)) for iteration in range(20)]
     assert len(set(draws)) == 3
-    assert draws == [tuple(anew.draw(second, iteration)) for iteration in range(20)]
+    assert draws == [tuple(anew.teachers_drawn(second, iteration)) for iteration in range(20)]
 
 
 # ------------------------------------------------------------------------------------ conventions
 
 
-def test_noise_of_an_image_depends_on_its_class_and_index_alone(synthesiser: Synthesiser) -> None:
+def test_noise_of_an_image_depends_on_its_class_and_index_alone(synthesiser: Teddy) -> None:
     fine = with_config(synthesiser, classes_per_batch=1, indices_per_batch=1)
     pairs = {}
-    for item in cut_items(2, 3, fine.config):
-        pairs[(item.indices[0], item.classes[0])] = fine.initial_images(item)[0]
+    for batch in fine.batches(2):
+        pairs[(batch.indices[0], batch.classes[0])] = fine.initial_images(batch)[0]
     whole = with_config(synthesiser, classes_per_batch=3)
-    (item,) = cut_items(2, 3, whole.config)
+    (batch,) = whole.batches(2)
     for (index, label), image in pairs.items():
-        assert torch.equal(whole.initial_images(item)[3 * index + label], image)
+        assert torch.equal(whole.initial_images(batch)[3 * index + label], image)
 
 
-def test_noise_is_standard_normal(synthesiser: Synthesiser) -> None:
+def test_noise_is_standard_normal(synthesiser: Teddy) -> None:
     whole = with_config(synthesiser, classes_per_batch=3, indices_per_batch=100)
-    (item,) = cut_items(1, 3, whole.config)
-    noise = whole.initial_images(item)
+    (batch,) = whole.batches(1)
+    noise = whole.initial_images(batch)
     count = noise.numel()
     assert abs(noise.mean().item()) < 4 / math.sqrt(count)
     assert abs(noise.var().item() - 1) < 4 * math.sqrt(2 / count)
 
 
 def test_real_start_is_real_images_of_the_right_class(
-    synthesiser: Synthesiser, dataset: ImageDataset
+    synthesiser: Teddy, dataset: ImageDataset
 ) -> None:
     real = with_config(synthesiser, initialise="real")
-    for item in cut_items(3, 3, real.config):
-        pixels = dataset.normalisation.to_uint8(real.initial_images(item))
-        for image, label in zip(pixels, item.labels(), strict=True):
+    for batch in real.batches(3):
+        pixels = dataset.normalisation.to_uint8(real.initial_images(batch))
+        for image, label in zip(pixels, batch.labels(), strict=True):
             equal = (dataset.train.pick(torch.arange(48)) == image).flatten(1).all(1)
             assert dataset.train.labels[equal].tolist() == [label.item()]
 
@@ -630,12 +644,12 @@ VARIANTS: list[dict[str, Any]] = [
 
 
 def test_every_convention_changes_the_images_and_keeps_them_finite(
-    synthesiser: Synthesiser, tmp_path: Path
+    synthesiser: Teddy, tmp_path: Path
 ) -> None:
-    item = cut_items(1, 3, with_config(synthesiser, classes_per_batch=1).config)[0]
-    seen = [result(synthesiser, item, tmp_path)["state.images"]]
+    batch = with_config(synthesiser, classes_per_batch=1).batches(1)[0]
+    seen = [result(synthesiser, batch, tmp_path)["state.images"]]
     for changes in VARIANTS:
-        outcome = result(with_config(synthesiser, **changes), item, tmp_path)
+        outcome = result(with_config(synthesiser, **changes), batch, tmp_path)
         images = outcome["state.images"]
         assert images.isfinite().all(), changes
         assert outcome["curve"].isfinite().all(), changes
@@ -644,7 +658,7 @@ def test_every_convention_changes_the_images_and_keeps_them_finite(
 
 
 def test_class_statistics_are_those_of_the_class_or_their_mixture(
-    synthesiser: Synthesiser, dataset: ImageDataset
+    synthesiser: Teddy, dataset: ImageDataset
 ) -> None:
     member = 1
     per_class = with_config(synthesiser, class_statistics="per_class", classes_per_batch=1)
@@ -652,15 +666,13 @@ def test_class_statistics_are_those_of_the_class_or_their_mixture(
     layers = class_moments(
         teacher, dataset.train, dataset.normalisation, synthesiser._training_views, 3, 0
     )
-    for item in cut_items(1, 3, per_class.config):
-        (label,) = item.classes
-        for target, layer in zip(per_class._targets(member, item), layers, strict=True):
+    for batch in per_class.batches(1):
+        (label,) = batch.classes
+        for target, layer in zip(per_class._targets(member, batch), layers, strict=True):
             assert torch.equal(target.mean, layer.mean[label])
             assert torch.equal(target.var, layer.var[label])
     pooled = with_config(synthesiser, class_statistics="pooled")
-    for target, layer in zip(
-        pooled._targets(member, cut_items(1, 3, pooled.config)[0]), layers, strict=True
-    ):
+    for target, layer in zip(pooled._targets(member, pooled.batches(1)[0]), layers, strict=True):
         mean = layer.mean.mean(0)
         torch.testing.assert_close(target.mean, mean)
         var = (layer.var + layer.mean.square()).mean(0) - mean.square()
@@ -668,11 +680,11 @@ def test_class_statistics_are_those_of_the_class_or_their_mixture(
 
 
 def test_one_view_is_shared_by_the_batch_or_every_image_has_its_own(
-    synthesiser: Synthesiser,
+    synthesiser: Teddy,
 ) -> None:
-    item = cut_items(1, 3, synthesiser.config)[0]
-    shared = next(synthesiser._views(item, 0))
-    own = next(with_config(synthesiser, views_per="image")._views(item, 0))
+    batch = synthesiser.batches(1)[0]
+    shared = next(synthesiser._views(batch, 0))
+    own = next(with_config(synthesiser, views_per="image")._views(batch, 0))
     assert isinstance(shared, Resampling)
     assert isinstance(own, Resampling)
     assert shared.rows.shape == (1, 8, 8)
@@ -681,10 +693,10 @@ def test_one_view_is_shared_by_the_batch_or_every_image_has_its_own(
 
 
 @pytest.mark.parametrize("views_per", ["batch", "image"])
-def test_dsa_replaces_views(synthesiser: Synthesiser, views_per: str, tmp_path: Path) -> None:
+def test_dsa_replaces_views(synthesiser: Teddy, views_per: str, tmp_path: Path) -> None:
     augmented = with_config(synthesiser, augmentation="dsa", views_per=views_per, iterations=60)
-    item = cut_items(1, 3, augmented.config)[0]
-    drawn = list(augmented._views(item, 0))
+    batch = augmented.batches(1)[0]
+    drawn = list(augmented._views(batch, 0))
     assert len(drawn) == 60
     assert {view.operation for view in drawn if isinstance(view, DsaViews)} == set(
         augmented.config.dsa.operations
@@ -692,44 +704,44 @@ def test_dsa_replaces_views(synthesiser: Synthesiser, views_per: str, tmp_path: 
     assert {view.uniform.shape for view in drawn if isinstance(view, DsaViews)} == {
         (1 if views_per == "batch" else 4, 3)
     }
-    later = next(augmented._views(item, 31))
-    images = augmented.initial_images(item)
+    later = next(augmented._views(batch, 31))
+    images = augmented.initial_images(batch)
     assert torch.equal(later(images), drawn[31](images)), "wherever a run started"
-    curve = augmented.run(item, tmp_path / "resume")["curve"]
+    curve = augmented.run(batch, tmp_path / "resume")["curve"]
     assert curve[-5:, 1].mean() < curve[:5, 1].mean(), "the classifier prior falls"
-    plain = with_config(synthesiser, iterations=60).run(item, tmp_path / "resume")
+    plain = with_config(synthesiser, iterations=60).run(batch, tmp_path / "resume")
     assert not torch.equal(plain["curve"], curve)
 
 
 @pytest.mark.parametrize("views_per", ["batch", "image"])
 def test_view_of_an_iteration_does_not_depend_on_where_a_run_started(
-    synthesiser: Synthesiser, views_per: str
+    synthesiser: Teddy, views_per: str
 ) -> None:
     long = with_config(synthesiser, views_per=views_per, iterations=150)
-    item = cut_items(1, 3, long.config)[0]
-    from_start = list(long._views(item, 0))
+    batch = long.batches(1)[0]
+    from_start = list(long._views(batch, 0))
     assert len(from_start) >= 150
     for start in (1, 63, 64, 149):
-        resumed = next(long._views(item, start))
+        resumed = next(long._views(batch, start))
         for name in ("rows", "columns"):
             assert torch.equal(getattr(resumed, name), getattr(from_start[start], name))
 
 
 def test_images_stay_in_the_valid_range_only_with_clip(
-    synthesiser: Synthesiser, dataset: ImageDataset, tmp_path: Path
+    synthesiser: Teddy, dataset: ImageDataset, tmp_path: Path
 ) -> None:
     low, high = (bound.item() for bound in dataset.normalisation.bounds())
-    item = cut_items(1, 3, synthesiser.config)[0]
-    clipped = result(synthesiser, item, tmp_path)["state.images"]
-    free = result(with_config(synthesiser, clip=False), item, tmp_path)["state.images"]
+    batch = synthesiser.batches(1)[0]
+    clipped = result(synthesiser, batch, tmp_path)["state.images"]
+    free = result(with_config(synthesiser, clip=False), batch, tmp_path)["state.images"]
     assert low <= clipped.min() < clipped.max() <= high
     assert free.min() < low < high < free.max()
 
 
-def test_loss_falls_and_the_curve_records_it(synthesiser: Synthesiser, tmp_path: Path) -> None:
+def test_loss_falls_and_the_curve_records_it(synthesiser: Teddy, tmp_path: Path) -> None:
     long = with_config(synthesiser, iterations=120, draw=3)
-    item = cut_items(1, 3, long.config)[0]
-    curve = result(long, item, tmp_path)["curve"]
+    batch = long.batches(1)[0]
+    curve = result(long, batch, tmp_path)["curve"]
     assert curve.shape == (100, 3)
     assert curve[[0, -1], 0].tolist() == [1, 120]
     assert (curve[1:, 0] > curve[:-1, 0]).all()
@@ -741,7 +753,7 @@ def test_loss_falls_and_the_curve_records_it(synthesiser: Synthesiser, tmp_path:
 
 
 def test_larger_set_starts_with_the_images_of_the_smaller(
-    synthesiser: Synthesiser, workplace: Path
+    synthesiser: Teddy, workplace: Path
 ) -> None:
     small, labels, records = synthesise(synthesiser, 1, WorkDir("synthesize", "small"))
     large, more_labels, more = synthesise(synthesiser, 3, WorkDir("synthesize", "large"))
@@ -757,27 +769,27 @@ def test_larger_set_starts_with_the_images_of_the_smaller(
 
 
 def test_images_of_a_set_are_those_of_its_items(
-    synthesiser: Synthesiser, workplace: Path, tmp_path: Path
+    synthesiser: Teddy, workplace: Path, tmp_path: Path
 ) -> None:
     images, _, _ = synthesise(synthesiser, 3, WorkDir("synthesize", "set"))
     grid = images.unflatten(0, (3, 3))
-    for item in cut_items(3, 3, synthesiser.config):
-        block = result(synthesiser, item, tmp_path)["images"]
-        block = block.unflatten(0, (len(item.indices), len(item.classes)))
-        for place, index in enumerate(item.indices):
+    for batch in synthesiser.batches(3):
+        block = result(synthesiser, batch, tmp_path)["images"]
+        block = block.unflatten(0, (len(batch.indices), len(batch.classes)))
+        for place, index in enumerate(batch.indices):
             if index < 3:
-                assert torch.equal(grid[index, list(item.classes)], block[place])
+                assert torch.equal(grid[index, list(batch.classes)], block[place])
 
 
 def test_finished_items_are_not_made_again(
-    synthesiser: Synthesiser, workplace: Path, monkeypatch: pytest.MonkeyPatch
+    synthesiser: Teddy, workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     images, _, records = synthesise(synthesiser, 2, WorkDir("synthesize", "set"))
 
     def never(*arguments: object) -> None:
-        raise AssertionError("an item was made again")
+        raise AssertionError("a batch was made again")
 
-    monkeypatch.setattr(Synthesiser, "advance", never)
+    monkeypatch.setattr(Teddy, "optimise", never)
     again, _, same = synthesise(synthesiser, 2, WorkDir("synthesize", "set"))
     assert torch.equal(again, images)
     assert same == records
@@ -787,61 +799,61 @@ def test_finished_items_are_not_made_again(
 # ----------------------------------------------------------------------------------------- resuming
 
 
-def interrupted_at(synthesiser: Synthesiser, stop: int) -> Synthesiser:
+def interrupted_at(synthesiser: Teddy, stop: int) -> Teddy:
     """A synthesiser that is stopped by the user when an iteration begins."""
-    draw = synthesiser.draw
+    draw = synthesiser.teachers_drawn
 
-    def stop_there(item: Item, iteration: int) -> list[int]:
+    def stop_there(batch: Batch, iteration: int) -> list[int]:
         if iteration == stop:
             raise KeyboardInterrupt
-        return draw(item, iteration)
+        return draw(batch, iteration)
 
-    synthesiser.draw = stop_there  # type: ignore[method-assign]
+    synthesiser.teachers_drawn = stop_there  # type: ignore[method-assign]
     return synthesiser
 
 
 @pytest.mark.parametrize("stop", [1, 4, 7])
 @pytest.mark.parametrize("changes", [{}, {"views_per": "image", "draw_per": "iteration"}])
 def test_killed_and_resumed_run_gives_the_same_bytes(
-    synthesiser: Synthesiser,
+    synthesiser: Teddy,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     changes: dict[str, Any],
     stop: int,
 ) -> None:
-    monkeypatch.setattr("teddy.synthesis.methods.CHECK_EVERY", 1)
+    monkeypatch.setattr("teddy.synthesis.engine.runs.CHECK_EVERY", 1)
     changes = {"iterations": 8, **changes}
-    item = cut_items(1, 3, synthesiser.config)[0]
-    undisturbed = result(with_config(synthesiser, **changes), item, tmp_path)
+    batch = synthesiser.batches(1)[0]
+    undisturbed = result(with_config(synthesiser, **changes), batch, tmp_path)
     killed, resume = with_config(synthesiser, **changes), tmp_path / "resume.safetensors"
     with pytest.raises(KeyboardInterrupt):
-        interrupted_at(killed, stop).run(item, resume, save_every_seconds=0)
+        interrupted_at(killed, stop).run(batch, resume, save_every_seconds=0)
     assert resume.exists()
     resumed, iterations = with_config(synthesiser, **changes), []
-    draw = resumed.draw
+    draw = resumed.teachers_drawn
 
-    def watched(item: Item, iteration: int) -> list[int]:
+    def watched(batch: Batch, iteration: int) -> list[int]:
         iterations.append(iteration)
-        return draw(item, iteration)
+        return draw(batch, iteration)
 
-    resumed.draw = watched  # type: ignore[method-assign]
-    assert_equal(result(resumed, item, tmp_path), undisturbed)
+    resumed.teachers_drawn = watched  # type: ignore[method-assign]
+    assert_equal(result(resumed, batch, tmp_path), undisturbed)
     assert iterations == list(range(stop, 8)), "it continued where it was stopped"
 
 
 def test_killed_set_is_finished_by_the_next_call(
-    synthesiser: Synthesiser, workplace: Path, monkeypatch: pytest.MonkeyPatch
+    synthesiser: Teddy, workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     images, _, records = synthesise(synthesiser, 3, WorkDir("synthesize", "undisturbed"))
-    advance, calls = Synthesiser.advance, iter(range(100))
+    optimise, calls = Teddy.optimise, iter(range(100))
 
-    def dies_on_the_third(self: Synthesiser, *arguments: Any, **named: Any) -> Any:
+    def dies_on_the_third(self: Teddy, *arguments: Any) -> Any:
         if next(calls) == 2:
             raise KeyboardInterrupt
-        return advance(self, *arguments, **named)
+        return optimise(self, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Synthesiser, "advance", dies_on_the_third)
+        patch.setattr(Teddy, "optimise", dies_on_the_third)
         with pytest.raises(KeyboardInterrupt):
             synthesise(with_config(synthesiser), 3, WorkDir("synthesize", "killed"))
     again, _, same = synthesise(with_config(synthesiser), 3, WorkDir("synthesize", "killed"))
@@ -853,13 +865,13 @@ def test_killed_set_is_finished_by_the_next_call(
 
 
 def test_diverging_run_is_refused_with_item_and_iteration(
-    synthesiser: Synthesiser, tmp_path: Path
+    synthesiser: Teddy, tmp_path: Path
 ) -> None:
     wild = with_config(synthesiser, lr=1e30, clip=False)
-    item = cut_items(1, 3, wild.config)[1]
+    batch = wild.batches(1)[1]
     expected = r"loss is (nan|inf) at iteration 2 of indices 0-1, classes 2-2.*synthesize\.lr"
     with pytest.raises(TeddyError, match=expected):
-        wild.run(item, tmp_path / "resume")
+        wild.run(batch, tmp_path / "resume")
     assert not (tmp_path / "resume").exists()
 
 
@@ -874,45 +886,42 @@ def broken_pool(pool: Pool, dataset: ImageDataset, folder: Path) -> Pool:
 
 
 def test_broken_teacher_is_refused_at_the_first_iteration(
-    synthesiser: Synthesiser, pool: Pool, dataset: ImageDataset, tmp_path: Path
+    synthesiser: Teddy, pool: Pool, dataset: ImageDataset, tmp_path: Path
 ) -> None:
-    config = replace(synthesiser.config, draw=1)
-    bad = Synthesiser(config, broken_pool(pool, dataset, tmp_path), dataset, no_views(), 0, CPU)
-    item = cut_items(1, 3, config)[0]
+    given = replace(synthesiser.given, pool=broken_pool(pool, dataset, tmp_path))
+    bad = Teddy(replace(synthesiser.config, draw=1), given)
+    batch = bad.batches(1)[0]
     with pytest.raises(TeddyError, match="loss is nan at iteration 1 of indices 0-1, classes 0-1"):
-        bad.run(item, tmp_path / "resume")
+        bad.run(batch, tmp_path / "resume")
 
 
 @pytest.mark.parametrize("at", [1, -1])
 def test_gradient_that_is_not_finite_after_a_finite_loss_is_refused(
-    synthesiser: Synthesiser, tmp_path: Path, at: int, monkeypatch: pytest.MonkeyPatch
+    synthesiser: Teddy, tmp_path: Path, at: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also at the last iteration, which no loss follows; the file has finite images."""
-    monkeypatch.setattr(makers, "CHECK_EVERY", 2)
-    steps = synthesiser.steps
+    monkeypatch.setattr(runs, "CHECK_EVERY", 2)
+    gradient_of, broken_at = synthesiser._eq7, range(synthesiser.config.iterations)[at]
 
-    def broken(item: Item, run: ItemRun, iterations: range) -> Iterator[Tensor | None]:
-        for iteration, losses in zip(iterations, steps(item, run, iterations), strict=True):
-            if iteration == iterations[at]:
-                assert run.images.grad is not None
-                run.images.grad.fill_(math.nan)
-            yield losses
+    def broken(view: Tensor, *arguments: Any) -> Tensor:
+        losses, state = gradient_of(view, *arguments), arguments[-1]
+        if state.done == broken_at:
+            state.images.grad.fill_(math.nan)
+        return losses
 
-    monkeypatch.setattr(synthesiser, "steps", broken)
-    item = cut_items(1, 3, synthesiser.config)[0]
+    monkeypatch.setattr(synthesiser, "_eq7", broken)
+    batch = synthesiser.batches(1)[0]
     with pytest.raises(TeddyError, match=r"images are not finite by iteration \d+ of indices 0-1"):
-        synthesiser.run(item, tmp_path / "a.resume")
-    tensors, _ = read_tensors(tmp_path / "a.last-finite.safetensors", kind="teddy.item-images.v1")
+        synthesiser.run(batch, tmp_path / "a.resume")
+    tensors, _ = read_tensors(tmp_path / "a.last-finite.safetensors", kind="teddy.batch-images.v1")
     assert tensors["images"].isfinite().all()
 
 
-def test_more_teachers_than_the_pool_has_are_refused(
-    synthesiser: Synthesiser, tmp_path: Path
-) -> None:
+def test_more_teachers_than_the_pool_has_are_refused(synthesiser: Teddy, tmp_path: Path) -> None:
     greedy = with_config(synthesiser, draw=4)
-    item = cut_items(1, 3, greedy.config)[0]
+    batch = greedy.batches(1)[0]
     with pytest.raises(TeddyError, match="cannot draw 4 teachers from a pool of 3"):
-        greedy.run(item, tmp_path / "resume")
+        greedy.run(batch, tmp_path / "resume")
 
 
 def test_targets_of_another_network_are_refused(synthesis_config: SynthesizeConfig) -> None:
@@ -927,14 +936,16 @@ def test_targets_of_another_network_are_refused(synthesis_config: SynthesizeConf
 
 
 def test_finished_items_leave_a_log_line_and_their_mode(
-    synthesiser: Synthesiser, workplace: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    synthesiser: Teddy, workplace: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("TEDDY_LOGS", str(tmp_path / "logs"))
     auto = with_config(synthesiser, gradient="auto")
     _, _, records = synthesise(auto, 3, WorkDir("synthesize", "logged"))
-    lines = (tmp_path / "logs" / "synthesize-items.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = (
+        (tmp_path / "logs" / "synthesize-batches.jsonl").read_text(encoding="utf-8").splitlines()
+    )
     logged = [json.loads(line) for line in lines]
-    assert [line["item"] for line in logged] == [record["item"] for record in records]
+    assert [line["batch"] for line in logged] == [record["batch"] for record in records]
     for line, record in zip(logged, records, strict=True):
         assert line["gradient"] == record["gradient"] == "joint"
         assert (line["precision"], line["iterations"], line["teachers"]) == ("float32", 6, 2)
@@ -944,7 +955,7 @@ def test_finished_items_leave_a_log_line_and_their_mode(
 
 
 def test_teachers_are_loaded_once_and_only_those_that_are_drawn(
-    synthesiser: Synthesiser, monkeypatch: pytest.MonkeyPatch
+    synthesiser: Teddy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded = []
     member = Pool.member
@@ -954,9 +965,9 @@ def test_teachers_are_loaded_once_and_only_those_that_are_drawn(
         return member(self, index, device)
 
     monkeypatch.setattr(Pool, "member", counted)
-    items = cut_items(1, 3, synthesiser.config)
+    items = synthesiser.batches(1)
     synthesiser.load(items)
-    assert loaded == synthesiser.draw(items[0], 0)
+    assert loaded == synthesiser.teachers_drawn(items[0], 0)
     synthesiser.load(items)
     assert len(loaded) == 2
     with_config(synthesiser, draw_per="iteration").load(items)
@@ -967,11 +978,11 @@ def test_bar_tells_speed_and_time_until_all_items_are_finished(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     place = Place(finished=2, total=5, ahead=1)
-    item = Item(0, 0, range(2), range(3))
-    assert place.title(item) == "synthesize 2/5 items, now indices 0-1, classes 0-2"
+    batch = Batch(0, 0, range(2), range(3))
+    assert place.title(batch) == "synthesize 2/5 batches, now indices 0-1, classes 0-2"
     monkeypatch.setattr(time, "monotonic", lambda: 110.0)
     with tqdm(total=100, file=io.StringIO()) as bar:
         place.show(bar, done=40, start=20, iterations=100, images=6, began=100.0)
         assert bar.n == 40
-        # 2 iterations a second: 60 are left of this item, and 100 of the next
+        # 2 iterations a second: 60 are left of this batch, and 100 of the next
         assert bar.postfix == "12 images/s, all in 01:20"

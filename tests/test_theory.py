@@ -11,14 +11,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from plain_equations import first_order_meta_loss
 from torch import Tensor
 from torch.nn.functional import cross_entropy, one_hot
 
 from teddy.objectives import pool_class_statistics
 from teddy.theory import equations as theory
-
-Batch = tuple[Tensor, Tensor]
-Weights = dict[str, Tensor]
+from teddy.theory import unrolled
+from teddy.theory.equations import Weights
+from teddy.theory.unrolled import Batch, InnerLoop
 
 repeatable = settings(derandomize=True, deadline=None, database=None, max_examples=60)
 step_sizes = (0.2, 0.1, 0.05, 0.025)
@@ -55,14 +56,23 @@ def matrices(rows: int, columns: int) -> st.SearchStrategy[Tensor]:
     return entries.map(lambda values: f64(*values).reshape(rows, columns))
 
 
-def distance(a: Any, b: Any) -> float:
-    """Euclidean distance of two trees."""
-    return theory.inner_product_pieces(a, b).gap.sqrt().item()
+def distance(a: Weights, b: Weights) -> float:
+    """Euclidean distance."""
+    return theory.squared_distance(a, b).sqrt().item()
 
 
-def half_square(theta: Tensor, optimum: Tensor) -> Tensor:
+def named(tensor: Tensor) -> Weights:
+    """One tensor as weights or a gradient."""
+    return {"theta": tensor}
+
+
+def half_square(theta: Weights, batch: Batch) -> Tensor:
     """Quadratic loss whose data is its own optimum."""
-    return 0.5 * (theta - optimum).square().sum()
+    return 0.5 * (theta["theta"] - batch[0]).square().sum()
+
+
+PARABOLAS = named(scalar(0)), (scalar(2),), (scalar(1),)
+"""theta_0, S and T of the one-dimensional example."""
 
 
 def network_loss(theta: Weights, batch: Batch) -> Tensor:
@@ -92,24 +102,30 @@ def network_problem() -> tuple[Weights, Batch, Batch]:
 
 def test_kat01_two_steps_on_quadratics() -> None:
     """Every number of the one-dimensional example, the remainder and all three gradients."""
-    start, real, synthetic = scalar(0), scalar(1), scalar(2).requires_grad_()
-    steps = theory.training_trajectory(half_square, start, synthetic, lr=0.1, num_steps=2)
-    assert torch.stack(steps).tolist() == pytest.approx([0, 0.2, 0.38])
+    inner, (start, synthetic, _) = InnerLoop(half_square, 0.1, 2), PARABOLAS
+    (theta_0, g_0), (theta_1, g_1) = inner.steps(start, synthetic)
+    path = [theta["theta"] for theta in (theta_0, theta_1, inner.end(start, synthetic))]
+    assert torch.stack(path).tolist() == pytest.approx([0, 0.2, 0.38])
 
-    run = (half_square, start, synthetic, real)
-    exact = theory.meta_loss(*run, lr=0.1, num_steps=2)
-    detached = theory.first_order_meta_loss(*run, lr=0.1, num_steps=2)
-    attached = theory.first_order_meta_loss(*run, lr=0.1, num_steps=2, detach=False)
-    assert exact.item() == pytest.approx(0.1922)
-    assert detached.item() == pytest.approx(0.156)
-    assert attached.item() == pytest.approx(0.156)
-    synthetic_gradients = [theory.gradient(half_square, theta, synthetic) for theta in steps[:2]]
-    remainder = 0.1**2 / 2 * sum(g.item() ** 2 for g in synthetic_gradients)
+    exact = unrolled.exact(inner, *PARABOLAS)
+    detached = unrolled.first_order(inner, *PARABOLAS)
+    assert exact.value.item() == pytest.approx(0.1922)
+    assert detached.value.item() == pytest.approx(0.156)
+    remainder = 0.1**2 / 2 * sum(g["theta"].item() ** 2 for g in (g_0, g_1))
     assert remainder == pytest.approx(0.0362)
-    assert (exact - detached).item() == pytest.approx(remainder)
+    assert (exact.value - detached.value).item() == pytest.approx(remainder)
+    assert exact.gradient.item() == pytest.approx(-0.1178)
+    assert detached.gradient.item() == pytest.approx(-0.18)
 
-    slopes = [torch.autograd.grad(loss, synthetic)[0] for loss in (exact, detached, attached)]
-    assert torch.stack(slopes).tolist() == pytest.approx([-0.1178, -0.18, -0.154])
+
+def test_kat01_without_constant_weights_the_gradient_is_another() -> None:
+    """Eq. 10 differentiated through the training: the value of Eq. 11, but not its gradient."""
+    start, (optimum,), real = PARABOLAS
+    leaf = optimum.clone().requires_grad_()
+    run = (half_square, start, (leaf,), real)
+    attached = first_order_meta_loss(*run, lr=0.1, num_steps=2, detach=False)
+    assert attached.item() == pytest.approx(0.156)
+    assert torch.autograd.grad(attached, leaf)[0].item() == pytest.approx(-0.154)
 
 
 @pytest.mark.parametrize(
@@ -118,29 +134,21 @@ def test_kat01_two_steps_on_quadratics() -> None:
 )
 def test_kat01_meta_gradient_ratio_tends_to_one(lr: float, ratio: float, tolerance: float) -> None:
     """Detached (Eq. 11) over exact meta-gradient, for smaller and smaller steps."""
-    synthetic = scalar(2).requires_grad_()
-    run = (half_square, scalar(0), synthetic, scalar(1))
-    exact = theory.meta_loss(*run, lr=lr, num_steps=2)
-    first_order = theory.first_order_meta_loss(*run, lr=lr, num_steps=2)
-    (exact_slope,) = torch.autograd.grad(exact, synthetic)
-    (first_order_slope,) = torch.autograd.grad(first_order, synthetic)
-    assert (first_order_slope / exact_slope).item() == pytest.approx(ratio, abs=tolerance)
+    inner = InnerLoop(half_square, lr, 2)
+    exact, first_order = (f(inner, *PARABOLAS) for f in (unrolled.exact, unrolled.first_order))
+    found = (first_order.gradient / exact.gradient).item()
+    assert found == pytest.approx(ratio, abs=tolerance)
 
 
 def test_kat02_first_order_error_of_a_network_shrinks_with_the_step() -> None:
     """T = 5: loss error falls 4-fold, gradient error 2-fold per halving; the cosine tends to 1."""
-    theta, (images, labels), real = network_problem()
-    loss_errors, gradient_errors, cosines = [], [], []
-    for lr in step_sizes:
-        images = images.detach().requires_grad_()
-        run = (network_loss, theta, (images, labels), real)
-        exact = theory.meta_loss(*run, lr=lr, num_steps=5)
-        first_order = theory.first_order_meta_loss(*run, lr=lr, num_steps=5)
-        (a,) = torch.autograd.grad(exact, images)
-        (b,) = torch.autograd.grad(first_order, images)
-        loss_errors.append(abs(exact.item() - first_order.item()))
-        gradient_errors.append((distance(a, b) / a.norm()).item())
-        cosines.append(((a * b).sum() / (a.norm() * b.norm())).item())
+    errors = [
+        unrolled.expansion_error(InnerLoop(network_loss, lr, 5), *network_problem())
+        for lr in step_sizes
+    ]
+    loss_errors = [abs(error.exact_loss - error.first_order_loss) for error in errors]
+    gradient_errors = [error.gradient_error for error in errors]
+    cosines = [error.cosine for error in errors]
     loss_ratios = [big / small for big, small in pairwise(loss_errors)]
     assert loss_ratios == sorted(loss_ratios)
     assert 3 < loss_ratios[0] < 3.7 < loss_ratios[-1] < 4
@@ -151,10 +159,10 @@ def test_kat02_first_order_error_of_a_network_shrinks_with_the_step() -> None:
 
 def test_kat03_negative_inner_product_from_squared_norms() -> None:
     """Eq. 12 at a = (1, 2), b = (3, -1): both sides are -1."""
-    a, b = f64(1, 2), f64(3, -1)
-    pieces = theory.inner_product_pieces(a, b)
-    assert [piece.item() for piece in pieces] == [13, 5, 10]
-    assert pieces.negative_inner_product.item() == -1
+    a, b = named(f64(1, 2)), named(f64(3, -1))
+    norms = theory.inner_product(a, a).item(), theory.inner_product(b, b).item()
+    assert (theory.squared_distance(a, b).item(), *norms) == (13, 5, 10)
+    assert theory.negative_inner_product(a, b).item() == -1
     assert -theory.inner_product(a, b).item() == -1
 
 
@@ -182,10 +190,8 @@ def test_kat05_gradient_gap_bound() -> None:
         delta_a = theory.second_moment(real[0]) - theory.second_moment(synthetic[0])
         delta_m = theory.class_moment(*real) - theory.class_moment(*synthetic)
         gap = theory.last_layer_gap(delta_a, delta_m, weight)
-        expected = distance(
-            theory.last_layer_gradient(*real, weight),
-            theory.last_layer_gradient(*synthetic, weight),
-        )
+        slopes = [theory.last_layer_gradient(*data, weight) for data in (real, synthetic)]
+        expected = (slopes[0] - slopes[1]).norm().item()
         assert gap.item() == pytest.approx(expected, rel=1e-12)
         assert gap < theory.last_layer_gap_bound(delta_a, delta_m, weight)
 
@@ -262,7 +268,9 @@ def test_kat08_descent_bounds_on_a_quadratic(lr: float) -> None:
 
     g_t = smoothness * theta
     after = real_loss(theta - lr * g_s).item()
-    bounds = theory.descent_bounds(real_loss(theta), g_t, g_s, lr=lr, smoothness=smoothness)
+    bounds = theory.descent_bounds(
+        real_loss(theta), named(g_t), named(g_s), lr=lr, smoothness=smoothness
+    )
     assert bounds.smooth.item() == pytest.approx(after, rel=1e-12)
     if lr == 1 / smoothness:
         assert bounds.matched.item() == pytest.approx(after, rel=1e-12)
@@ -275,19 +283,14 @@ def test_kat09_a_student_segment_approaches_one_teacher_step() -> None:
     theta, synthetic, real = network_problem()
     own, teacher = [], []
     for lr in step_sizes:
-        student = theory.student_segment(network_loss, theta, synthetic, lr=lr, num_steps=5)
-        own.append(
-            distance(
-                student, theory.teacher_step(network_loss, theta, synthetic, lr=lr, num_steps=5)
-            )
-        )
-        teacher.append(
-            distance(student, theory.teacher_step(network_loss, theta, real, lr=lr, num_steps=5))
-        )
+        inner = InnerLoop(network_loss, lr, 5)
+        student = inner.end(theta, synthetic)
+        own.append(distance(student, unrolled.teacher_step(inner, theta, synthetic)))
+        teacher.append(distance(student, unrolled.teacher_step(inner, theta, real)))
     assert own[-2] / own[-1] == pytest.approx(4, abs=0.2)
     assert own[0] / own[1] > 3.4
     assert teacher[-2] / teacher[-1] == pytest.approx(2, abs=0.05)
-    g_s, g_t = (theory.gradient(network_loss, theta, data) for data in (synthetic, real))
+    g_s, g_t = (inner.gradient(theta, data) for data in (synthetic, real))
     assert teacher[-1] == pytest.approx(5 * step_sizes[-1] * distance(g_s, g_t), rel=0.05)
 
 
@@ -327,85 +330,34 @@ def test_kat23_pooled_variance_survives_a_large_mean() -> None:
 
 def test_gradient_matching_on_quadratics() -> None:
     """Eq. 13: the gradients of the two parabolas differ by 1 at each of the two steps."""
-    synthetic = scalar(2).requires_grad_()
-    run = (half_square, scalar(0), synthetic, scalar(1))
-    loss = theory.gradient_matching_loss(*run, lr=0.1, num_steps=2)
-    assert loss.item() == pytest.approx(2)
-    assert torch.autograd.grad(loss, synthetic)[0].item() == pytest.approx(4)
+    found = unrolled.gradient_matching(InnerLoop(half_square, 0.1, 2), *PARABOLAS)
+    assert found.value.item() == pytest.approx(2)
+    assert found.gradient.item() == pytest.approx(4)
 
 
 def test_gradient_matching_differs_from_the_inner_product_by_the_norms() -> None:
     """Eqs. 12 and 13 along one trajectory of a network."""
     theta, synthetic, real = network_problem()
-    run = (network_loss, theta, synthetic, real)
-    aligned = theory.first_order_meta_loss(*run, lr=0.1, num_steps=4) - network_loss(theta, real)
-    norms = scalar(0)
-    path = theory.training_trajectory(network_loss, theta, synthetic, lr=0.1, num_steps=4)
-    for step in path[:-1]:
-        for data in (synthetic, real):
-            g = theory.gradient(network_loss, step, data)
+    inner, norms = InnerLoop(network_loss, 0.1, 4), scalar(0)
+    aligned = unrolled.first_order(inner, theta, synthetic, real).value - network_loss(theta, real)
+    for step, g_s in inner.steps(theta, synthetic):
+        for g in (g_s, inner.gradient(step, real)):
             norms = norms + theory.inner_product(g, g)
-    matched = theory.gradient_matching_loss(*run, lr=0.1, num_steps=4)
+    matched = unrolled.gradient_matching(inner, theta, synthetic, real).value
     torch.testing.assert_close(aligned / 0.1, (matched - norms) / 2)
 
 
 def test_trajectory_is_theta_0_minus_the_summed_gradients() -> None:
-    """Eq. 9, and the meta loss is the real loss at its end (Eq. 1)."""
+    """Eq. 9, and the exact objective is the real loss at its end (Eq. 1)."""
     theta, synthetic, real = network_problem()
-    path = theory.training_trajectory(network_loss, theta, synthetic, lr=0.3, num_steps=4)
-    assert len(path) == 5
-    steps = [theory.gradient(network_loss, step, synthetic) for step in path[:-1]]
-    for name, value in path[-1].items():
-        expected = theta[name] - 0.3 * torch.stack([step[name] for step in steps]).sum(0)
-        torch.testing.assert_close(value, expected)
-    exact = theory.meta_loss(network_loss, theta, synthetic, real, lr=0.3, num_steps=4)
-    torch.testing.assert_close(exact, network_loss(path[-1], real))
-
-
-def test_meta_gradient_passes_gradcheck() -> None:
-    """Unrolling is differentiated exactly, with and without the detached trajectory's shortcut."""
-    theta, (images, labels), real = network_problem()
-
-    def exact(x: Tensor) -> Tensor:
-        return theory.meta_loss(network_loss, theta, (x, labels), real, lr=0.2, num_steps=3)
-
-    def first_order(x: Tensor) -> Tensor:
-        return theory.first_order_meta_loss(
-            network_loss, theta, (x, labels), real, lr=0.2, num_steps=3, detach=False
-        )
-
-    images.requires_grad_()
-    assert torch.autograd.gradcheck(exact, (images,))
-    assert torch.autograd.gradcheck(first_order, (images,))
-
-
-def test_detached_trajectory_reaches_the_initial_parameters_by_no_path() -> None:
-    """With `detach` the start is a constant as well, although the caller wants its gradient."""
-    start, synthetic = scalar(0).requires_grad_(), scalar(2).requires_grad_()
-    run = (half_square, start, synthetic, scalar(1))
-    detached = theory.first_order_meta_loss(*run, lr=0.1, num_steps=2)
-    attached = theory.first_order_meta_loss(*run, lr=0.1, num_steps=2, detach=False)
-    assert torch.autograd.grad(detached, start, allow_unused=True)[0] is None
-    assert torch.autograd.grad(attached, start)[0].item() != 0
-
-
-def test_parameters_may_be_any_tree() -> None:
-    """A nested tree and a flat one train alike."""
-    theta, synthetic, real = network_problem()
-    nested = [{"b": theta["b1"], "w": theta["w1"]}, (theta["w2"], theta["b2"])]
-
-    def nested_loss(tree: Any, batch: Batch) -> Tensor:
-        first, (w2, b2) = tree
-        return network_loss({"w1": first["w"], "b1": first["b"], "w2": w2, "b2": b2}, batch)
-
-    for objective in (
-        theory.meta_loss,
-        theory.first_order_meta_loss,
-        theory.gradient_matching_loss,
-    ):
-        flat = objective(network_loss, theta, synthetic, real, lr=0.1, num_steps=3)
-        tree = objective(nested_loss, nested, synthetic, real, lr=0.1, num_steps=3)
-        torch.testing.assert_close(tree, flat)
+    inner = InnerLoop(network_loss, 0.3, 4)
+    steps, end = list(inner.steps(theta, synthetic)), inner.end(theta, synthetic)
+    assert len(steps) == 4
+    for name, value in end.items():
+        expected = theta[name] - 0.3 * torch.stack([g_s[name] for _, g_s in steps]).sum(0)
+        torch.testing.assert_close(value.detach(), expected)
+    exact = unrolled.exact(inner, theta, synthetic, real)
+    torch.testing.assert_close(exact.value, network_loss(end, real).detach())
 
 
 # --- Properties ----------------------------------------------------------------------------------
@@ -413,12 +365,11 @@ def test_parameters_may_be_any_tree() -> None:
 
 @repeatable
 @given(a=matrices(2, 3), b=matrices(2, 3))
-def test_inner_product_identity_holds_for_any_tree(a: Tensor, b: Tensor) -> None:
+def test_inner_product_identity_holds_for_any_gradients(a: Tensor, b: Tensor) -> None:
     """Eq. 12 for gradients spread over several tensors."""
-    tree_a, tree_b = {"x": a[0], "y": a[1:]}, {"x": b[0], "y": b[1:]}
-    pieces = theory.inner_product_pieces(tree_a, tree_b)
+    found = theory.negative_inner_product({"x": a[0], "y": a[1:]}, {"x": b[0], "y": b[1:]})
     expected = -torch.dot(a.flatten(), b.flatten())
-    torch.testing.assert_close(pieces.negative_inner_product, expected, rtol=0, atol=1e-11)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-11)
 
 
 @repeatable
@@ -499,7 +450,7 @@ def test_descent_bounds_hold_for_any_quadratic(
         return 0.5 * value @ hessian @ value
 
     bounds = theory.descent_bounds(
-        real_loss(theta), hessian @ theta, g_s, lr=lr, smoothness=smoothness
+        real_loss(theta), named(hessian @ theta), named(g_s), lr=lr, smoothness=smoothness
     )
     after = real_loss(theta - lr * g_s).item()
     assert after <= bounds.smooth.item() + 1e-8
@@ -533,17 +484,9 @@ def test_pooled_variance_equals_the_printed_formula(means: Tensor, roots: Tensor
 def test_inner_loop_settings_out_of_range_are_refused(
     lr: float, num_steps: int, message: str
 ) -> None:
-    """Each function that trains names the setting and its value."""
-    for objective in (
-        theory.meta_loss,
-        theory.first_order_meta_loss,
-        theory.gradient_matching_loss,
-    ):
-        with pytest.raises(ValueError, match=message):
-            objective(half_square, scalar(0), scalar(2), scalar(1), lr=lr, num_steps=num_steps)
-    for segment in (theory.student_segment, theory.teacher_step):
-        with pytest.raises(ValueError, match=message):
-            segment(half_square, scalar(0), scalar(2), lr=lr, num_steps=num_steps)
+    """The message names the setting and its value."""
+    with pytest.raises(ValueError, match=message):
+        InnerLoop(half_square, lr, num_steps)
 
 
 def zeros(*shape: int) -> Tensor:
@@ -554,10 +497,10 @@ def zeros(*shape: int) -> Tensor:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: theory.inner_product({"a": zeros(2)}, {"a": zeros(3)}), r"\[\(2,\)\].*\[\(3,\)\]"),
-        (lambda: theory.inner_product({"a": zeros(2)}, {"b": zeros(2)}), "two equal trees"),
-        (lambda: theory.inner_product([], []), "with leaves"),
-        (lambda: theory.inner_product_pieces(zeros(2), zeros(1)), "two equal trees"),
+        (lambda: theory.inner_product({"a": zeros(2)}, {"a": zeros(3)}), r"'a': \(2,\).* \(3,\)"),
+        (lambda: theory.inner_product({"a": zeros(2)}, {"b": zeros(2)}), "same names"),
+        (lambda: theory.inner_product({}, {}), r"got \[\{\}, \{\}\]"),
+        (lambda: theory.squared_distance({"a": zeros(2)}, {"a": zeros(1)}), "same names"),
         (lambda: theory.second_moment(zeros(0, 3)), r"features .* \(any, any\), got \(0, 3\)"),
         (lambda: theory.second_moment(zeros(3)), r"features .* got \(3,\)"),
         (lambda: theory.class_moment(zeros(4, 2), zeros(3, 2)), r"targets .* \(4, any\), got \(3"),
@@ -577,11 +520,11 @@ def zeros(*shape: int) -> Tensor:
         (lambda: theory.global_mean_gap(zeros(2, 3), zeros(0, 3)), "synthetic"),
         (lambda: pool_class_statistics(zeros(2, 3), zeros(2, 1)), "variances"),
         (
-            lambda: theory.descent_bounds(scalar(0), zeros(1), zeros(1), lr=0.1, smoothness=0),
+            lambda: theory.descent_bounds(scalar(0), {}, {}, lr=0.1, smoothness=0),
             "smoothness must be positive and finite, got 0",
         ),
         (
-            lambda: theory.descent_bounds(scalar(0), zeros(1), zeros(1), lr=-1, smoothness=1),
+            lambda: theory.descent_bounds(scalar(0), {}, {}, lr=-1, smoothness=1),
             "lr must be positive",
         ),
     ],

@@ -1,20 +1,21 @@
 """The report on the paper's equations: all checks pass, and a broken equation is found out."""
 
-import dataclasses
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from ruamel.yaml import YAML
 
 from teddy.core.errors import TeddyError
-from teddy.settings.params import Params
+from teddy.core.files import write_json
+from teddy.settings.declared import Declared
+from teddy.settings.schema import to_json
 from teddy.settings.theory import TheoryConfig
-from teddy.stages import theory as stage
-from teddy.theory import equations as theory
+from teddy.stages.commands import main
+from teddy.theory import equations, unrolled
 from teddy.theory import objective as theory_objective
 from teddy.theory.appendix import check_all, count, markdown, refuse_failures
 from teddy.theory.checks import Check
@@ -25,8 +26,8 @@ ROOT = Path(__file__).parents[1]
 @pytest.fixture(scope="module")
 def settings() -> TheoryConfig:
     """The repository's own, with fewer draws."""
-    config = Params(ROOT / "params.yaml").theory()
-    return dataclasses.replace(config, bound_draws=20, isotropic_draws=(100, 2000))
+    config = Declared(ROOT).theory()
+    return replace(config, bound_draws=20, isotropic_draws=(100, 2000))
 
 
 def test_every_check_passes_for_other_seeds_too(settings: TheoryConfig) -> None:
@@ -60,29 +61,37 @@ def test_report_shows_every_number_and_figure(settings: TheoryConfig) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "broken", "section"),
+    ("module", "name", "broken", "section"),
     [
-        ("last_layer_gradient", lambda f: lambda *a: 1.001 * f(*a), "Eqs. 4 and 14"),
-        ("first_order_meta_loss", lambda f: lambda *a, lr, **k: f(*a, lr=0.9 * lr, **k),
+        (equations, "last_layer_gradient", lambda f: lambda *a: 1.001 * f(*a), "Eqs. 4 and 14"),
+        (unrolled, "first_order",
+         lambda f: lambda inner, *a: f(replace(inner, lr=0.9 * inner.lr), *a), "Proposition 1"),
+        (unrolled, "exact", lambda f: lambda *a: f(*a)._replace(gradient=2 * f(*a).gradient),
          "Proposition 1"),
-        ("expected_gap_isotropic", lambda f: lambda *a: 1.2 * f(*a), "Proposition 2"),
-        ("last_layer_gap_bound", lambda f: lambda *a: 0.5 * f(*a), "Eq. 15"),
-        ("class_mean_gap", lambda f: lambda *a: 2 * f(*a), "Eqs. 17 and 18"),
-        ("diagonal_gap", lambda f: lambda *a: f(*a) + 100, "Eq. 16"),
-        ("gradient_matching_loss", lambda f: lambda *a, **k: f(*a, **k) + 1, "Eqs. 12 and 13"),
-        ("teacher_step", lambda f: lambda *a, lr, **k: f(*a, lr=1.01 * lr, **k), "Eqs. 6 and 20"),
-        ("descent_bounds", lambda f: lambda *a, **k: f(*a, **k)._replace(matched=f(*a, **k)[0]),
-         "Eq. 22"),
+        (equations, "expected_gap_isotropic", lambda f: lambda *a: 1.2 * f(*a), "Proposition 2"),
+        (equations, "last_layer_gap_bound", lambda f: lambda *a: 0.5 * f(*a), "Eq. 15"),
+        (equations, "class_mean_gap", lambda f: lambda *a: 2 * f(*a), "Eqs. 17 and 18"),
+        (equations, "diagonal_gap", lambda f: lambda *a: f(*a) + 100, "Eq. 16"),
+        (unrolled, "gradient_matching", lambda f: lambda *a: f(*a)._replace(value=f(*a).value + 1),
+         "Eqs. 12 and 13"),
+        (unrolled, "statistics_matching",
+         lambda f: lambda *a, **k: f(*a, **k)._replace(gradient=1.001 * f(*a, **k).gradient),
+         "Eqs. 5 and 19"),
+        (unrolled, "teacher_step",
+         lambda f: lambda inner, *a: f(replace(inner, lr=1.01 * inner.lr), *a), "Eqs. 6 and 20"),
+        (equations, "descent_bounds",
+         lambda f: lambda *a, **k: f(*a, **k)._replace(matched=f(*a, **k)[0]), "Eq. 22"),
     ],
 )  # fmt: skip
 def test_a_broken_equation_fails_the_report(
+    module: Any,
     name: str,
     broken: Callable[[Any], Any],
     section: str,
     settings: TheoryConfig,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(theory, name, broken(getattr(theory, name)))
+    monkeypatch.setattr(module, name, broken(getattr(module, name)))
     report = check_all(settings, 0)
     assert "**FAIL**" in markdown(report, "")
     with pytest.raises(TeddyError, match=rf"of {count(report)} checks failed, .*'{section}"):
@@ -109,29 +118,30 @@ def test_numbers_that_are_missing_do_not_pass() -> None:
 
 
 def test_stage_writes_the_report_and_fails_with_one_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    settings: TheoryConfig,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    yaml = YAML()
-    raw = yaml.load(ROOT / "params.yaml")
-    raw["theory"] |= {"bound_draws": 5, "isotropic_draws": [100, 1000]}
-    yaml.dump(raw, tmp_path / "params.yaml")
+    write_json(tmp_path / "theory.json", {"seed": 0, "config": to_json(settings)})
     monkeypatch.setenv("TEDDY_LOGS", str(tmp_path / "logs"))
-    arguments = ["--report", str(tmp_path / "theory.md"), "--table", str(tmp_path / "table.md"),
+    arguments = ["theory", "--report", str(tmp_path / "theory.md"),
+                 "--out", str(tmp_path / "table"),
                  "--figures", str(tmp_path / "figures"),
-                 "--params", str(tmp_path / "params.yaml")]  # fmt: skip
-    stage.main(arguments)
+                 "--settings", str(tmp_path / "theory.json")]  # fmt: skip
+    main(arguments)
     made = {
         file: file.read_bytes() for file in tmp_path.rglob("*") if file.suffix in (".md", ".png")
     }
     assert len(made) == 6
-    stage.main(arguments)
+    main(arguments)
     assert {file: file.read_bytes() for file in made} == made
     capsys.readouterr()
 
-    true = theory.second_moment
-    monkeypatch.setattr(theory, "second_moment", lambda features: 2 * true(features))
+    true = equations.second_moment
+    monkeypatch.setattr(equations, "second_moment", lambda features: 2 * true(features))
     with pytest.raises(SystemExit) as stop:
-        stage.main(arguments)
+        main(arguments)
     (line,) = capsys.readouterr().err.splitlines()
     assert stop.value.code == 1
     assert re.match(r"error: \d+ of \d+ checks failed, the first in 'Eqs. 4 and 14", line)

@@ -1,52 +1,46 @@
-"""The bi-level problem on a network: against finite differences, :mod:`teddy.theory.equations`, and
-what it costs. Float64 where numbers are compared; no data, no GPU.
+"""The bi-level problem on a network: against finite differences, :mod:`plain_equations`, and what
+it costs. Float64 where numbers are compared; no data, no GPU.
 """
 
-from collections.abc import Callable
 from typing import Any
 
+import plain_equations as plain
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
-from torch.nn.functional import cross_entropy
 
 from teddy.core.errors import TeddyError
 from teddy.data.datasets import ImageDataset
 from teddy.settings.configs import NetworkConfig, SynthesizeConfig
 from teddy.settings.theory import Fig1Config, Fig5Config
-from teddy.theory import equations as theory
 from teddy.theory import unrolled
+from teddy.theory.equations import Weights
+from teddy.theory.problem import Student, plain_convnet
 from teddy.theory.taylor import Comparison, measure_law, optimise
-from teddy.theory.unrolled import Batch, InnerLoop, Weights
+from teddy.theory.unrolled import Batch, InnerLoop
 from teddy.theory.unrolled_cost import Operations, SavedBytes, count, methods
 
 CPU = torch.device("cpu")
 
 
-def problem(num_steps: int = 3, lr: float = 0.3) -> tuple[InnerLoop, Weights, Batch, Batch]:
-    """A smooth network on 4×4 images of two classes: inner loop, theta_0, S, T."""
-    generator = torch.Generator().manual_seed(3)
+def student() -> Student:
+    """A smooth network for 4×4 images of two classes."""
     torch.manual_seed(3)
-    network = nn.Sequential(nn.Conv2d(1, 3, 3, padding=1), nn.Tanh(), nn.Flatten(),
-                            nn.Linear(48, 2)).double()  # fmt: skip
+    layers = nn.Conv2d(1, 3, 3, padding=1), nn.Tanh(), nn.Flatten(), nn.Linear(48, 2)
+    return Student(nn.Sequential(*layers).double())
+
+
+def problem(num_steps: int = 3, lr: float = 0.3) -> tuple[InnerLoop, Weights, Batch, Batch]:
+    """Inner loop, theta_0, S, T."""
+    generator = torch.Generator().manual_seed(3)
 
     def batch(size: int) -> Batch:
         images = torch.randn(size, 1, 4, 4, generator=generator, dtype=torch.float64)
         return images, torch.arange(size) % 2
 
-    theta_0 = unrolled.initial_weights(network, torch.float64)
-    return InnerLoop(network, lr, num_steps), theta_0, batch(4), batch(10)
-
-
-def plain_loss(inner: InnerLoop) -> Callable[[Any, Any], Tensor]:
-    """Loss of the same network in the form :mod:`teddy.theory.equations` takes."""
-
-    def loss(theta: Weights, batch: Batch) -> Tensor:
-        outputs: Tensor = functional_call(inner.network, theta, (batch[0],))
-        return cross_entropy(outputs, batch[1])
-
-    return loss
+    network = student()
+    theta_0 = network.weights(torch.float64)
+    return InnerLoop(network.loss, lr, num_steps), theta_0, batch(4), batch(10)
 
 
 def test_exact_meta_gradient_equals_finite_differences() -> None:
@@ -69,8 +63,8 @@ def test_exact_meta_gradient_equals_finite_differences() -> None:
 def test_exact_objective_equals_the_plain_unrolled_one() -> None:
     inner, theta_0, (images, labels), real = problem()
     images.requires_grad_()
-    value = theory.meta_loss(plain_loss(inner), theta_0, (images, labels), real, lr=0.3,
-                             num_steps=3)  # fmt: skip
+    run = (inner.loss, theta_0, (images, labels), real)
+    value = plain.meta_loss(*run, lr=0.3, num_steps=3)
     (slope,) = torch.autograd.grad(value, images)
     found = unrolled.exact(inner, theta_0, (images, labels), real)
     torch.testing.assert_close(found.value, value.detach(), rtol=1e-12, atol=0)
@@ -78,17 +72,17 @@ def test_exact_objective_equals_the_plain_unrolled_one() -> None:
 
 
 @pytest.mark.parametrize(
-    ("fast", "plain"),
+    ("fast", "slow"),
     [
-        (unrolled.first_order, theory.first_order_meta_loss),
-        (unrolled.gradient_matching, theory.gradient_matching_loss),
+        (unrolled.first_order, plain.first_order_meta_loss),
+        (unrolled.gradient_matching, plain.gradient_matching_loss),
     ],
 )
-def test_stepwise_gradient_equals_autograd_of_the_whole_sum(fast: Any, plain: Any) -> None:
+def test_stepwise_gradient_equals_autograd_of_the_whole_sum(fast: Any, slow: Any) -> None:
     """Eqs. 11 and 13 with detached weights, added up step by step and all at once."""
     inner, theta_0, (images, labels), real = problem()
     images.requires_grad_()
-    value = plain(plain_loss(inner), theta_0, (images, labels), real, lr=0.3, num_steps=3)
+    value = slow(inner.loss, theta_0, (images, labels), real, lr=0.3, num_steps=3)
     (slope,) = torch.autograd.grad(value, images)
     found = fast(inner, theta_0, (images, labels), real)
     torch.testing.assert_close(found.value, value.detach(), rtol=1e-12, atol=0)
@@ -110,9 +104,8 @@ def test_statistics_matching_equals_a_slow_version() -> None:
     """Eq. 19 with convolutions called by hand and the trajectory of the equations."""
     inner, theta_0, (images, labels), real = problem()
     images.requires_grad_()
-    loss = plain_loss(inner)
-    path = theory.training_trajectory(loss, theta_0, (images.detach(), labels), lr=0.3,
-                                      num_steps=3)  # fmt: skip
+    loss, frozen = inner.loss, (images.detach(), labels)
+    path = plain.training_trajectory(loss, theta_0, frozen, lr=0.3, num_steps=3)
     value = torch.zeros((), dtype=torch.float64)
     for theta in path[:-1]:
         seen = []
@@ -124,8 +117,9 @@ def test_statistics_matching_equals_a_slow_version() -> None:
     value = value + 0.7 * loss(path[-1], (images, labels))
     (slope,) = torch.autograd.grad(value, images)
     found = unrolled.statistics_matching(
-        inner, theta_0, (images, labels), real, classifier_weight=0.7
-    )
+        inner, theta_0, (images, labels), real,
+        statistics=student().statistics, classifier_weight=0.7,
+    )  # fmt: skip
     torch.testing.assert_close(found.value, value.detach(), rtol=1e-12, atol=0)
     torch.testing.assert_close(found.gradient, slope, rtol=1e-9, atol=1e-13)
 
@@ -142,7 +136,7 @@ def test_worth_holds_the_losses_of_both_objectives() -> None:
 
 def test_plain_network_refuses_images_it_cannot_halve() -> None:
     with pytest.raises(TeddyError, match="at least 16×16 pixels, got 8×8"):
-        unrolled.plain_convnet((1, 8, 8), 10, 4, 4, seed=0)
+        plain_convnet((1, 8, 8), 10, 4, 4, seed=0)
 
 
 # ------------------------------------------------------------------------------------- figure 5

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from teddy.report.page import Section, from_markdown, outcomes, render
-from teddy.report.results import Cost, Score
+from teddy.report.page import Part, Section, from_markdown, outcomes, render
+from teddy.report.results import Cost, EvaluationResult
 from teddy.report.verdicts import (
     CLAIMS,
     Verdict,
@@ -19,27 +19,28 @@ from teddy.report.verdicts import (
     of_target,
     to_record,
 )
-from teddy.settings.params import Params
+from teddy.settings.declared import Declared
+from teddy.settings.resolve import catalogue
 
-PARAMS = Params(Path(__file__).parents[1] / "params.yaml")
-SCORE = Score(
-    name="digits/prior/ipc10", set="digits/prior/ipc10", dataset="digits", data="digits",
+CATALOGUE = catalogue(Declared(Path(__file__).parents[1]))
+RESULT = EvaluationResult(
+    name="digits/main/ipc10/prior", set="digits/main/ipc10/prior", dataset="digits", data="digits",
     method="teddy-prior", ipc=10, arch="convnet3", pool="digits/prior", labels="soft",
     split="test", images_held_out=450, num_classes=10, keep=(1.0, 1.0), epochs=150, n=3,
     top1_mean=90.0, top1_std=1.0, top1_best_mean=91.0, f1_mean=89.0, f1_std=1.0,
     kl_student_teacher=0.5, kl_teacher_student=0.4, members=8, pool_size=8, stages=(2, 16),
-    draw=3, ensemble="logits", first_bn_weight=10.0, precision="float32", repeat=0, init="noise",
-    default=True, image_bytes=1, label_bytes=1,
+    teachers_drawn=3, ensemble="logits", first_bn_weight=10.0, precision="float32", repeat=0,
+    init="noise", default=True, image_bytes=1, label_bytes=1,
 )  # fmt: skip
 
 
-def score(method: str, top1: float, **changes: Any) -> Score:
-    return replace(SCORE, method=method, top1_mean=top1, f1_mean=top1 - 1, **changes)
+def result(method: str, top1: float, **changes: Any) -> EvaluationResult:
+    return replace(RESULT, method=method, top1_mean=top1, f1_mean=top1 - 1, **changes)
 
 
-def found(target: str, *scores: Score) -> dict[str, str]:
+def found(target: str, *results: EvaluationResult) -> dict[str, str]:
     """Outcome by claim and data."""
-    return {f"{v.claim} {v.data}": v.outcome for v in of_target(target, scores, PARAMS)}
+    return {f"{v.claim} {v.data}": v.outcome for v in of_target(target, results, CATALOGUE)}
 
 
 @pytest.mark.parametrize(
@@ -58,9 +59,9 @@ def found(target: str, *scores: Score) -> dict[str, str]:
 def test_students_as_accurate_as_guessing_are_no_evidence(
     teddy: float, sre2l: float, classes: int | None, outcome: str
 ) -> None:
-    pair = [score("teddy-prior", teddy, num_classes=classes, pool="p")]
-    pair.append(score("sre2l", sre2l, num_classes=classes, pool="p"))
-    (verdict,) = of_target("table4-resnet50", pair, PARAMS)
+    pair = [result("teddy-prior", teddy, num_classes=classes, pool="p")]
+    pair.append(result("sre2l", sre2l, num_classes=classes, pool="p"))
+    (verdict,) = of_target("table4", pair, CATALOGUE)
     assert verdict.outcome == outcome
     assert ("guessing gives" in verdict.evidence) == (outcome == "no evidence")
 
@@ -85,8 +86,8 @@ def test_a_gain_must_exceed_the_pooled_deviation(
 
 def test_table1_compares_methods_of_one_ipc_only() -> None:
     outcomes_ = found(
-        "table1", score("teddy-prior", 90), score("sre2l", 80), score("random", 95),
-        score("sre2l", 99, ipc=50), score("teddy-prior", 10, labels="hard"),
+        "table1", result("teddy-prior", 90), result("sre2l", 80), result("random", 95),
+        result("sre2l", 99, ipc=50), result("teddy-prior", 10, labels="hard"),
     )  # fmt: skip
     where = "scikit-learn digits, IPC 10"
     prior, post, real = CLAIMS["table1"]
@@ -96,26 +97,26 @@ def test_table1_compares_methods_of_one_ipc_only() -> None:
 
 def test_table3_has_both_metrics_and_both_variants() -> None:
     outcomes_ = found(
-        "table3", score("teddy-prior", 90), score("sre2l", 80),
-        score("teddy-per_class", 95), score("teddy-pooled", 85),
+        "table3", result("teddy-prior", 90), result("sre2l", 80),
+        result("teddy-per_class", 95), result("teddy-pooled", 85),
     )  # fmt: skip
     assert len(outcomes_) == 6
     assert all(("variant B" in key) == (o == "not reproduced") for key, o in outcomes_.items())
 
 
 def test_axes_compare_the_default_with_the_smallest_value() -> None:
-    few = score("teddy-prior", 80, name="few", members=1, default=False)
-    middle = score("teddy-prior", 99, name="middle", members=2, default=False)
-    (outcome,) = found("fig3b", few, middle, SCORE).values()
+    few = result("teddy-prior", 80, name="few", members=1, default=False)
+    middle = result("teddy-prior", 99, name="middle", members=2, default=False)
+    (outcome,) = found("fig3b", few, middle, RESULT).values()
     assert outcome == "reproduced"
-    (key,) = found("fig3b", few, SCORE)
+    (key,) = found("fig3b", few, RESULT)
     assert "8 against 1" in key
-    assert found("fig3b", SCORE) == {}
+    assert found("fig3b", RESULT) == {}
 
 
 def test_stages_are_judged_by_correlation_and_by_the_best_segment() -> None:
     segments = [
-        score("teddy-prior", 90 - 10 * i, stages=(s, s + 8), kl_student_teacher=0.1 + i,
+        result("teddy-prior", 90 - 10 * i, stages=(s, s + 8), kl_student_teacher=0.1 + i,
               kl_teacher_student=5.0 - i)
         for i, s in enumerate((2, 8, 16))
     ]  # fmt: skip
@@ -139,8 +140,8 @@ def test_correlation_of_known_pairs() -> None:
 
 def cost(method: str, draw: int, synthesis: float, peak: float) -> Cost:
     return Cost(
-        name=f"digits/{method}", dataset="digits", method=method, ipc=10, draw=draw, epochs=30,
-        pretraining_seconds=10, synthesis_seconds=synthesis, peak_mib=peak,
+        name=f"digits/{method}", dataset="digits", method=method, ipc=10, teachers_drawn=draw,
+        epochs=30, pretraining_seconds=10, synthesis_seconds=synthesis, peak_mib=peak,
     )  # fmt: skip
 
 
@@ -150,12 +151,12 @@ def test_costs_are_compared_with_sre2l() -> None:
         cost("teddy-prior", 1, 5, 106),
         cost("teddy-prior", 3, 30, 90),
     ]
-    verdicts = of_costs(costs, PARAMS)
+    verdicts = of_costs(costs, CATALOGUE)
     assert [v.outcome for v in verdicts] == ["reproduced", "not reproduced", "not reproduced"]
     assert "15.0 s against 20.0 s: -25.0 %" in verdicts[0].evidence
-    slow = of_costs([costs[0], cost("teddy-prior", 1, 9.1, 100)], PARAMS)[0]
+    slow = of_costs([costs[0], cost("teddy-prior", 1, 9.1, 100)], CATALOGUE)[0]
     assert (slow.outcome, "-4.5 %" in slow.evidence) == ("not reproduced", True)
-    assert of_costs(costs[1:], PARAMS) == []
+    assert of_costs(costs[1:], CATALOGUE) == []
 
 
 def test_verdicts_survive_their_file() -> None:
@@ -166,9 +167,12 @@ def test_verdicts_survive_their_file() -> None:
 # ------------------------------------------------------------------------------------------ page
 
 
+TABLE = "# Head\n\n## A table\n\n| a | b |\n| :- | -: |\n| x<y | **1** |\n\nA `note`."
+
+
 def section(target: str, *verdicts: Verdict, images: tuple[Path, ...] = ()) -> Section:
-    table = "# Head\n\n## A table\n\n| a | b |\n| :- | -: |\n| x<y | **1** |\n\nA `note`."
-    return Section(target, f"Title of {target}", table, images, verdicts)
+    part = Part(f"Title of {target}, some images", TABLE, images)
+    return Section(target, f"Title of {target}", (part,), verdicts)
 
 
 def test_claims_without_a_verdict_are_not_run() -> None:
@@ -176,7 +180,7 @@ def test_claims_without_a_verdict_are_not_run() -> None:
     made = Verdict(claim=near, data="d", outcome="reproduced", evidence="e")
     found_ = {v.claim: v.outcome for v in outcomes(section("fig2c", made))}
     assert found_ == {near: "reproduced", early: "not run"}
-    empty = Section("table5", "Table 5", "", (), ())
+    empty = Section("table5", "Table 5", (), ())
     assert [v.outcome for v in outcomes(empty)] == ["not run"] * len(CLAIMS["table5"])
     assert "Not run." in render("t", "i", [empty])
 
@@ -188,15 +192,38 @@ def test_page_needs_no_network_and_shows_everything(tmp_path: Path) -> None:
     page = render("Title", "Intro.", [section("table1", verdict, images=(image,))])
     assert not re.search(r"(src|href)=\"(?!data:|#)", page)
     assert "http" not in page
-    assert "data:image/png;base64,bm90IHJlYWxseSBhIHBpY3R1cmU=" in page
+    data = "data:image/png;base64,bm90IHJlYWxseSBhIHBpY3R1cmU="
+    assert f'<img alt="Title of table1, some images" src="{data}">' in page
     assert "A claim &amp; more" in page and "x&lt;y" in page
 
 
+def test_images_of_one_part_are_told_apart(tmp_path: Path) -> None:
+    images = tuple(tmp_path / f"{name}.png" for name in ("rows", "columns"))
+    for image in images:
+        image.write_bytes(b"")
+    page = render("Title", "Intro.", [section("grids", images=images)])
+    assert re.findall(r'alt="([^"]*)"', page) == [
+        "Title of grids, some images: rows", "Title of grids, some images: columns",
+    ]  # fmt: skip
+
+
 def test_markdown_becomes_html() -> None:
-    html = from_markdown(section("t").tables + "\n\n- one\n- two\n\n```\na < b\n```")
+    html = from_markdown(TABLE + "\n\n- one\n- two\n\n```\na < b\n```")
     assert "<h3>A table</h3>" in html
-    assert "<th class=text>a</th><th>b</th>" in html
-    assert "<td class=text>x&lt;y</td><td><b>1</b></td>" in html
-    assert "A <code>note</code>." in html
-    assert "<li>one</li><li>two</li>" in html and "<pre>a &lt; b</pre>" in html
+    assert '<th class="text">a</th>\n<th>b</th>' in html
+    assert '<td class="text">x&lt;y</td>\n<td><strong>1</strong></td>' in html
+    assert '<p class="note">A <code>note</code>.</p>' in html
+    assert "<li>one</li>\n<li>two</li>" in html and "a &lt; b\n</code></pre>" in html
     assert "Head" not in html
+
+
+def test_markdown_brings_no_html_and_no_address() -> None:
+    text = "<b>bold</b> [x](https://a.b) ![y](https://a.b/c.png) <https://a.b>"
+    html = from_markdown(f"{text}\n\n<script>alert(1)</script>")
+    assert not re.search(r"<(?!/?p\b)", html)
+    assert "&lt;script&gt;" in html
+
+
+def test_cells_may_have_bars_and_stars() -> None:
+    html = from_markdown("| a |\n| -: |\n| x \\| first_bn_1* |\n| 2* |")
+    assert "<td>x | first_bn_1*</td>" in html and "<td>2*</td>" in html

@@ -1,12 +1,13 @@
-"""Keep a dataset's results as reference metrics, with the hardware, date and commit.
+"""Keep a dataset's table as reference, with the hardware, date and commit.
 
 ``python -m tools.keep_run cifar10-cpu`` writes what the last ``dvc repro`` measured on a dataset
 for Table 1 to ``metrics/reference/<dataset>-table1.json``, and tables beside it; ``--target`` names
-another table or figure. Results which need a GPU, a download or an hour stay in the repository this
-way, while the default profile stays small.
+another table or figure. Results which need a GPU, a download or an hour stay in the repository and
+on the report page this way, while the dataset need not stay switched on.
 """
 
 import argparse
+import dataclasses
 import functools
 import json
 import subprocess
@@ -14,124 +15,137 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from teddy.core.console import logs_folder
+from teddy.core.console import logs_folder, parser, run_command
 from teddy.core.errors import TeddyError
 from teddy.core.files import Json, read_json, write_json
 from teddy.core.hardware import describe
-from teddy.core.runtime import run_stage
 from teddy.core.tables import write_text
-from teddy.report.records import declared_facts, kept_run, read_paper, read_pools, read_scores
-from teddy.report.targets import MAKERS, TITLES, declared_rows, kept_table
+from teddy.report.records import kept_run, read_evaluations, read_paper, read_pools
+from teddy.report.targets import MAKERS, TITLES, kept_table
 from teddy.report.training_tables import pool_table
-from teddy.settings.params import Params
+from teddy.settings.schema import read_yaml, to_json
+from teddy.settings.stages import Catalogue, ReportSettings, TableSettings, read_settings
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("dataset", help="key of datasets in params.yaml")
-    parser.add_argument(
-        "--target", default="table1", help="table or figure whose rows to keep (default: table1)"
-    )
-    parser.add_argument("--params", type=Path, default=Path("params.yaml"))
-    parser.add_argument("--metrics", type=Path, default=Path("metrics"))
-    args = parser.parse_args(argv)
+    options = parser(__doc__)
+    options.add_argument("dataset", help="that dvc.yaml has switched on")
+    options.add_argument(
+        "--target", default="table1", choices=MAKERS, metavar="TARGET",
+        help="table or figure whose results to keep (default: table1)",
+    )  # fmt: skip
+    options.add_argument("--inputs", type=Path, default=Path("inputs"))
+    options.add_argument("--metrics", type=Path, default=Path("metrics"))
+    options.add_argument("--lock", type=Path, default=Path("dvc.lock"))
+    args = options.parse_args(argv)
 
-    def stage() -> str:
-        params = Params(args.params)
-        params.row("datasets", args.dataset)
-        if args.target not in MAKERS:
-            raise TeddyError(f"--target {args.target}: expected one of {', '.join(MAKERS)}")
-        declared = declared_rows(params, args.target)
-        names = [name for name in declared if params.leaf(name).dataset == args.dataset]
-        if not names:
+    def command() -> str:
+        path = args.inputs / args.target / f"{args.dataset}.json"
+        if not path.is_file():
             raise TeddyError(
-                f"{args.params}: targets.{args.target} has no row of {args.dataset}; add its "
-                f"profile first: python -m tools.profile {args.dataset}"
+                f"{path}: not found; name experiments/{args.dataset}.yaml under vars of dvc.yaml, "
+                f"then run: dvc repro {args.target}@{args.dataset}"
             )
+        settings = read_settings(TableSettings, path)
+        record = _record(settings, args)
         folder, name = args.metrics / "reference", f"{args.dataset}-{args.target}"
-        record = _record(params, args, names)
-        tables = _tables(params, args, record)
-        write_json(folder / f"{name}.json", record)
-        write_text(folder / f"{name}.md", tables)
-        return f"{name}: {len(names)} scores kept in {folder}"
+        write_json(folder / f"{name}.json", record, in_order=True)
+        write_text(folder / f"{name}.md", _tables(record, args))
+        return f"{name}: {len(settings.evaluations)} evaluations kept in {folder}"
 
-    run_stage("reference", stage)
+    run_command("keep_run", command)
 
 
-def _record(params: Params, args: argparse.Namespace, names: Sequence[str]) -> Json:
-    read_scores(params, args.metrics / "runs", names)  # refuses records of other rows
-    seconds, known = _seconds(params, names, logs_folder())
-    scores = {}
-    for name in names:
-        record = _without_curves(read_json(args.metrics / "runs" / f"{name}.json"))
-        scores[name] = record | declared_facts(params, params.leaf(name))
+def _record(settings: TableSettings, args: argparse.Namespace) -> Json:
+    folder = args.metrics / "evaluations"
+    read_evaluations(settings.evaluations, folder)  # refuses records of other rows
+    lock = read_yaml(args.lock)["stages"] if args.lock.is_file() else {}
+    names = [row.name for row in settings.evaluations]
+    seconds, known = _seconds(_stages(lock, names), logs_folder())
+    shown = to_json(dataclasses.replace(settings, catalogue=_needed(settings)))
     return {
-        "dataset": args.dataset,
-        "target": args.target,
         "date": time.strftime("%Y-%m-%d"),
         "commit": _commit(),
-        "command": f"python -m tools.profile {args.dataset} && dvc repro {args.target}",
+        "command": f"dvc repro {settings.target}@{settings.dataset}",
         "hardware": describe(),
-        "seconds": seconds,
         "minutes": round(sum(seconds.values()) / 60, 1) if known else None,
-        "scores": scores,
+        "seconds": seconds,
+        "settings": {key: value for key, value in shown.items() if key != "code"},
+        "evaluations": {name: _short(read_json(folder / f"{name}.json")) for name in names},
     }
 
 
-def _without_curves(record: Json) -> Json:
+def _needed(settings: TableSettings) -> Catalogue:
+    """Names of the dataset and of the methods that a table shows."""
+    methods = {row.method for row in settings.evaluations}
+    own = settings.catalogue
+    return Catalogue(
+        datasets={settings.dataset: own.datasets[settings.dataset]},
+        methods={name: row for name, row in own.methods.items() if name in methods},
+    )
+
+
+def _short(record: Json) -> Json:
+    """A record without the curves of its students."""
     labels = {
-        kind: [{k: v for k, v in run.items() if k != "curve"} for run in runs]
-        for kind, runs in record["labels"].items()
+        kind: [{k: v for k, v in student.items() if k != "curve"} for student in students]
+        for kind, students in record["labels"].items()
     }
     return record | {"labels": labels}
 
 
-def _seconds(params: Params, names: Sequence[str], logs: Path) -> tuple[dict[str, float], bool]:
-    """Seconds of the last run of every stage that these scores need, and whether all are known."""
-    leaves = [params.leaf(name) for name in names]
-    sets = {leaf.set for leaf in leaves}
-    pools = {leaf.pool for leaf in leaves} | {params.sets[name].pool for name in sets}
-    bases = {base for pool in pools for base in (params.pools[pool].base, params.pools[pool].curve)}
-    needed = {
-        "prepare": {leaf.data for leaf in leaves},
-        "train_teacher": bases,
-        "build_pool": pools,
-        "synthesize": sets,
-        "relabel": sets,
-        "evaluate": {leaf.name for leaf in leaves},
-    }
+def _stages(lock: Json, names: Sequence[str]) -> list[str]:
+    """All stages of rows that evaluations are made by, as ``dvc.lock`` has them: stage@row."""
+    makers = {out["path"]: stage for stage, own in lock.items() for out in own.get("outs", ())}
+    wanted = [makers.get(f"metrics/evaluations/{name}.json", f"evaluate@{name}") for name in names]
+    found: dict[str, None] = {}
+    while wanted:
+        stage = wanted.pop()
+        if stage not in found:
+            found[stage] = None
+            deps = [dep["path"] for dep in lock.get(stage, {}).get("deps", ())]
+            wanted += [makers[path] for path in deps if "@" in makers.get(path, "")]
+    return sorted(found)
+
+
+def _seconds(stages: Sequence[str], logs: Path) -> tuple[dict[str, float], bool]:
+    """Seconds of the last run of every stage, and whether all are known."""
     seconds: dict[str, float] = {}
-    for stage, rows in needed.items():
-        file = logs / f"{stage}.jsonl"
+    for stage, row in (stage.split("@") for stage in stages):
+        module = {"reevaluate": "evaluate"}.get(stage, stage)
+        file = logs / f"{module}.jsonl"
         for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else ():
             entry = json.loads(line)
-            name = entry["summary"].split(":")[0]
-            if name in rows:
-                seconds[f"{stage} {name}"] = entry["seconds"]
-    return seconds, len(seconds) == sum(map(len, needed.values()))
+            if entry["summary"].split(":")[0] == row:
+                seconds[f"{stage} {row}"] = entry["seconds"]
+    return seconds, len(seconds) == len(stages)
 
 
 def _commit() -> str:
-    """The checked-out commit, marked if its code was changed; profiles change params.yaml."""
+    """The checked-out commit, marked if its code was changed; dvc.yaml switches datasets on."""
     ask = functools.partial(subprocess.run, capture_output=True, text=True, check=False)
     commit = ask(["git", "rev-parse", "--short=12", "HEAD"]).stdout.strip()
     changed = ask(["git", "status", "--porcelain", "--", "src"]).stdout.strip()
     return f"{commit or 'unknown'}{'-dirty' if changed else ''}"
 
 
-def _tables(params: Params, args: argparse.Namespace, record: Json) -> str:
+def _tables(record: Json, args: argparse.Namespace) -> str:
     run = kept_run(record)
-    shown = {score.pool for score in run.scores}
-    pools = read_pools(params, args.metrics / "pools", shown)
+    settings = run.settings
+    labelling = {row.pool for row in settings.evaluations}
+    rows = read_settings(ReportSettings, args.inputs / "report.json").pools
+    pools = read_pools([row for row in rows if row.name in labelling], args.metrics / "pools")
     minutes = "An unknown number of" if record["minutes"] is None else record["minutes"]
-    title = f"# {params.datasets[args.dataset].title}: {TITLES[args.target]}\n"
-    cost = f"{minutes} minutes of computing, stages after one another.\n"
+    title = settings.catalogue.datasets[settings.dataset].title
     paper = read_paper(args.metrics / "reference" / "paper.yaml")
-    tables = [kept_table(run, paper, params), pool_table(pools)]
-    return "\n".join([title, cost, *(table.markdown() for table in tables)])
+    parts = [
+        f"# {title}: {TITLES[settings.target]}\n",
+        f"{minutes} minutes of computing, stages after one another.\n",
+        kept_table(run, paper).markdown(),
+        pool_table(pools).markdown(),
+    ]
+    return "\n".join(parts)
 
 
 if __name__ == "__main__":

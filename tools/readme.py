@@ -1,6 +1,6 @@
-"""Write results into README.md, so that no number there is typed by hand.
+"""Write results into README.md and docs, so that no number there is typed by hand.
 
-A block ``<!-- results of metrics/tables/table1.md … -->`` to ``<!-- /results -->`` gets what stands
+A block ``<!-- results of metrics/bench/targets.md … -->`` to ``<!-- /results -->`` gets what stands
 before the file's tables and its first table.
 """
 
@@ -12,6 +12,8 @@ from pathlib import Path
 from teddy.core.errors import TeddyError
 from teddy.core.files import atomic_path
 
+FILES = [Path("README.md"), Path("docs/experiments.md")]
+"""Those that have blocks."""
 _BLOCK = re.compile(r"(<!-- results of ([^\s,]+)[^>]*-->\n).*?(<!-- /results -->)", re.DOTALL)
 
 
@@ -41,11 +43,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--readme", type=Path, default=Path("README.md"))
+    parser.add_argument(
+        "files", nargs="*", type=Path, default=FILES, help=f"default: {' '.join(map(str, FILES))}"
+    )
     args = parser.parse_args(argv)
-    text = with_results(args.readme.read_text(encoding="utf-8"), args.readme.parent)
-    with atomic_path(args.readme) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    for path in args.files:
+        text = with_results(path.read_text(encoding="utf-8"), Path())
+        with atomic_path(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

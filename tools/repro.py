@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 "stages": {name: round(value, 1) for name, value in seconds.items()},
             },
         )
-        return f"{len(seconds)} of {len(wanted - {'inputs'})} stages made, the others up to date"
+        return f"{len(seconds)} of {len(wanted - {'resolve'})} stages made, the others up to date"
 
     run_command("repro", command)
 

@@ -15,6 +15,7 @@ from teddy.core.errors import TeddyError
 from teddy.core.files import Json, write_json
 from teddy.core.hardware import describe
 from teddy.core.tables import Column, Table, write_text
+from teddy.settings.declared import Declared
 from tools.repro import Graph, ancestors, graph
 
 _FIRST = "table1"
@@ -31,12 +32,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     def command() -> str:
         parents = graph()
         run = _whole_run(logs_folder() / "repro-runs.jsonl", parents.keys() - {"resolve"})
+        declared = Declared(Path())
+        targets = {*declared.targets, *declared.experiments, "overview", "report"}
         record = {
             "hardware": describe(),
             "stages": len(run["stages"]),
             "jobs": run["jobs"],
             "wall_minutes": round(run["seconds"] / 60, 1),
-            "targets": costs(parents, run["stages"]),
+            "targets": costs(parents, run["stages"], targets),
         }
         write_json(args.out / "targets.json", record)
         write_text(args.out / "targets.md", f"# What targets cost\n\n{table(record).markdown()}")
@@ -60,20 +63,21 @@ def _whole_run(path: Path, stages: Set[str]) -> Json:
     )
 
 
-def costs(parents: Graph, seconds: Mapping[str, float]) -> dict[str, Json]:
-    """Stages and seconds that every target takes, on one process.
+def costs(parents: Graph, seconds: Mapping[str, float], targets: Set[str]) -> dict[str, Json]:
+    """Stages and seconds that every table and figure takes, on one process.
 
     Args:
-        parents: the graph; targets are the stages without rows.
+        parents: the graph.
         seconds: what each stage took.
+        targets: stages that make tables and figures; ``table1`` means all of ``table1@…``.
     """
     found: dict[str, Json] = {}
-    before = ancestors(parents, {_FIRST}) if _FIRST in parents else set()
+    before = ancestors(parents, [name for name in parents if _stage(name) == _FIRST])
     for target in parents:
-        if "@" in target or target == "resolve":
+        if _stage(target) not in targets:
             continue
         needs = ancestors(parents, {target}) - {"resolve"}
-        beyond = needs - before if target != _FIRST else needs
+        beyond = needs - before if _stage(target) != _FIRST else needs
         found[target] = {
             "stages": len(needs),
             "seconds": round(sum(seconds[name] for name in needs), 1),
@@ -81,6 +85,10 @@ def costs(parents: Graph, seconds: Mapping[str, float]) -> dict[str, Json]:
             "seconds_beyond_table1": round(sum(seconds[name] for name in beyond), 1),
         }
     return found
+
+
+def _stage(name: str) -> str:
+    return name.split("@")[0]
 
 
 def table(record: Json) -> Table:

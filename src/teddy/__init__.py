@@ -1,7 +1,8 @@
 """Teddy: dataset distillation via Taylor-approximated matching (ECCV 2024).
 
 >>> import teddy
->>> dataset = teddy.load("data/distilled/digits/prior/ipc10.safetensors")  # doctest: +SKIP
+>>> path = "data/distilled/digits/main/ipc10/prior.safetensors"
+>>> dataset = teddy.load(path)  # doctest: +SKIP
 """
 
 from typing import TYPE_CHECKING, Any

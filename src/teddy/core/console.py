@@ -9,7 +9,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 from teddy.core.errors import TeddyError
@@ -47,35 +47,3 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-
-
-def parse(
-    doc: str | None,
-    argv: Sequence[str] | None,
-    *,
-    split: bool = False,
-    optional: Mapping[str, str] | None = None,
-    **paths: str,
-) -> argparse.Namespace:
-    """Parse a stage's command line: ``--settings`` and paths.
-
-    Args:
-        doc: the stage's module docstring, shown as help.
-        argv: arguments, or None for those of the process.
-        split: whether there is an option for the split that accuracy is measured on.
-        optional: path options that may be left out, and their help.
-        paths: required path options and their help.
-    """
-    made = parser(doc)
-    made.add_argument(
-        "--settings", type=Path, required=True, metavar="FILE",
-        help="what the stage reads of the parameters, written by the stage resolve",
-    )  # fmt: skip
-    for option, text in paths.items():
-        made.add_argument(f"--{option}", type=Path, required=True, help=text)
-    for option, text in (optional or {}).items():
-        made.add_argument(f"--{option}", type=Path, help=text)
-    if split:
-        text = "real images that accuracy is measured on (default: %(default)s)"
-        made.add_argument("--split", choices=("val", "test"), default="test", help=text)
-    return made.parse_args(argv)

@@ -281,14 +281,16 @@ def log(message: str) -> None:
 
 
 def progress(
-    total: int, description: str, unit: str, done: int = 0, row: int = 0, *, shown: bool = True
-) -> "tqdm[Any]":
-    """Progress bar of the first process, with speed and ETA; silent where nobody watches (no
-    terminal). Several of a process have a row each.
+    total: int | None, description: str, unit: str, done: int = 0, row: int = 0, *,
+    shown: bool = True,
+) -> "tqdm[Any]":  # fmt: skip
+    """Progress bar of the first process, with speed and ETA (None: no total is known); silent where
+    nobody watches (no terminal). Several of a process have a row each.
     """
     return tqdm(
         total=total, desc=description, unit=unit, initial=done, leave=False, dynamic_ncols=True,
         disable=None if shown and distributed.rank() == 0 else True, position=_row + row,
+        unit_scale=unit == "B",
     )  # fmt: skip
 
 

@@ -17,20 +17,20 @@ _MIX_2 = -7723592293110705685  # 0x94D049BB133111EB
 
 
 def derive(seed: int, *item: str | int) -> int:
-    """Seed of the item's own stream: a fixed hash of ``(seed, *item)`` in ``[0, 2**63)``."""
+    """The item's own seed: a fixed hash of ``(seed, *item)`` in ``[0, 2**63)``."""
     text = "\x1f".join([str(seed), *(f"{type(part).__name__}:{part}" for part in item)])
     digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") & _MASK_63
 
 
-def stream(seed: int, *item: str | int, device: torch.device | str = "cpu") -> torch.Generator:
-    """Generator of the item's own stream, e.g. ``stream(seed, "noise", class_id, index)``."""
+def rng(seed: int, *item: str | int, device: torch.device | str = "cpu") -> torch.Generator:
+    """The item's own random numbers, e.g. ``rng(seed, "noise", class_id, index)``."""
     return torch.Generator(device).manual_seed(derive(seed, *item))
 
 
 def permutation(count: int, seed: int, *item: str | int) -> Tensor:
     """Random order of ``count`` things, int64 ``(count,)`` on the CPU."""
-    return torch.randperm(count, generator=stream(seed, *item))
+    return torch.randperm(count, generator=rng(seed, *item))
 
 
 def uniforms(key: int, counters: Tensor, num: int) -> Tensor:
@@ -40,7 +40,7 @@ def uniforms(key: int, counters: Tensor, num: int) -> Tensor:
     what lets augmented views be regenerated instead of stored.
 
     Args:
-        key: stream of the draw, from :func:`derive`.
+        key: seed of the draw, from :func:`derive`.
         counters: int64 ``(N,)``, non-negative; an image's index, say.
         num: numbers wanted per counter.
 

@@ -1,6 +1,10 @@
 """Image files to uint8 arrays of one size, on all cores, and what is found on the way."""
 
+import contextlib
+import errno
 import hashlib
+import os
+import stat
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
+from PIL.ExifTags import Base
 from torch import Tensor
 
 from teddy.core.runtime import cores, progress
@@ -72,7 +77,7 @@ def fit(image: Image.Image, size: int, channels: int) -> NDArray[np.uint8]:
 
     The same pixels as those of files that stay on disk, see :func:`as_channels` and
     :func:`centre_view`. A camera's orientation tag is not followed, as in torchvision's
-    ``ImageFolder``.
+    ``ImageFolder``; :attr:`Found.turned` tells of it.
 
     Args:
         image: any size; any mode of at most 8 bits per channel.
@@ -116,6 +121,8 @@ class Found:
     """Pillow's mode, "" if unreadable."""
     problem: str
     """Why the file is no image that can be used, "" if it is."""
+    turned: bool = False
+    """Whether an orientation tag asks to turn the image, which is not done."""
 
 
 def decode(
@@ -176,19 +183,43 @@ def _open_all(
 
 def _open(path: Path, index: int, visit: Callable[[int, Image.Image], None]) -> Found:
     try:
-        content = path.read_bytes()
+        content = read_file(path)
     except OSError as error:
         return Found(b"", "", str(error.strerror or error))
     sha256 = hashlib.sha256(content).digest()
     try:
         with Image.open(BytesIO(content)) as image:
-            mode = image.mode
+            mode, turned = image.mode, _is_turned(image)
             visit(index, image)
     except UnidentifiedImageError:
         return Found(sha256, "", "not an image" if content else "empty file")
     except Exception as error:  # decoders raise whatever damaged bytes lead them to
         return Found(sha256, "", " ".join(str(error).split()) or type(error).__name__)
-    return Found(sha256, mode, "")
+    return Found(sha256, mode, "", turned)
+
+
+def read_file(path: Path) -> bytes:
+    """Content of a regular file.
+
+    Raises:
+        OSError: it cannot be read, or is a pipe or a device, whose content may have no end.
+    """
+
+    def opener(name: str, flags: int) -> int:
+        return os.open(name, flags | os.O_NONBLOCK)  # or a pipe would wait for its other end
+
+    with open(path, "rb", opener=opener) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file")
+        return file.read()
+
+
+def _is_turned(image: Image.Image) -> bool:
+    with contextlib.suppress(Exception):  # of damaged metadata, which nothing else needs
+        # Pillow itself turns TIFF, and would decode a PNG file to look for a tag behind its pixels.
+        if image.format != "TIFF" and "exif" in image.info:
+            return image.getexif().get(Base.Orientation, 1) in range(2, 9)
+    return False
 
 
 def _on_all_cores(count: int, task: Callable[[int], None], description: str) -> None:

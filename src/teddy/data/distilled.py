@@ -90,7 +90,8 @@ def load(path: str | Path) -> DistilledSet:
 
     Example:
         >>> import teddy
-        >>> dataset = teddy.load("data/distilled/digits/prior/ipc10.safetensors")  # doctest: +SKIP
+        >>> path = "data/distilled/digits/main/ipc10/prior.safetensors"
+        >>> dataset = teddy.load(path)  # doctest: +SKIP
         >>> image, label = dataset[0]  # doctest: +SKIP
 
     Raises:

@@ -1,4 +1,8 @@
-"""Published files: fetched (resumed, verified) and unpacked, whole or not at all."""
+"""Published files: fetched (resumed, verified) and unpacked, whole or not at all.
+
+Ours, because the downloaders of torchvision, PyTorch and Pooch start again after an interruption,
+and torchvision's and Python's unpackers show no progress.
+"""
 
 import contextlib
 import gzip
@@ -12,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
+from ssl import SSLError
 from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
@@ -21,8 +26,11 @@ from teddy.core.runtime import progress
 
 _CHUNK_BYTES = 1 << 20
 _TIMEOUT_SECONDS = 60
+# Any other OSError is of the disk.
+_NETWORK = (URLError, HTTPException, ConnectionError, TimeoutError, SSLError)
 _DAMAGED = (
     tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, lzma.LZMAError, zlib.error, EOFError,
+    RuntimeError,  # an encrypted file
 )  # fmt: skip
 
 
@@ -60,53 +68,39 @@ def fetch(file: Published, path: Path) -> None:
         TeddyError: no address gave the published file; says what to put where by hand.
     """
     part = path.with_name(path.name + ".part")
-    with _writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
     failures = []
-    for url in file.urls:
-        resumed = part.exists()
-        try:
-            _transfer(url, part)
-            if resumed and not _is_published(part, file):
-                part.unlink()  # the beginning may have been of another file
-                _transfer(url, part)
-        except (OSError, HTTPException) as error:
-            failures.append(f"{url}: {_reason(error)}")
-            continue
-        if _is_published(part, file):
-            part.replace(path)
-            return
-        got = checksum(part, _algorithm(file))
-        failures.append(f"{url}: expected {file.checksum}, got {got}")
-        part.unlink()
+    with _writing(part):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for url in file.urls:
+            problem = _download(url, part, file.checksum)
+            if not problem:
+                part.replace(path)
+                return
+            failures.append(f"{url}: {problem}")
     raise TeddyError(
         f"could not download {file.name} ({'; '.join(failures)}); run the same command again, or "
         f"fetch {file.urls[0]} by other means and put it at {path}"
     )
 
 
-def _algorithm(file: Published) -> str:
-    return file.checksum.partition(":")[0]
-
-
-def _is_published(path: Path, file: Published) -> bool:
-    return checksum(path, _algorithm(file)) == file.checksum
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
-
-
-def _transfer(url: str, part: Path) -> None:
-    """Append what ``part`` lacks, over as many connections as bring something."""
+def _download(url: str, part: Path, expected: str) -> str:
+    """Complete ``part``, over as many connections as bring something; returns what went wrong."""
+    resumed = part.exists()
     while True:
         before = _size(part)
         try:
             _connect(url, part)
-            return
-        except (OSError, HTTPException):
+        except _NETWORK as error:
             if _size(part) <= before:
-                raise
+                return str(getattr(error, "reason", error)) or type(error).__name__
+            continue
+        got = checksum(part, expected.partition(":")[0])
+        if got == expected:
+            return ""
+        part.unlink()
+        if not resumed:
+            return f"expected {expected}, got {got}"
+        resumed = False  # the beginning may have been of another file
 
 
 def _connect(url: str, part: Path) -> None:
@@ -122,36 +116,22 @@ def _connect(url: str, part: Path) -> None:
     with response:
         if response.status != 206:
             have = 0  # the server cannot continue a file and sends it from the start
-        length = response.headers.get("Content-Length")
-        total = have + int(length) if length else None
-        with _opened(part, "ab" if have else "wb") as file, _bar(total, have, part) as bar:
+        total = None if response.length is None else have + response.length
+        mode = "ab" if have else "wb"
+        with part.open(mode) as file, progress(total, part.stem, "B", have) as bar:
             while chunk := response.read(_CHUNK_BYTES):
-                with _writing(part):
-                    file.write(chunk)
+                file.write(chunk)
                 bar.update(len(chunk))
-    if total is not None and _size(part) < total:
-        # read() of a cut connection returns what came, as if that were all
-        raise ConnectionError(f"the connection ended after {_size(part)} of {total} bytes")
+        if response.length:  # read() of a cut connection returns what came, as if that were all
+            raise ConnectionError(f"the connection ended after {_size(part)} of {total} bytes")
 
 
-def _bar(total: int | None, done: int, part: Path) -> Any:
-    bar = progress(total or 0, part.stem, "B", done)
-    bar.total, bar.unit_scale = total, True
-    return bar
-
-
-def _reason(error: Exception) -> str:
-    return str(error.reason if isinstance(error, URLError) else error) or type(error).__name__
-
-
-def _opened(path: Path, mode: str) -> Any:
-    with _writing(path):
-        return path.open(mode)
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
 
 
 @contextlib.contextmanager
 def _writing(path: Path) -> Iterator[None]:
-    """Tell a full disk from a failing network, both of which are an OSError."""
     try:
         yield
     except OSError as error:
@@ -170,7 +150,7 @@ def extract(archive: Path, folder: Path) -> None:
         tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as scratch,
     ):
         try:
-            (_unzip if zipfile.is_zipfile(archive) else _untar)(archive, Path(scratch))
+            _unpack(archive, Path(scratch))
         except _DAMAGED as error:
             raise TeddyError(
                 f"{archive}: cannot be unpacked ({error}); delete it and fetch it again"
@@ -182,22 +162,15 @@ def extract(archive: Path, folder: Path) -> None:
         unpacked.rename(folder)
 
 
-def _unzip(archive: Path, target: Path) -> None:
-    with zipfile.ZipFile(archive) as opened:
-        members = opened.infolist()
-        with progress(len(members), f"unpack {archive.name}", "file") as bar:
-            for member in members:
-                opened.extract(member, target)
-                bar.update()
-
-
-def _untar(archive: Path, target: Path) -> None:
-    with tarfile.open(archive) as opened, progress(0, f"unpack {archive.name}", "file") as bar:
-        bar.total = None
-        if hasattr(tarfile, "data_filter"):
-            opened.extraction_filter = tarfile.data_filter
-        for member in opened:
-            if not hasattr(tarfile, "data_filter"):  # before Python 3.11.4
+def _unpack(archive: Path, target: Path) -> None:
+    zipped = zipfile.is_zipfile(archive)
+    opened: Any = zipfile.ZipFile(archive) if zipped else tarfile.open(archive)
+    members = opened.infolist() if zipped else opened
+    count = len(members) if zipped else None  # a tar file has no list of its members
+    with opened, progress(count, f"unpack {archive.name}", "file") as bar:
+        opened.extraction_filter = getattr(tarfile, "data_filter", None)  # which zip needs not
+        for member in members:
+            if not zipped and opened.extraction_filter is None:  # before Python 3.11.4
                 _check_member(member, target)
             opened.extract(member, target)
             bar.update()

@@ -1,12 +1,14 @@
 """Files that hold arrays of images: CIFAR's batches, MNIST's IDX, NumPy's npz.
 
-Nothing here runs code that a file contains.
+Nothing here runs code that a file contains, or makes room for what it only claims to hold. Hence
+not torchvision's readers: that of CIFAR unpickles, that of MNIST asserts and believes the header.
 """
 
 import gzip
+import math
 import pickle
-import zipfile
 import zlib
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +29,8 @@ def read_cifar_batch(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     Raises:
         TeddyError: not such a batch, or a pickle that asks for anything but arrays.
     """
-    entry = _unpickle(path)
-    images = entry.get("data")
-    labels = entry.get("fine_labels", entry.get("labels"))
+    images, fine, coarse = _unpickle(path, "data", "fine_labels", "labels")
+    labels = coarse if fine is None else fine
     if (
         not isinstance(images, np.ndarray)
         or images.dtype != np.uint8
@@ -42,15 +43,18 @@ def read_cifar_batch(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         or not all(isinstance(label, int) for label in labels)
     ):
         raise TeddyError(f"{path}: expected {len(images)} whole labels, got {_kind(labels)}")
-    return images.reshape(-1, 3, 32, 32), np.asarray(labels, dtype=np.int64)
+    bits = max(map(int.bit_length, labels), default=0)
+    if bits > 63:
+        raise TeddyError(f"{path}: expected small labels, got a number of {bits} bits")
+    return images.reshape(-1, 3, 32, 32), np.array(labels, dtype=np.int64)
 
 
 def read_cifar_names(path: Path, key: str) -> tuple[str, ...]:
     """Class names, in the order of labels, that CIFAR's meta file holds under ``key``."""
-    names = _unpickle(path).get(key)
+    (names,) = _unpickle(path, key)
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise TeddyError(f"{path}: expected {key!r}, a list of names, got {_kind(names)}")
-    return tuple(names)
+    return tuple(as_text(name, str(path)) for name in names)
 
 
 def _kind(value: Any) -> str:
@@ -61,89 +65,109 @@ def _kind(value: Any) -> str:
     return "nothing" if value is None else type(value).__name__
 
 
-def _array_pieces() -> dict[tuple[str, str], Any]:
-    """The names that a pickled array refers to, under NumPy's old and new module names."""
-    from numpy._core.multiarray import _reconstruct
+class _Part:
+    """Stands for what a pickled array is made by: keeps what it is made of, and makes nothing."""
 
-    return {
-        ("numpy", "ndarray"): np.ndarray,
-        ("numpy", "dtype"): np.dtype,
-        ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
-        ("numpy._core.multiarray", "_reconstruct"): _reconstruct,
-        ("_codecs", "encode"): _latin1,
-    }
+    def __init__(self, *arguments: Any) -> None:
+        self.arguments = arguments
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+    def array(self) -> NDArray[Any]:
+        """The array, whose shape and type must fit its bytes."""
+        _, shape, kind, by_columns, content = self.state
+        if isinstance(content, _Part):
+            content = content.arguments[0]  # how Python 3 writes bytes in protocol 2
+        if isinstance(content, str):
+            content = content.encode("latin1")
+        values = np.frombuffer(content, np.dtype(str(kind.arguments[0])))
+        return values.reshape(shape, order="F" if by_columns else "C")
 
 
-def _latin1(text: str, encoding: str) -> bytes:
-    """How Python 3 writes bytes into a pickle of protocol 2."""
-    if encoding != "latin1":
-        raise pickle.UnpicklingError(f"unexpected encoding {encoding!r}")
-    return text.encode("latin1")
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    """Loads arrays and plain containers; a pickle that names anything else is refused unrun."""
+class _Unpickler(pickle.Unpickler):
+    """Loads plain containers and :class:`_Part`; a pickle that names more is refused unrun."""
 
     def find_class(self, module_name: str, global_name: str, /) -> Any:
-        pieces = _array_pieces()
-        if (module_name, global_name) not in pieces:
+        name = f"{module_name}.{global_name}".replace("numpy._core.", "numpy.core.")
+        if name not in (
+            "numpy.core.multiarray._reconstruct", "numpy.ndarray", "numpy.dtype", "_codecs.encode",
+        ):  # fmt: skip
             raise TeddyError(
                 f"asks for {module_name}.{global_name}, which no batch of images needs; it was not "
                 "run. Fetch the published file"
             )
-        return pieces[module_name, global_name]
+        return _Part
 
 
-def _unpickle(path: Path) -> dict[str, Any]:
+def _unpickle(path: Path, *keys: str) -> list[Any]:
+    """Values of a pickled dictionary; None for a key that it lacks."""
     try:
         with path.open("rb") as file:
-            entry = _ArrayUnpickler(file, encoding="latin1").load()
+            entry = _Unpickler(file, encoding="latin1").load()
+        if isinstance(entry, dict):
+            values = [entry.get(key) for key in keys]
+            return [value.array() if isinstance(value, _Part) else value for value in values]
     except TeddyError as error:
-        raise TeddyError(f"{path}: {error}") from None
+        raise TeddyError(f"{path}: {_reason(error)}") from None
     except OSError as error:
         raise TeddyError(f"{path}: cannot read: {error.strerror}") from error
     except Exception as error:  # a damaged pickle raises whatever its bytes happen to mean
-        raise TeddyError(f"{path}: expected a CIFAR batch, got a damaged file ({error})") from error
-    if not isinstance(entry, dict):
-        raise TeddyError(f"{path}: expected a dictionary, got {_kind(entry)}")
-    return entry
+        raise TeddyError(
+            f"{path}: expected a CIFAR batch, got a damaged file ({_reason(error)})"
+        ) from error
+    raise TeddyError(f"{path}: expected a dictionary, got {_kind(entry)}")
+
+
+def _reason(error: Exception) -> str:
+    """One short line of an error."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 # ----------------------------------------------------------------------------------------- IDX
+
+_DEFLATED = 1032  # bytes at most that one of a gzip file becomes
 
 
 def read_idx(path: Path) -> NDArray[np.uint8]:
     """Read an IDX file of unsigned bytes, gzipped or not, as MNIST's authors define it.
 
-    The header is 0, 0, the type (8: unsigned byte), the number of dimensions, and each dimension
-    as a big-endian 32-bit number.
+    The header is 0, 0, the type (8: unsigned byte), the number of dimensions (here 4 at most), and
+    each dimension as a big-endian 32-bit number.
 
     Raises:
         TeddyError: not such a file, or shorter or longer than its header says.
     """
+    zipped = path.suffix == ".gz"
     try:
-        content = path.read_bytes()
-        if path.suffix == ".gz":
-            content = gzip.decompress(content)
+        size = path.stat().st_size
+        with (gzip.open if zipped else open)(path, "rb") as file:
+            head = file.read(4)
+            dimensions = head[3] if head[:3] == b"\x00\x00\x08" and head[3:] else 0
+            sizes = file.read(4 * dimensions) if dimensions <= 4 else b""
+            shape = [int.from_bytes(sizes[i : i + 4]) for i in range(0, len(sizes), 4)]
+            count = math.prod(shape)
+            # Read if the file can hold so many values, and one more, to see that it ends there.
+            values = file.read(count + 1) if count <= size * (_DEFLATED if zipped else 1) else b""
     except (gzip.BadGzipFile, zlib.error, EOFError) as error:
         raise TeddyError(f"{path}: damaged ({error}); fetch it again") from error
     except OSError as error:
         raise TeddyError(f"{path}: cannot read: {error.strerror}") from error
-    dimensions = content[3] if content[:3] == b"\x00\x00\x08" and len(content) > 3 else 0
-    shape = np.frombuffer(content[4 : 4 + 4 * dimensions], dtype=">u4").tolist()
-    values = np.frombuffer(content[4 + 4 * dimensions :], dtype=np.uint8)
-    if not shape or len(shape) != dimensions or len(values) != np.prod(shape):
+    if not shape or len(sizes) != 4 * dimensions or len(values) != count:
         raise TeddyError(
-            f"{path}: expected an IDX file of bytes, got {len(values)} values for shape {shape}"
+            f"{path}: expected an IDX file of bytes, got {size} bytes whose header says {shape}"
         )
-    return values.reshape(shape)
+    return np.frombuffer(values, dtype=np.uint8).reshape(shape)
 
 
 # ----------------------------------------------------------------------------------------- npz
 
 
-def read_npz(path: Path) -> dict[str, NDArray[Any]]:
-    """Arrays of an npz file by name, without pickled objects.
+def read_npz(path: Path, wanted: Collection[str]) -> tuple[dict[str, NDArray[Any]], list[str]]:
+    """The ``wanted`` arrays of an npz file that it has, by name, without pickled objects.
+
+    Returns:
+        Those, and the names of others, which are not read.
 
     Raises:
         TeddyError: missing, damaged, or an array of Python objects.
@@ -153,14 +177,36 @@ def read_npz(path: Path) -> dict[str, NDArray[Any]]:
             f"{path}: expected an .npz file with x_train and y_train, found no file there; write "
             "it by numpy.savez, or set prepare.root"
         )
+    where = ""
+    arrays, others = {}, []
     try:
         file = np.load(path, allow_pickle=False)
         if not isinstance(file, np.lib.npyio.NpzFile):
             raise ValueError("a single array, .npy")
         with file:
-            return {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise TeddyError(f"{path}: expected an .npz file of plain arrays ({error})") from error
+            for name in file.files:
+                if name not in wanted:
+                    others.append(name)
+                    continue
+                where = f"{name}: "
+                arrays[name] = file[name]
+                if not isinstance(arrays[name], np.ndarray):
+                    raise ValueError("not an array")
+    except Exception as error:  # a damaged header raises whatever its bytes happen to mean
+        raise TeddyError(
+            f"{path}: expected an .npz file of plain arrays ({where}{_reason(error)})"
+        ) from error
+    return arrays, others
+
+
+def as_text(name: object, where: str) -> str:
+    """A name, decoded if it is bytes; refused if UTF-8 has no such text."""
+    try:
+        text = name.decode() if isinstance(name, bytes) else str(name)
+        text.encode()
+    except UnicodeError:
+        raise TeddyError(f"{where}: expected a name that UTF-8 can hold, got {name!a}") from None
+    return text
 
 
 def as_images(images: NDArray[Any], where: str) -> NDArray[np.uint8]:
@@ -199,4 +245,6 @@ def as_labels(labels: NDArray[Any], count: int, where: str) -> NDArray[np.int64]
         raise TeddyError(
             f"{where}: expected {count} whole numbers, got {labels.dtype} of shape {labels.shape}"
         )
+    if labels.max() > np.iinfo(np.int64).max:
+        raise TeddyError(f"{where}: expected labels from 0 to {count - 1}, got {labels.max()}")
     return labels.astype(np.int64)

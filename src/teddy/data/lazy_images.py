@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 from teddy.core.errors import TeddyError
 from teddy.core.runtime import cores
 from teddy.data.augmentation import draw_views
-from teddy.data.decoding import as_channels, centre_view
+from teddy.data.decoding import as_channels, centre_view, read_file
 from teddy.data.images import Normalisation
 from teddy.settings.configs import ViewConfig
 
@@ -174,7 +174,7 @@ class _Decoder(Dataset[Tensor | str]):
         path = self.root / name
         again = "run the prepare stage again"
         try:
-            content = path.read_bytes()
+            content = read_file(path)
         except OSError as error:
             raise TeddyError(f"{path}: cannot read: {error.strerror}; {again}") from error
         if len(content) != expected:

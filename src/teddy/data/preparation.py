@@ -91,6 +91,8 @@ def _check(raw: RawDataset, config: PrepareConfig) -> None:
             f"prepare.test_fraction is 0, but {config.source} has no test images of its own (class "
             "folders: none in val/ or test/ beside train/); give the share to split off"
         )
+    if raw.val is not None:
+        _check_classes(raw.val.labels, raw.class_names, "the validation images")
     if raw.test is not None:
         _check_classes(raw.test.labels, raw.class_names, "the test images")
         if config.test_fraction > 0:
@@ -122,15 +124,15 @@ def _some(values: Sequence[object]) -> str:
 
 
 def _split(raw: RawDataset, config: PrepareConfig, seed: int) -> dict[Split, RawSplit]:
-    labels, names = raw.train.labels, raw.class_names
-    if raw.test is not None:
-        val, train = stratified_split(labels, names, (config.val_fraction,), seed)
-        return {"train": raw.train.take(train), "val": raw.train.take(val), "test": raw.test}
-    fractions = (config.test_fraction, config.val_fraction)
-    test, val, train = stratified_split(labels, names, fractions, seed)
-    return {
-        name: raw.train.take(part) for name, part in zip(SPLITS, (train, val, test), strict=True)
-    }
+    """Images of the source's own validation and test splits, if any; the others are cut off."""
+    own: dict[Split, RawSplit | None] = {"test": raw.test, "val": raw.val}
+    fractions = {"test": config.test_fraction, "val": config.val_fraction}
+    cut = [name for name, split in own.items() if split is None]
+    shares = [fractions[name] for name in cut]
+    indices = stratified_split(raw.train.labels, raw.class_names, shares, seed)
+    names: list[Split] = [*cut, "train"]
+    taken = {name: raw.train.take(part) for name, part in zip(names, indices, strict=True)}
+    return {name: own.get(name) or taken[name] for name in SPLITS}
 
 
 def stratified_split(
@@ -143,7 +145,7 @@ def stratified_split(
         class_names: of the K classes.
         fractions: share of each class in each part but the last, above 0; rounded to whole images
             and at least one.
-        seed: experiment seed; a class has its own stream.
+        seed: experiment seed; a class has its own random numbers.
 
     Returns:
         ``len(fractions) + 1`` ascending index tensors that partition ``range(N)``.
@@ -177,7 +179,7 @@ def unbalanced(labels: Tensor, num_classes: int, keep: tuple[float, float], seed
         num_classes: K.
         keep: bounds of the share ``r_c ~ U(low, high)`` of class c, rounded to whole images and
             at least one.
-        seed: experiment seed; a class has its own stream, in which images leave in a fixed order,
+        seed: experiment seed; a class has its own random numbers; images leave in a fixed order,
             so a smaller ``low`` only takes more of the same images away.
     """
     low, high = keep
@@ -230,6 +232,7 @@ def _of_files(
     modes = Counter(one.mode for split in found.values() for one in split if one.mode)
     modes.pop(mode_of(config.channels), None)
     _log_converted(modes, config.channels)
+    _log_turned(found)
     opened = any(found.values())
     return splits, {
         "checksums": _checksums(raw, files, found, config),
@@ -256,11 +259,16 @@ def _open(
             )
         else:
             whole = config.on_unreadable == "skip"
-            wanted = whole or config.checksums == "contents"
             found[name] = (
-                inspect(part.root, part.files, config.channels, name, whole=whole) if wanted else []
+                inspect(part.root, part.files, config.channels, name, whole=whole)
+                if _opens_all(config)
+                else []
             )
     return found, images
+
+
+def _opens_all(config: PrepareConfig) -> bool:
+    return (config.storage, config.on_unreadable, config.checksums) != ("files", "refuse", "sizes")
 
 
 def _usable(
@@ -290,6 +298,15 @@ def _log_converted(modes: Mapping[str, int], channels: int) -> None:
     if modes:
         each = ", ".join(f"{modes[mode]} from {mode}" for mode in sorted(modes))
         log(f"converted {sum(modes.values())} images to {mode_of(channels)}: {each}")
+
+
+def _log_turned(found: Mapping[Split, list[Found]]) -> None:
+    count = sum(one.turned for split in found.values() for one in split)
+    if count:
+        log(
+            f"{count} images ask by an orientation tag to be turned, which is not done, as in "
+            "torchvision's ImageFolder; where that matters turn the files"
+        )
 
 
 def _checksums(
@@ -354,6 +371,8 @@ def _normalisation(train: LabelledImages, config: PrepareConfig, seed: int) -> N
     sample = RawFiles(train.root, train.files, train.sizes, train.labels).take(chosen)
     images, found = decode(sample.root, sample.files, config.image_size, config.channels, "sample")
     _usable({"train": sample}, {"train": found}, config)
+    if not _opens_all(config):
+        _log_turned({"train": found})
     return measure(images)
 
 

@@ -8,6 +8,8 @@ its ``wnids.txt``, of class folders that of their sorted names, as torchvision's
 """
 
 import os
+import stat
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,12 +19,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from teddy.core import user_code
 from teddy.core.errors import TeddyError
 from teddy.core.runtime import log, progress
 from teddy.data.downloads import Published, checksum, extract, fetch
 from teddy.data.formats import (
     as_images,
     as_labels,
+    as_text,
     read_cifar_batch,
     read_cifar_names,
     read_idx,
@@ -70,12 +74,14 @@ class RawDataset:
     """What a source yields."""
 
     train: RawSplit
-    """All images that may be trained on; the validation split is taken from them."""
+    """All images that may be trained on."""
     test: RawSplit | None
     """The official test images (or validation images with public labels), or None: split off."""
     class_names: tuple[str, ...]
     checksums: dict[str, str] = field(default_factory=dict)
     """Files of arrays by name and ``<algorithm>:<digest>``, for the manifest."""
+    val: RawSplit | None = None
+    """Validation images of the source's own, or None: split off the training images."""
 
 
 def load(config: PrepareConfig) -> RawDataset:
@@ -84,6 +90,11 @@ def load(config: PrepareConfig) -> RawDataset:
     Raises:
         TeddyError: no such source; missing, damaged or unexpected raw data.
     """
+    if user_code.is_reference(config.source):
+        made = user_code.load(config.source)(config)
+        if not isinstance(made, RawDataset):
+            raise TeddyError(f"{config.source}: expected a RawDataset, got {type(made).__name__}")
+        return made
     if config.source not in SOURCES:
         choices = ", ".join(sorted(SOURCES))
         raise TeddyError(f"prepare.source must be one of {choices}; got {config.source!r}")
@@ -133,7 +144,7 @@ def _mnist(config: PrepareConfig, name: str) -> RawDataset:
     checksums, arrays = {}, []
     for file, md5 in facts.resources:  # train images, train labels, test images, test labels
         path, plain = folder / file, folder / Path(file).stem
-        if not path.exists() and plain.exists():
+        if not path.exists() and plain.is_file():
             path = plain  # unpacked by hand or by an old torchvision: there is no published sum
             checksums[path.name] = checksum(path, "md5")
         else:
@@ -150,27 +161,49 @@ def _mnist(config: PrepareConfig, name: str) -> RawDataset:
     return RawDataset(split(*arrays[:2]), split(*arrays[2:]), tuple(facts.classes), checksums)
 
 
+_OWN, _MEDMNIST = ("x_{}", "y_{}"), ("{}_images", "{}_labels")  # images and labels of a split
+
+
 def _npz(config: PrepareConfig) -> RawDataset:
-    """``x_train``, ``y_train``, perhaps ``x_test``, ``y_test`` and ``class_names`` of one file."""
+    """Arrays of one file: ``x_train``, ``y_train``, perhaps ``x_val``, ``y_val``, ``x_test``,
+    ``y_test`` and ``class_names``, or MedMNIST's ``train_images``, ``train_labels`` and so on.
+
+    Validation images serve as such, and none are split off. Other arrays are named and not used.
+    """
     path = _root(config)
-    arrays = read_npz(path)
+    splits = ("train", "val", "test")
+    keys = {key.format(split) for key in (*_OWN, *_MEDMNIST) for split in splits} | {"class_names"}
+    arrays, unused = read_npz(path, keys)
+    own = "x_train" in arrays or "train_images" not in arrays
+    kinds, others = (_OWN, _MEDMNIST) if own else (_MEDMNIST, _OWN)
+    unused += set(arrays) & {key.format(split) for key in others for split in splits}
 
     def split(name: str) -> RawArrays:
-        for key in (f"x_{name}", f"y_{name}"):
+        x, y = (kind.format(name) for kind in kinds)
+        for key in (x, y):
             if key not in arrays:
-                found = ", ".join(sorted(arrays))
-                raise TeddyError(
-                    f"{path}: expected x_{name} and y_{name}, lacks {key}; has {found}"
-                )
-        images = as_images(arrays[f"x_{name}"], f"{path}: x_{name}")
-        return _arrays(images, as_labels(arrays[f"y_{name}"], len(images), f"{path}: y_{name}"))
+                found = ", ".join(sorted({*arrays, *unused}))
+                raise TeddyError(f"{path}: expected {x} and {y}, lacks {key}; has {found}")
+        images = as_images(arrays[x], f"{path}: {x}")
+        return _arrays(images, as_labels(arrays[y], len(images), f"{path}: {y}"))
 
     train = split("train")
-    test = split("test") if {"x_test", "y_test"} & set(arrays) else None
+    held = {
+        name: split(name)
+        for name in ("val", "test")
+        if any(kind.format(name) in arrays for kind in kinds)
+    }
+    if "val" in held:
+        x_val = kinds[0].format("val")
+        log(f"{path}: {x_val} are the validation images; val_fraction is not used")
+    if unused:
+        log(f"{path}: {len(unused)} arrays are not used: {_some(sorted(unused))}")
     # A label beyond the number of images leaves a class empty, and is refused as out of range.
     found = min(int(train.labels.max()), len(train.labels)) + 1
-    names = tuple(map(str, arrays.get("class_names", np.arange(found)).ravel().tolist()))
-    return RawDataset(train, test, names, {path.name: checksum(path, "sha256")})
+    given = arrays.get("class_names", np.arange(found)).ravel().tolist()
+    names = tuple(as_text(name, f"{path}: class_names") for name in given)
+    sums = {path.name: checksum(path, "sha256")}
+    return RawDataset(train, held.get("test"), names, sums, held.get("val"))
 
 
 def _arrays(images: NDArray[np.uint8], labels: NDArray[np.int64]) -> RawArrays:
@@ -187,8 +220,12 @@ _TINY_IMAGENET = Published(
     "md5:90528d7ca1a48142e341f4ef8d21d0de",
 )
 
-# torchvision's ImageFolder.
+# torchvision's ImageFolder reads the same files.
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+_NOT_READ = (
+    ".jfif", ".jpe", ".jp2", ".jxl", ".gif", ".apng", ".avif", ".heic", ".heif", ".dib", ".tga",
+    ".pbm", ".pnm", ".ico", ".psd", ".dng", ".svg",
+)  # fmt: skip
 
 # Folders that are meant as splits. Only train, val and test are read as such.
 _SPLITS = ("train", "training", "val", "valid", "validation", "test", "testing")
@@ -203,8 +240,8 @@ def _tiny_imagenet(config: PrepareConfig) -> RawDataset:
     class folders; labels and order of images are the same.
     """
     root = _unpacked(config, _TINY_IMAGENET, "tiny-imagenet-200", marker="wnids.txt")
-    names = tuple((root / "wnids.txt").read_text(encoding="utf-8").split())
-    published = _list_images(root, "val/images")
+    names = tuple(_read_text(root / "wnids.txt").split())
+    published = _list_images(root, "val", ["images"])["images"]
     test = _annotated(root, published) if published else _class_folders(root, "val")
     test = {name: listed for name, listed in test.items() if listed or name in names}
     train = _class_folders(root, "train")
@@ -218,7 +255,7 @@ def _annotated(root: Path, images: _Listed) -> dict[str, _Listed]:
     path = root / "val/val_annotations.txt"
     if not path.is_file():
         raise TeddyError(f"{path}: not found, but val/images needs it: it holds the labels")
-    lines = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines() if line]
+    lines = [line.split("\t") for line in _read_text(path).splitlines() if line]
     if any(len(line) < 2 for line in lines):
         raise TeddyError(f"{path}: expected lines of file name, tab, class, got others")
     classes = {f"val/images/{line[0]}": line[1] for line in lines}
@@ -236,6 +273,9 @@ def _annotated(root: Path, images: _Listed) -> dict[str, _Listed]:
 
 def _imagefolder(config: PrepareConfig) -> RawDataset:
     """One folder per class, in ``train`` and ``val`` (or ``test``) or right in the root.
+
+    Images lie in a class's folder itself, in its folder ``images`` alone, or in any folders beside
+    images; they are those that torchvision's ``ImageFolder`` reads, others are counted.
 
     ImageNet-1K in torchvision's layout is such a folder. Of ``test`` and ``val``, the first with
     the classes of ``train`` serves as test images.
@@ -279,6 +319,15 @@ def _files(root: Path, by_class: Mapping[str, _Listed], names: Sequence[str]) ->
     return RawFiles(root, [name for name, _ in listed], [size for _, size in listed], labels)
 
 
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise TeddyError(f"{path}: cannot read: {error.strerror}") from error
+    except UnicodeError as error:
+        raise TeddyError(f"{path}: expected text, got something else ({error})") from error
+
+
 def _class_folders(root: Path, name: str) -> dict[str, _Listed]:
     """Images below each subfolder of ``root/name``, sorted by class and then by path."""
     if not (root / name).is_dir():
@@ -286,12 +335,30 @@ def _class_folders(root: Path, name: str) -> dict[str, _Listed]:
     folders = _subfolders(root / name)
     if not folders:
         raise TeddyError(f"{root / name}: expected class folders, found no folder in it")
-    with progress(len(folders), f"list {name or root.name}", "class") as bar:
-        by_class = {}
-        for folder in folders:
-            by_class[folder] = _list_images(root, f"{name}/{folder}" if name else folder)
-            bar.update()
+    by_class = _list_images(root, name, folders)
+    for folder, listed in by_class.items():
+        start = len(f"{name}/{folder}/" if name else f"{folder}/")
+        inside = {file[start:].rpartition("/")[0].partition("/")[0] for file, _ in listed}
+        if inside and "" not in inside and inside != {"images"}:  # Tiny-ImageNet has images/
+            _refuse_nested(root / name, folder, len(folders))
     return by_class
+
+
+def _refuse_nested(root: Path, name: str, count: int) -> None:
+    """Refuse one of ``count`` class folders, and say where class folders may be."""
+    which = (
+        f"{name}/ is no class: it" if count > 1
+        else f"expected at least 2 classes, found ['{name}'], which"
+    )  # fmt: skip
+    folder, inside = root / name, _subfolders(root / name)
+    found = _some(inside)
+    while len(inside) == 1 and inside[0] not in _SPLITS and _subfolders(folder / inside[0]):
+        folder /= inside[0]
+        inside = _subfolders(folder)
+    raise TeddyError(
+        f"{root}: {which} holds no image itself, only folders: {found}. If the classes are those "
+        f"in {folder}, set prepare.root to it; if not, put the images right into {name}/"
+    )
 
 
 def _subfolders(folder: Path) -> list[str]:
@@ -301,8 +368,24 @@ def _subfolders(folder: Path) -> list[str]:
     return sorted(entry.name for entry, is_folder in _entries(folder) if is_folder)
 
 
-def _list_images(root: Path, name: str) -> _Listed:
-    """Images anywhere below ``root/name``, sorted; hidden files are none."""
+def _list_images(root: Path, name: str, folders: Sequence[str]) -> dict[str, _Listed]:
+    """Images anywhere below each of ``folders`` in ``root/name``, sorted; hidden files are none."""
+    by_folder: dict[str, _Listed] = {}
+    others: Counter[str] = Counter()
+    with progress(len(folders), f"list {name or root.name}", "class") as bar:
+        for folder in folders:
+            by_folder[folder] = _images_below(root, f"{name}/{folder}" if name else folder, others)
+            bar.update()
+    if others:
+        counts = ", ".join(f"{others[suffix]} {suffix}" for suffix in sorted(others))
+        log(
+            f"{root / name}: not read, as by torchvision's ImageFolder: {counts} (rename .jfif to "
+            ".jpg, convert others)"
+        )
+    return by_folder
+
+
+def _images_below(root: Path, name: str, others: Counter[str]) -> _Listed:
     listed: _Listed = []
     folders = [name]
     while folders:
@@ -310,10 +393,13 @@ def _list_images(root: Path, name: str) -> _Listed:
         if not (root / folder).is_dir():
             continue
         for entry, is_folder in _entries(root / folder):
+            suffix = "." + entry.name.lower().rpartition(".")[2]
             if is_folder:
                 folders.append(f"{folder}/{entry.name}")
-            elif entry.name.lower().endswith(_SUFFIXES):
+            elif suffix in _SUFFIXES:
                 listed.append((f"{folder}/{entry.name}", _size(entry)))
+            elif suffix in _NOT_READ:
+                others[suffix] += 1
     return sorted(listed)
 
 
@@ -321,16 +407,24 @@ def _entries(folder: Path) -> list[tuple["os.DirEntry[str]", bool]]:
     """What is in a folder and not hidden, and whether it is a folder."""
     try:
         with os.scandir(folder) as entries:
-            return [(e, e.is_dir()) for e in entries if not e.name.startswith(".")]
+            visible = [(e, e.is_dir()) for e in entries if not e.name.startswith(".")]
     except OSError as error:  # no permission, or links that lead in a circle
         raise TeddyError(f"{str(folder)[:200]}: cannot list: {error.strerror}") from error
+    for entry, _ in visible:
+        as_text(entry.name, str(folder))
+    return visible
 
 
 def _size(entry: "os.DirEntry[str]") -> int:
     try:
-        return entry.stat().st_size
+        found = entry.stat()
     except OSError:
         return 0  # a dangling link; reading it says so
+    if not stat.S_ISREG(found.st_mode):  # whose content may have no end
+        kinds = {"p": "a named pipe", "s": "a socket"}
+        kind = kinds.get(stat.filemode(found.st_mode)[0], "a device")
+        raise TeddyError(f"{entry.path}: expected an image, found {kind}")
+    return found.st_size
 
 
 def _same_classes(
@@ -385,8 +479,8 @@ def _obtain(config: PrepareConfig, file: Published, path: Path) -> str:
     if not path.is_file():
         if not config.download:
             raise TeddyError(
-                f"{path}: not found. Put {file.urls[0]} there, or set "
-                "datasets.<name>.prepare.download: true to fetch it"
+                f"{path}: not found. Put {file.urls[0]} there, or set prepare.download: true to "
+                "fetch it"
             )
         fetch(file, path)
     return _verify(config, path, file.checksum)

@@ -1,14 +1,17 @@
-"""Figures of accuracy: against images per class, along a setting, and as classes come."""
+"""Figures of accuracy, of one dataset each: against images per class, along a setting, and as
+classes come.
+"""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
-from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
+from matplotlib.ticker import FixedFormatter, FixedLocator
 
+from teddy.report.accuracy_tables import dataset_title, ipcs_and_labels, split_title
+from teddy.report.axis_tables import Axis, axis_value
 from teddy.report.drawing import (
     COLOURS,
-    GREY,
     MARKERS,
     PANEL,
     WIDTH,
@@ -16,41 +19,34 @@ from teddy.report.drawing import (
     Look,
     drawn,
     label_ends,
+    log_ticks,
     looks,
-    short_name,
 )
-from teddy.report.results import Base, Score, StreamScore
+from teddy.report.results import EvaluationResult, LearnerResult, Results, grouped
 from teddy.settings.stages import Catalogue
 
 # --------------------------------------------------------------------------------- images per class
 
 
-def accuracy(
-    path: Path, scores: Sequence[Score], bases: Sequence[Base], catalogue: Catalogue
-) -> None:
-    """Last-epoch accuracy against IPC: a row per dataset and student, a column per labels."""
-    groups: dict[tuple[str, str], list[Score]] = {}
-    for score in sorted(scores, key=lambda score: list(catalogue.datasets).index(score.dataset)):
-        groups.setdefault((score.dataset, score.arch), []).append(score)
-    kinds = sorted({score.labels for score in scores})
+def accuracy(path: Path, results: Results, catalogue: Catalogue) -> None:
+    """Last-epoch accuracy against IPC: a row per network of students, a column per labels."""
+    groups, (_, kinds) = grouped(results, "arch"), ipcs_and_labels(results)
     with drawn(path, WIDTH * (0.3 + 0.35 * len(kinds)), (PANEL + 0.55) * len(groups)) as figure:
         figure.set_layout_engine("constrained", w_pad=0.06, h_pad=0.06)
         panels = figure.subplots(len(groups), len(kinds), squeeze=False, sharey="row")
-        for row, ((dataset, arch), own) in zip(panels, groups.items(), strict=True):
-            teachers = [base for base in bases if base.dataset == dataset]
-            present = [kind for kind in kinds if any(s.labels == kind for s in own)]
+        for row, (arch, own) in zip(panels, groups.items(), strict=True):
+            present = [kind for kind in kinds if any(r.labels == kind for r in own)]
             ends = [
-                _accuracy_panel(axes, [s for s in own if s.labels == kind], teachers, catalogue)
+                _accuracy_panel(axes, [r for r in own if r.labels == kind], catalogue)
                 for axes, kind in zip(row, present, strict=False)
             ]
             row[0].set_ylim(*_headroom(*row[0].get_ylim()))
             for axes, kind, labels in zip(row, present, ends, strict=False):
-                axes.set_title(f"{catalogue.datasets[dataset].title}, {kind} labels", loc="left")
+                axes.set_title(f"{dataset_title(own, catalogue)}, {kind} labels", loc="left")
                 label_ends(axes, labels)
             for axes in row[len(present) :]:
                 axes.set_visible(False)
-            split = {"val": "validation"}.get(own[0].split, own[0].split)
-            row[0].set_ylabel(f"{arch} top-1, {split} split (%)")
+            row[0].set_ylabel(f"{arch} top-1, {split_title(own[0].split)} split (%)")
 
 
 def _headroom(low: float, high: float) -> tuple[float, float]:
@@ -59,69 +55,47 @@ def _headroom(low: float, high: float) -> tuple[float, float]:
     return max(low - margin, -2), min(high + margin, 102)
 
 
-def _accuracy_panel(
-    axes: Axes, scores: Sequence[Score], teachers: Sequence[Base], catalogue: Catalogue
-) -> list[LineEnd]:
+def _accuracy_panel(axes: Axes, results: Results, catalogue: Catalogue) -> list[LineEnd]:
     ends = []
-    ipcs = sorted({score.ipc for score in scores})
-    methods = [m for m in catalogue.methods if any(score.method == m for score in scores)]
+    ipcs = sorted({result.ipc for result in results})
+    methods = [m for m in catalogue.methods if any(result.method == m for result in results)]
     for place, method in enumerate(methods):
         look = looks(list(catalogue.methods))[method]
-        points = sorted((s for s in scores if s.method == method), key=lambda score: score.ipc)
+        points = sorted((r for r in results if r.method == method), key=lambda r: r.ipc)
         # Side by side by a hair, so that error bars stay apart.
         shift = 1.02 ** (place - (len(methods) - 1) / 2)
-        xs, ys = [score.ipc * shift for score in points], [score.top1_mean for score in points]
+        xs, ys = [result.ipc * shift for result in points], [result.top1_mean for result in points]
         axes.errorbar(
-            xs, ys, [score.top1_std for score in points], color=look.colour, marker=look.marker,
+            xs, ys, [result.top1_std for result in points], color=look.colour, marker=look.marker,
             capsize=2, elinewidth=0.8, capthick=0.8,
         )  # fmt: skip
         ends.append(LineEnd(catalogue.methods[method].title, xs[-1], ys[-1], look.colour))
-    for base in teachers:
-        name = short_name(base.name) if len(teachers) > 1 else "teacher"
-        top1 = base.epochs[-1].val_top1
-        axes.axhline(top1, color=GREY, linestyle=(0, (4, 3)), linewidth=0.9)
-        ends.append(LineEnd(f"{name} (validation)", None, top1, GREY))
-    _log_ticks(axes, ipcs)
+    log_ticks(axes, ipcs)
+    axes.set_xlim(ipcs[0] / 1.3, ipcs[-1] * 1.3)
     axes.set_xlabel("images per class")
     return ends
-
-
-def _log_ticks(axes: Axes, ipcs: Sequence[int]) -> None:
-    axes.set_xscale("log")
-    axes.set_xlim(ipcs[0] / 1.3, ipcs[-1] * 1.3)
-    axes.xaxis.set_major_locator(FixedLocator(ipcs))
-    axes.xaxis.set_major_formatter(FixedFormatter([str(ipc) for ipc in ipcs]))
-    axes.xaxis.set_minor_locator(NullLocator())
 
 
 # ------------------------------------------------------------------------------------ along an axis
 
 
-def along_axis(
-    path: Path, scores: Sequence[Score], attribute: str, title: str, catalogue: Catalogue
-) -> None:
-    """Last-epoch accuracy along a setting, as Fig. 3: a row per dataset, a line per IPC and labels.
+def along_axis(path: Path, results: Results, axis: Axis, catalogue: Catalogue) -> None:
+    """Last-epoch accuracy along a setting, as Fig. 3: a line per IPC and labels.
 
-    Where scores have a KL divergence and the axis is the teachers' stage, a second column has it,
-    as Fig. 2c.
+    Where the axis has the divergence, a second panel shows it, as Fig. 2c.
     """
-    groups: dict[str, list[Score]] = {}
-    for score in scores:
-        groups.setdefault(score.dataset, []).append(score)
-    divergence = attribute == "stages"
-    columns = 2 if divergence else 1
-    with drawn(path, WIDTH * (0.35 + 0.3 * columns), (PANEL + 0.6) * len(groups)) as figure:
+    columns = 2 if axis.divergence else 1
+    with drawn(path, WIDTH * (0.35 + 0.3 * columns), PANEL + 0.6) as figure:
         figure.set_layout_engine("constrained", w_pad=0.06, h_pad=0.06)
-        panels = figure.subplots(len(groups), columns, squeeze=False)
-        for row, (dataset, own) in zip(panels, groups.items(), strict=True):
-            _axis_panel(row[0], own, attribute, "top1_mean", title)
-            row[0].set_title(catalogue.datasets[dataset].title, loc="left")
-            row[0].set_ylabel("top-1, test split (%)")
-            if divergence:
-                _axis_panel(row[1], own, attribute, "kl_student_teacher", title)
-                row[1].set_title("divergence, soft labels", loc="left")
-                row[1].set_ylabel("KL(student ‖ teacher), nats")
-        shown = [panel.get_legend_handles_labels() for panel in panels.flat]
+        panels = figure.subplots(1, columns, squeeze=False)[0]
+        _axis_panel(panels[0], results, axis, "top1_mean")
+        panels[0].set_title(dataset_title(results, catalogue), loc="left")
+        panels[0].set_ylabel(f"top-1, {split_title(results[0].split)} split (%)")
+        if axis.divergence:
+            _axis_panel(panels[1], results, axis, "kl_student_teacher")
+            panels[1].set_title("divergence, soft labels", loc="left")
+            panels[1].set_ylabel("KL(student ‖ teacher), nats")
+        shown = [panel.get_legend_handles_labels() for panel in panels]
         named = {
             text: line for lines, texts in shown for line, text in zip(lines, texts, strict=True)
         }
@@ -130,33 +104,29 @@ def along_axis(
         )
 
 
-def _axis_panel(
-    axes: Axes, scores: Sequence[Score], attribute: str, value: str, title: str
-) -> None:
-    places = list(dict.fromkeys(getattr(score, attribute) for score in scores))
+def _axis_panel(axes: Axes, results: Results, axis: Axis, value: str) -> None:
+    places = sorted({getattr(result, axis.attribute) for result in results})
     numbers = all(isinstance(place, int) for place in places)
-    lines: dict[tuple[int, str], list[Score]] = {}
-    for score in scores:
-        if getattr(score, value) is not None:
-            lines.setdefault((score.ipc, score.labels), []).append(score)
+    lines: dict[tuple[int, str], list[EvaluationResult]] = {}
+    for result in sorted(results, key=lambda result: getattr(result, axis.attribute)):
+        if getattr(result, value) is not None:
+            lines.setdefault((result.ipc, result.labels), []).append(result)
     for (ipc, labels), own in sorted(lines.items()):
-        xs = [getattr(s, attribute) if numbers else places.index(getattr(s, attribute))
-              for s in own]  # fmt: skip
-        ordered = sorted(zip(xs, own, strict=True), key=lambda pair: pair[0])
-        spread = [s.top1_std if value == "top1_mean" else 0.0 for _, s in ordered]
+        along = [getattr(result, axis.attribute) for result in own]
         axes.errorbar(
-            [x for x, _ in ordered], [getattr(s, value) for _, s in ordered], spread,
+            along if numbers else [places.index(place) for place in along],
+            [getattr(result, value) for result in own],
+            [result.top1_std if value == "top1_mean" else 0.0 for result in own],
             color=COLOURS[_ipc_colour(ipc, lines)], marker=MARKERS[labels == "soft"],
             linestyle="-" if labels == "soft" else (0, (4, 3)), capsize=2, elinewidth=0.8,
             label=f"IPC {ipc}, {labels}",
         )  # fmt: skip
     if numbers:
-        axes.xaxis.set_major_locator(FixedLocator(sorted(places)))
+        axes.xaxis.set_major_locator(FixedLocator(places))
     else:
         axes.xaxis.set_major_locator(FixedLocator(range(len(places))))
-        names = ["–".join(map(str, place)) for place in places]
-        axes.xaxis.set_major_formatter(FixedFormatter(names))
-    axes.set_xlabel(title)
+        axes.xaxis.set_major_formatter(FixedFormatter([axis_value(place) for place in places]))
+    axes.set_xlabel(axis.title)
 
 
 def _ipc_colour(ipc: int, lines: Iterable[tuple[int, str]]) -> int:
@@ -167,38 +137,35 @@ def _ipc_colour(ipc: int, lines: Iterable[tuple[int, str]]) -> int:
 # -------------------------------------------------------------------------------- classes that come
 
 
-def streams(path: Path, streams: Sequence[StreamScore], catalogue: Catalogue) -> None:
-    """Accuracy on seen classes after each step, as Fig. 3e: a row per dataset and IPC, a column per
-    kind of teachers, a line per method and labels.
+def learners(path: Path, learners: Sequence[LearnerResult], catalogue: Catalogue) -> None:
+    """Accuracy on seen classes after each step, as Fig. 3e: a row per IPC, a column per kind of
+    teachers, a line per method and labels.
     """
-    rows: dict[tuple[str, int], list[StreamScore]] = {}
-    for stream in streams:
-        rows.setdefault((stream.dataset, stream.ipc), []).append(stream)
-    kinds = sorted({stream.strict for stream in streams})
+    rows = grouped(learners, "ipc")
+    kinds = sorted({learner.strict for learner in learners})
     style = looks(list(catalogue.methods))
     with drawn(path, WIDTH * (0.35 + 0.3 * len(kinds)), (PANEL + 0.5) * len(rows)) as figure:
         figure.set_layout_engine("constrained", w_pad=0.06, h_pad=0.06)
         panels = figure.subplots(len(rows), len(kinds), squeeze=False, sharey="row")
-        for panel, ((dataset, ipc), own) in zip(panels, rows.items(), strict=True):
+        for panel, (ipc, own) in zip(panels, rows.items(), strict=True):
+            dataset = catalogue.datasets[own[0].dataset].title
             for axes, strict in zip(panel, kinds, strict=True):
-                for stream in own:
-                    if stream.strict == strict:
-                        _stream_line(axes, stream, style[stream.method], catalogue)
+                for learner in own:
+                    if learner.strict == strict:
+                        _learner_line(axes, learner, style[learner.method], catalogue)
                 teachers = "strict" if strict else "paper-like"
-                axes.set_title(
-                    f"{catalogue.datasets[dataset].title}, IPC {ipc}, {teachers}", loc="left"
-                )
+                axes.set_title(f"{dataset}, IPC {ipc}, {teachers}", loc="left")
                 axes.set_xticks(own[0].classes)
                 axes.set_xlabel("classes seen")
             panel[0].set_ylabel(f"top-1 on seen classes, {own[0].split} split (%)")
             panel[0].legend(fontsize="small")
 
 
-def _stream_line(axes: Axes, stream: StreamScore, look: Look, catalogue: Catalogue) -> None:
-    soft = stream.labels == "soft"
+def _learner_line(axes: Axes, learner: LearnerResult, look: Look, catalogue: Catalogue) -> None:
+    soft = learner.labels == "soft"
     axes.errorbar(
-        stream.classes, stream.top1_mean, stream.top1_std,
+        learner.classes, learner.top1_mean, learner.top1_std,
         color=look.colour, marker=look.marker, linestyle="-" if soft else (0, (4, 3)),
         capsize=2, elinewidth=0.8,
-        label=catalogue.methods[stream.method].title + ("" if soft else ", hard labels"),
+        label=catalogue.methods[learner.method].title + ("" if soft else ", hard labels"),
     )  # fmt: skip

@@ -1,7 +1,7 @@
 """What figures share: their style, looks of methods, labels of lines, axes.
 
 Bytes are the same for the same rows: no dates, a fixed order, fonts that ship with Matplotlib. A
-method has one colour and marker in every figure, by its place in ``params.yaml``.
+method has one colour and marker in every figure, by its place in ``experiments/methods.yaml``.
 """
 
 import contextlib

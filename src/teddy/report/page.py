@@ -6,11 +6,13 @@ these; images are embedded.
 
 import base64
 import html
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
+
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
 
 from teddy.report.verdicts import CLAIMS, Outcome, Verdict
 
@@ -28,9 +30,20 @@ p.note { color: #555; font-size: 13px; max-width: 52rem; }
 .reproduced { color: #00664d; font-weight: 600; } .not-reproduced { color: #a84300;
   font-weight: 600; } .not-run, .no-evidence { color: #777;
   font-weight: 600; }
-code { background: #f2f2f2; padding: 0 .2em; } nav a { margin-right: 1em;
-  white-space: nowrap; }
+code { background: #f2f2f2; padding: 0 .2em; }
+nav { display: flex; flex-wrap: wrap; gap: .2rem 1rem; }
 """
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What a target has for one dataset, or for none."""
+
+    about: str
+    """What its images show, for those who do not see them."""
+    tables: str
+    """Markdown, or "" if it has none."""
+    images: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +52,8 @@ class Section:
 
     target: str
     title: str
-    tables: str
-    """Markdown, or "" if the target was not made."""
-    images: tuple[Path, ...]
+    parts: tuple[Part, ...]
+    """None if the target was not made."""
     verdicts: tuple[Verdict, ...]
 
 
@@ -67,9 +79,10 @@ def render(title: str, intro: str, sections: Sequence[Section]) -> str:
 def _section(section: Section) -> str:
     parts = [f'<h2 id="{section.target}">{html.escape(section.title)}</h2>']
     parts.append(_verdicts(outcomes(section)))
-    parts.append(from_markdown(section.tables) if section.tables else "")
-    parts += [_image(path) for path in section.images]
-    if not section.tables and not section.images:
+    for part in section.parts:
+        parts.append(from_markdown(part.tables))
+        parts += [_image(path, part) for path in part.images]
+    if not section.parts:
         parts.append("<p>Not run.</p>")
     return "\n".join(part for part in parts if part)
 
@@ -116,57 +129,37 @@ def _verdicts(verdicts: Sequence[Verdict]) -> str:
     return f"<table><tr>{head}</tr>{rows}</table>"
 
 
-def _image(path: Path) -> str:
+def _image(path: Path, part: Part) -> str:
     data = base64.b64encode(path.read_bytes()).decode("ascii")
-    name = html.escape(path.stem)
-    return f'<p><img alt="{name}" src="data:image/png;base64,{data}"></p>'
+    about = html.escape(part.about + (f": {path.stem}" if len(part.images) > 1 else ""))
+    return f'<p><img alt="{about}" src="data:image/png;base64,{data}"></p>'
 
 
 # --------------------------------------------------------------------------------------- Markdown
 
+# Nothing that would need the network, and no HTML of its own.
+_MARKDOWN = MarkdownIt("commonmark", {"html": False}).enable("table")
+_MARKDOWN.disable(["image", "link", "autolink", "reference"])
+
 
 def from_markdown(text: str) -> str:
-    """HTML of the Markdown that our tables and reports use: headings, tables, lists, paragraphs."""
-    parts = []
-    for block in re.split(r"\n\s*\n", text.strip()):
-        lines = block.splitlines()
-        if block.startswith("```"):
-            parts.append(f"<pre>{html.escape(block.strip('`').strip())}</pre>")
-        elif lines[0].startswith("# "):  # the section has its heading already
-            continue
-        elif lines[0].startswith("#"):
-            level = min(6, len(lines[0]) - len(lines[0].lstrip("#")) + 1)
-            heading = _inline(lines[0].lstrip("# "))
-            parts.append(f"<h{level}>{heading}</h{level}>")
-            if len(lines) > 1:
-                parts.append(from_markdown("\n".join(lines[1:])))
-        elif lines[0].startswith("|"):
-            parts.append(_table(lines))
-        elif lines[0].startswith(("- ", "* ")):
-            items = re.split(r"\n(?=[-*] )", block)
-            parts.append(f"<ul>{''.join(f'<li>{_inline(i[2:])}</li>' for i in items)}</ul>")
-        elif not lines[0].startswith(("![", "<!--")):
-            parts.append(f'<p class="note">{_inline(block)}</p>')
-    return "\n".join(parts)
+    """HTML of Markdown, without its title, which the section has already."""
+    kept, in_title = [], False
+    for token in _MARKDOWN.parse(text):
+        if token.tag == "h1":
+            in_title = token.nesting == 1
+        elif not in_title:
+            kept.append(_restyled(token))
+    return str(_MARKDOWN.renderer.render(kept, _MARKDOWN.options, {}))
 
 
-def _table(lines: Sequence[str]) -> str:
-    cells = [[c.strip() for c in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
-    left = [not rule.endswith(":") for rule in cells[1]]
-    rows = []
-    for index, row in enumerate([cells[0], *cells[2:]]):
-        tag = "th" if index == 0 else "td"
-        rows.append(
-            "".join(
-                f"<{tag}{' class=text' if text else ''}>{_inline(cell)}</{tag}>"
-                for cell, text in zip(row, left, strict=True)
-            )
-        )
-    return f"<table>{''.join(f'<tr>{row}</tr>' for row in rows)}</table>"
-
-
-def _inline(text: str) -> str:
-    escaped = html.escape(text.replace(r"\|", "|"), quote=False)
-    escaped = re.sub(r"`([^`]+)`", r"<code>\1</code>", escaped)
-    escaped = re.sub(r"\*\*([^*]+)\*\*", r"<b>\1</b>", escaped)
-    return re.sub(r"\[([^\]]+)\]\([^)]+\)", r"\1", escaped)
+def _restyled(token: Token) -> Token:
+    """Headings a level deeper, classes of the page's style for left-aligned cells and for notes."""
+    if token.type in ("heading_open", "heading_close"):
+        token.tag = f"h{min(6, int(token.tag[1:]) + 1)}"
+    elif token.type in ("th_open", "td_open"):
+        aligned = token.attrs.pop("style", "text-align:left")
+        token.attrs |= {"class": "text"} if aligned == "text-align:left" else {}
+    elif token.type == "paragraph_open":
+        token.attrs["class"] = "note"
+    return token

@@ -1,7 +1,7 @@
 """Records of the stages in, rows of :mod:`~teddy.report.results` out; means and spreads alone.
 
-What is read are the rows declared in ``params.yaml``, in its order, never what happens to lie in a
-folder.
+What is read are the rows that a stage's settings name, in their order, never what happens to lie in
+a folder.
 """
 
 import contextlib
@@ -20,111 +20,110 @@ from teddy.report.results import (
     Base,
     Cost,
     Epoch,
+    EvaluationResult,
     History,
     ImageGrid,
     Kept,
+    LearnerResult,
     LossCurve,
     Member,
     PaperResult,
     PoolFacts,
-    Score,
-    StreamScore,
     grouped,
     spread,
 )
-from teddy.settings.schema import read_yaml
-from teddy.settings.stages import ShownBase, ShownEvaluation, ShownLearner, ShownPool, ShownSet
+from teddy.settings.schema import from_json, read_yaml
+from teddy.settings.stages import (
+    ShownBase,
+    ShownEvaluation,
+    ShownLearner,
+    ShownPool,
+    ShownSet,
+    TableSettings,
+)
 
 CLASSES_SHOWN, IMAGES_SHOWN = 10, 10
 
 
-def read_scores(rows: Sequence[ShownEvaluation], runs: Path) -> list[Score]:
-    """Scores of declared evaluations, one for every kind of labels.
+def read_evaluations(rows: Sequence[ShownEvaluation], folder: Path) -> list[EvaluationResult]:
+    """Results of evaluations, one for every kind of labels.
 
     Args:
-        rows: the declarations.
-        runs: folder of the records.
+        rows: the evaluations.
+        folder: of their records.
 
     Raises:
-        TeddyError: a record is missing or of another row than declared, or two scores of a dataset
-            were measured on different splits.
+        TeddyError: a record is missing or of another row, or two results of a dataset were measured
+            on different splits.
     """
-    scores: list[Score] = []
+    results: list[EvaluationResult] = []
     for row in rows:
         keys = ("set", "dataset", "data", "method", "ipc", "pool")
-        declared = {"score": row.name} | {key: getattr(row, key) for key in keys}
-        stage = "evaluate" if row.name == row.set else "score"
-        with _opened(runs / f"{row.name}.json", stage, row.name, declared) as record:
-            scores += [_score(record | declared_facts(row), kind) for kind in row.labels]
-    for dataset, own in grouped(scores, "dataset").items():
-        splits = {score.split: score.name for score in own}
+        expected = {"evaluation": row.name} | {key: getattr(row, key) for key in keys}
+        stage = "evaluate" if row.name == row.set else "reevaluate"
+        with _opened(folder / f"{row.name}.json", stage, row.name, expected) as record:
+            results += [_evaluated(record, row, labels) for labels in row.labels]
+    for dataset, own in grouped(results, "dataset").items():
+        splits = {result.split: result.name for result in own}
         if len(splits) > 1:
             where = ", ".join(f"{name} on {split}" for split, name in sorted(splits.items()))
             raise TeddyError(
-                f"{runs}: sets of {dataset} were measured on different splits ({where}); run the "
-                "evaluate stage again"
+                f"{folder}: sets of {dataset} were measured on different splits ({where}); run the "
+                "stages evaluate and reevaluate again"
             )
-    return scores
+    return results
 
 
-def declared_facts(row: ShownEvaluation) -> Json:
-    """What a score is of that its record does not say."""
-    return {"repeat": row.repeat, "keep": list(row.keep), "default": row.default}
-
-
-def _score(record: Json, labels: str) -> Score:
-    runs = record["labels"][labels]
-    same = (
-        "set", "dataset", "data", "method", "ipc", "arch", "pool", "split", "images_held_out",
-        "epochs", "members",
-    )  # fmt: skip
+def _evaluated(record: Json, row: ShownEvaluation, labels: str) -> EvaluationResult:
+    students = record["labels"][labels]
+    of_row = ("name", "set", "dataset", "data", "method", "ipc", "pool", "keep", "repeat",
+              "default")  # fmt: skip
+    of_record = ("arch", "split", "images_held_out", "epochs", "members")
     synthesis = record["synthesis"] or {}
     epochs = [teacher["epoch"] for teacher in record["teachers"] if teacher["epoch"] is not None]
-    top1, f1 = [run["top1_last"] for run in runs], [run["macro_f1"] for run in runs]
-    return Score(
-        **{key: record[key] for key in same},
-        name=record["score"],
+    top1 = [student["top1_last"] for student in students]
+    f1 = [student["macro_f1"] for student in students]
+    return EvaluationResult(
+        **{key: getattr(row, key) for key in of_row},
+        **{key: record[key] for key in of_record},
         labels=labels,
         num_classes=record.get("num_classes"),
-        n=len(runs),
+        n=len(students),
         top1_mean=statistics.fmean(top1),
         top1_std=spread(top1),
-        top1_best_mean=statistics.fmean(run["top1_best"] for run in runs),
+        top1_best_mean=statistics.fmean(student["top1_best"] for student in students),
         f1_mean=statistics.fmean(f1),
         f1_std=spread(f1),
-        kl_student_teacher=_mean_of(runs, "kl_student_teacher"),
-        kl_teacher_student=_mean_of(runs, "kl_teacher_student"),
+        kl_student_teacher=_mean_of(students, "kl_student_teacher"),
+        kl_teacher_student=_mean_of(students, "kl_teacher_student"),
         pool_size=len(record["teachers"]),
         stages=(epochs[0], epochs[-1]) if epochs else None,
-        draw=synthesis.get("draw"),
+        teachers_drawn=synthesis.get("draw"),
         ensemble=synthesis.get("ensemble"),
         first_bn_weight=synthesis.get("first_bn_weight"),
         precision=synthesis.get("precision"),
-        repeat=record["repeat"],
-        default=record.get("default", False),
-        keep=tuple(record["keep"]),
         init=synthesis.get("initialise"),
         image_bytes=record["bytes"]["images"],
         label_bytes=record["bytes"]["labels"] if labels == "soft" else 0,
     )
 
 
-def read_streams(rows: Sequence[ShownLearner], streams: Path) -> list[StreamScore]:
-    """Continual learning of declared rows, one for every kind of labels.
+def read_learners(rows: Sequence[ShownLearner], folder: Path) -> list[LearnerResult]:
+    """Results of continual learning, one for every kind of labels.
 
     Raises:
-        TeddyError: a record is missing, or of another row than declared.
+        TeddyError: a record is missing, or of another row.
     """
-    found: list[StreamScore] = []
+    results: list[LearnerResult] = []
     for row in rows:
         keys = ("dataset", "data", "set", "pool", "teachers")
-        declared = {"stream": row.name} | {key: getattr(row, key) for key in keys}
-        with _opened(streams / f"{row.name}.json", "continual", row.name, declared) as record:
-            found += [_stream(record, labels, row.strict) for labels in row.labels]
-    return found
+        expected = {"learner": row.name} | {key: getattr(row, key) for key in keys}
+        with _opened(folder / f"{row.name}.json", "continual", row.name, expected) as record:
+            results += [_learnt(record, row, labels) for labels in row.labels]
+    return results
 
 
-def _stream(record: Json, labels: str, strict: bool) -> StreamScore:
+def _learnt(record: Json, row: ShownLearner, labels: str) -> LearnerResult:
     own = [result for result in record["results"] if result["labels"] == labels]
     orders = list(dict.fromkeys(result["order"] for result in own))
     by_step = [[r for r in own if r["step"] == step + 1] for step in range(record["steps"])]
@@ -132,10 +131,9 @@ def _stream(record: Json, labels: str, strict: bool) -> StreamScore:
         [statistics.fmean(r["top1"] for r in results if r["order"] == order) for order in orders]
         for results in by_step
     ]
-    return StreamScore(
-        **{key: record[key] for key in ("dataset", "method", "ipc", "arch", "split", "epochs")},
-        name=record["stream"],
-        strict=strict,
+    return LearnerResult(
+        **{key: getattr(row, key) for key in ("name", "dataset", "strict")},
+        **{key: record[key] for key in ("method", "ipc", "arch", "split", "epochs")},
         labels=labels,
         orders=len(orders),
         seeds=len({result["seed"] for result in own}),
@@ -145,13 +143,13 @@ def _stream(record: Json, labels: str, strict: bool) -> StreamScore:
     )
 
 
-def _mean_of(runs: Sequence[Json], key: str) -> float | None:
-    values = [run[key] for run in runs if key in run]
+def _mean_of(students: Sequence[Json], key: str) -> float | None:
+    values = [student[key] for student in students if key in student]
     return statistics.fmean(values) if values else None
 
 
 def read_bases(rows: Sequence[ShownBase], teachers: Path) -> list[Base]:
-    """Declared base runs."""
+    """Base runs."""
     bases = []
     for row in rows:
         path = teachers / f"{row.name}.json"
@@ -169,12 +167,12 @@ def read_bases(rows: Sequence[ShownBase], teachers: Path) -> list[Base]:
 
 
 def read_pools(rows: Sequence[ShownPool], folder: Path) -> list[PoolFacts]:
-    """Declared pools."""
+    """Pools of teachers."""
     pools = []
     for row in rows:
         path = folder / f"{row.name}.json"
-        declared = {"pool": row.name, "base": row.base, "kind": row.kind}
-        with _opened(path, "build_pool", row.name, declared) as record:
+        expected = {"pool": row.name, "base": row.base, "kind": row.kind}
+        with _opened(path, "build_pool", row.name, expected) as record:
             members = tuple(_member(i, entry) for i, entry in enumerate(record["members"]))
         keys = ("name", "dataset", "base", "kind", "method")
         pools.append(PoolFacts(**{key: getattr(row, key) for key in keys}, members=members))
@@ -189,18 +187,17 @@ def _member(index: int, entry: Json) -> Member:
 
 
 def read_histories(rows: Sequence[ShownSet], syntheses: Path) -> list[History]:
-    """Loss curves of those of some declared sets that Eq. 7 has made; other images have none."""
+    """Loss curves of those of some sets that Eq. 7 has made; other images have none."""
     histories = []
     for row in rows:
         if not row.by_eq7:
             continue
-        with _opened(
-            syntheses / f"{row.name}.json", "synthesize", row.name, {"set": row.name}
-        ) as record:
-            items = tuple(_curve(item["curve"]) for item in record["items"])
+        path = syntheses / f"{row.name}.json"
+        with _opened(path, "synthesize", row.name, {"set": row.name}) as record:
+            batches = tuple(_curve(batch["curve"]) for batch in record["batches"])
         keys = ("dataset", "method", "ipc")
         histories.append(
-            History(set=row.name, items=items, **{key: getattr(row, key) for key in keys})
+            History(set=row.name, batches=batches, **{key: getattr(row, key) for key in keys})
         )
     return histories
 
@@ -214,7 +211,7 @@ def _curve(points: Sequence[Json]) -> LossCurve:
 
 
 def read_grids(rows: Sequence[ShownSet], sets: Path) -> list[ImageGrid]:
-    """Images of some declared sets, the same classes of all sets of a dataset."""
+    """Images of some sets, the same classes of all sets of a dataset."""
     return [_grid(row, sets) for row in rows]
 
 
@@ -262,36 +259,38 @@ def read_paper(path: Path) -> list[PaperResult]:
 
 
 def read_costs(rows: Sequence[ShownSet], path: Path) -> list[Cost]:
-    """Measured costs of some declared sets.
+    """Measured costs of some sets.
 
     Raises:
         TeddyError: one was not measured.
     """
     record = read_json(path)
     costs = []
-    keys = ("draw", "epochs", "pretraining_seconds", "synthesis_seconds", "peak_mib")
+    keys = ("epochs", "pretraining_seconds", "synthesis_seconds", "peak_mib")
     for row in rows:
         if row.name not in record["sets"]:
             raise TeddyError(f"{path}: lacks {row.name!r}; run the measure_costs stage again")
-        own = {key: record["sets"][row.name][key] for key in keys}
+        own = record["sets"][row.name]
         named = {key: getattr(row, key) for key in ("name", "dataset", "method", "ipc")}
-        costs.append(Cost(**named, **own))
+        measured = {key: own[key] for key in keys}
+        costs.append(Cost(**named, **measured, teachers_drawn=own["draw"]))
     return costs
 
 
 def read_kept(folder: Path) -> list[Kept]:
-    """Runs that need other hardware and are kept as files beside the paper's numbers.
+    """Tables that need other hardware and are kept as files beside the paper's numbers.
 
-    These files are input, like the paper's, and not declared by rows: all that are there count.
+    These files are input, like the paper's, and no settings name them: all that are there count.
 
     Raises:
         TeddyError: a file is of another kind.
     """
     kept = []
     for path in sorted(folder.glob("*.json")):
+        record = read_json(path)
         try:
-            kept.append(kept_run(read_json(path)))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            kept.append(kept_run(record))
+        except (KeyError, TypeError, ValueError, AttributeError, TeddyError) as error:
             raise TeddyError(
                 f"{path}: expected the record of `python -m tools.keep_run`: {error}"
             ) from error
@@ -300,25 +299,33 @@ def read_kept(folder: Path) -> list[Kept]:
 
 def kept_run(record: Json) -> Kept:
     """The run that a record of :mod:`tools.keep_run` keeps."""
-    scores = tuple(
-        _score(own, labels) for own in record["scores"].values() for labels in own["labels"]
+    settings = from_json(TableSettings, record["settings"], "settings")
+    named = {*settings.catalogue.datasets, *settings.catalogue.methods}
+    for row in settings.evaluations:
+        if unknown := {settings.dataset, row.dataset, row.method} - named:
+            raise TeddyError(f"settings do not name {', '.join(sorted(unknown))}")
+    results = tuple(
+        _evaluated(record["evaluations"][row.name], row, labels)
+        for row in settings.evaluations
+        for labels in row.labels
     )
-    keys = ("dataset", "target", "date", "commit", "command")
+    keys = ("date", "commit", "command")
     hardware = {key: record["hardware"][key] for key in ("gpus", "cores", "cpu")}
-    return Kept(**{key: record[key] for key in keys}, hardware=hardware, scores=scores)
+    own = {key: record[key] for key in keys}
+    return Kept(settings=settings, hardware=hardware, results=results, **own)
 
 
 @contextlib.contextmanager
-def _opened(path: Path, stage: str, name: str, declared: Json) -> Iterator[Json]:
-    """Record of a stage for a declared row, refused if missing, incomplete or of another row."""
+def _opened(path: Path, stage: str, name: str, expected: Json) -> Iterator[Json]:
+    """Record of a stage for a row, refused if missing, incomplete or of another row."""
     _refuse_missing(path, stage, name)
     record = read_json(path)
     try:
-        for key, expected in declared.items():
-            if record[key] != expected:
+        for key, value in expected.items():
+            if record[key] != value:
                 raise TeddyError(
                     f"{path}: {key} is {record[key]!r}, but {name!r} is declared with "
-                    f"{expected!r}; run the {stage} stage for it again"
+                    f"{value!r}; run the {stage} stage for it again"
                 )
         yield record
     except KeyError as error:

@@ -9,16 +9,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from teddy.core.files import Json
+from teddy.settings.stages import TableSettings
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Score:
+class EvaluationResult:
     """Students trained on one set with one kind of labels; accuracies in percent."""
 
     name: str
-    """Row of ``scores``, or of ``sets`` for its default score."""
+    """Row of ``evaluations``, or of ``sets`` for its own evaluation."""
     set: str
     dataset: str
     data: str
@@ -56,24 +57,26 @@ class Score:
     pool_size: int
     stages: tuple[int, int] | None
     """First and last epoch of the pool's checkpoints; None for pruned copies."""
-    draw: int | None
-    """Teachers drawn at a time for synthesis; None for real images."""
+    teachers_drawn: int | None
+    """At a time for synthesis; None for images that no teacher made."""
     ensemble: str | None
-    """What the classifier prior averages; None for real images."""
+    """What the classifier prior averages; None for images not made by Eq. 7."""
     first_bn_weight: float | None
     precision: str | None
-    """Autocast dtype of synthesis; None for real images."""
+    """Autocast dtype of synthesis; None for images not made by Eq. 7."""
     repeat: int
     """Which synthesis of these settings it is; 0 is the experiment's own."""
     default: bool
-    """Whether Table 1 shows it too, as the figures along an axis mark; False in kept runs from
-    before it was recorded."""
+    """Whether Table 1 shows it too, as the figures along an axis mark."""
     init: str | None
     """What synthesis started from; None for real images."""
     image_bytes: int
     """Of the set's uint8 pixels."""
     label_bytes: int
     """Of the soft labels of all epochs, float16; 0 for hard labels."""
+
+
+Results = Sequence[EvaluationResult]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -123,13 +126,13 @@ class PoolFacts:
     base: str
     kind: str
     method: str | None
-    """First declared method that synthesises from this pool; lends it its colour."""
+    """First declared method that makes images by this pool; lends it its colour."""
     members: tuple[Member, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LossCurve:
-    """The two terms of Eq. 7 during the synthesis of one item; one entry per recorded iteration."""
+    """The two terms of Eq. 7 during the synthesis of a batch; one entry per recorded iteration."""
 
     iterations: tuple[int, ...]
     classifier_prior: tuple[float, ...]
@@ -144,19 +147,19 @@ class History:
     dataset: str
     method: str
     ipc: int
-    items: tuple[LossCurve, ...]
+    batches: tuple[LossCurve, ...]
 
     def mean(self) -> LossCurve:
-        """Mean over the items, which record the same iterations."""
+        """Mean over the batches, which record the same iterations."""
         terms = ("classifier_prior", "statistics")
         means = {
             term: tuple(
                 statistics.fmean(values)
-                for values in zip(*(getattr(item, term) for item in self.items), strict=True)
+                for values in zip(*(getattr(batch, term) for batch in self.batches), strict=True)
             )
             for term in terms
         }
-        return LossCurve(iterations=self.items[0].iterations, **means)
+        return LossCurve(iterations=self.batches[0].iterations, **means)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -203,7 +206,7 @@ class Cost:
     dataset: str
     method: str
     ipc: int
-    draw: int
+    teachers_drawn: int
     epochs: int
     """Of the base run that its pool needs."""
     pretraining_seconds: float
@@ -218,7 +221,7 @@ class Cost:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class StreamScore:
+class LearnerResult:
     """Continual learning on one set with one kind of labels (Fig. 3e); accuracies in percent."""
 
     name: str
@@ -245,16 +248,15 @@ class StreamScore:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Kept:
-    """A run that is kept in ``metrics/reference``, and what it was made with."""
+    """A table or figure of a dataset that is kept in ``metrics/reference``, and its origin."""
 
-    dataset: str
-    target: str
-    """Table or figure whose rows of the dataset these are."""
+    settings: TableSettings
+    """What it shows, and the names of all of that; so the dataset need not be switched on."""
     date: str
     commit: str
     command: str
     hardware: Json
-    scores: tuple[Score, ...]
+    results: tuple[EvaluationResult, ...]
 
 
 def spread(values: Sequence[float]) -> float:

@@ -5,13 +5,13 @@ from typing import Any
 
 from teddy.core.errors import TeddyError
 from teddy.core.files import Json
-from teddy.report.results import Base, PoolFacts, Score
+from teddy.report.results import Base, EvaluationResult, PoolFacts, Results
 
 
 def summarise(
-    scores: Sequence[Score], bases: Sequence[Base], pools: Sequence[PoolFacts]
+    results: Results, bases: Sequence[Base], pools: Sequence[PoolFacts]
 ) -> dict[str, Any]:
-    """Nested metrics: the parts of a score's name, then labels; teachers and pools beside them.
+    """Nested metrics: the parts of a row's name, then labels; teachers and pools beside them.
 
     Raises:
         TeddyError: two rows would have the same path, or a name has a dot, with which DVC
@@ -29,8 +29,8 @@ def summarise(
             raise TeddyError(f"{source}: {dotted!r} has a dot, which names of metrics must not")
         leaves[path] = (source, leaf)
 
-    for score in scores:
-        add((*score.name.split("/"), score.labels), f"score {score.name}", _metrics(score))
+    for result in results:
+        add((*result.name.split("/"), result.labels), result.name, _metrics(result))
     for base in bases:
         top1 = round(base.epochs[-1].val_top1, 2)
         add(("teachers", *base.name.split("/")), f"bases.{base.name}", {"val_top1": top1})
@@ -45,9 +45,9 @@ def summarise(
     return _nested({path: leaf for path, (_, leaf) in leaves.items()})
 
 
-def _metrics(score: Score) -> Json:
+def _metrics(result: EvaluationResult) -> Json:
     names = ("top1_mean", "top1_std", "top1_best_mean", "f1_mean")
-    return {name: round(getattr(score, name), 2) for name in names} | {"n": score.n}
+    return {name: round(getattr(result, name), 2) for name in names} | {"n": result.n}
 
 
 def _nested(leaves: Mapping[tuple[str, ...], Json]) -> dict[str, Any]:

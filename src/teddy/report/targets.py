@@ -1,24 +1,27 @@
-"""The targets: which tables each is made of, its title, and what its stage writes.
+"""The targets: which tables each is made of, its title, and the folder that it is written to.
 
 Their names are stages of ``dvc.yaml`` too. Nothing is computed but joins.
 """
 
-from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from teddy.core.errors import TeddyError
 from teddy.core.files import write_json
 from teddy.core.tables import Column, Table, write_text
-from teddy.report.ablation_tables import ablations, precision
-from teddy.report.architecture_tables import cross_architecture, larger_network
-from teddy.report.axis_tables import along, axis_value
-from teddy.report.comparison_tables import comparison
-from teddy.report.imbalance_tables import imbalanced, kept_share
+from teddy.report.accuracy_tables import (
+    Maker,
+    comparison,
+    cross_architecture,
+    imbalanced,
+    kept_share,
+    larger_network,
+    small_data,
+)
+from teddy.report.axis_tables import ablations, along, axis_value, precision
 from teddy.report.paper import paper_result
-from teddy.report.results import Kept, PaperResult, Score
-from teddy.report.score_tables import Maker
-from teddy.report.small_data_tables import small_data
+from teddy.report.results import Kept, PaperResult, Results
 from teddy.report.verdicts import Verdict, to_record
 from teddy.settings.stages import Catalogue
 
@@ -26,7 +29,7 @@ MAKERS: dict[str, Maker] = {
     "table1": comparison,
     "table2": cross_architecture,
     "table3": imbalanced,
-    "table4-resnet50": larger_network,
+    "table4": larger_network,
     "table5": small_data,
     "fig2c": along("fig2c"),
     "fig3a": along("fig3a"),
@@ -35,13 +38,13 @@ MAKERS: dict[str, Maker] = {
     "ablations": ablations,
     "precision": precision,
 }
-"""Tables of every target that shows scores."""
+"""Tables of every target that shows evaluations."""
 
 TITLES: dict[str, str] = {
     "table1": "Table 1: accuracy",
     "table2": "Table 2: students of other architectures",
     "table3": "Table 3: imbalanced data",
-    "table4-resnet50": "Table 4, left: ResNet50",
+    "table4": "Table 4, left: ResNet50",
     "table5": "Table 5: small data, no soft labels",
     "fig1": "Figure 1: cost of the unrolled objective",
     "fig2c": "Figure 2c: stage of the teachers",
@@ -58,45 +61,32 @@ TITLES: dict[str, str] = {
     "pools": "Teachers",
     "overview": "Training of teachers and synthesis",
 }
-"""Sections of the report page, in order: targets by the name of their files."""
+"""Sections of the report page, in order: targets by the name of their folders and figures."""
+
+PAPER_TABLES = {"table1": "1", "table2": "2", "table3": "3", "table4": "4L", "table5": "5"}
+"""The paper's own tables, by their number there."""
 
 
 def target_tables(
-    target: str, scores: Sequence[Score], paper: Sequence[PaperResult], catalogue: Catalogue
+    target: str,
+    results: Results,
+    paper: Sequence[PaperResult],
+    catalogue: Catalogue,
 ) -> list[Table]:
-    """Tables of a target.
+    """Tables of a target, all of one dataset.
 
     Raises:
         TeddyError: no such target.
     """
     if target not in MAKERS:
         raise TeddyError(f"no target {target!r}; there are: {', '.join(MAKERS)}")
-    return MAKERS[target](scores, paper, catalogue)
+    return MAKERS[target](results, paper, catalogue)
 
 
-def tables_with_kept(
-    target: str,
-    scores: Sequence[Score],
-    paper: Sequence[PaperResult],
-    kept: Sequence[Kept],
-    catalogue: Catalogue,
-) -> list[Table]:
-    """Tables of a target, then the first one of every run that is kept of it."""
-    own = [run for run in kept if run.target == target]
-    return [
-        *target_tables(target, scores, paper, catalogue),
-        *(kept_table(run, paper, catalogue) for run in own),
-    ]
-
-
-def kept_table(run: Kept, paper: Sequence[PaperResult], catalogue: Catalogue) -> Table:
+def kept_table(run: Kept, paper: Sequence[PaperResult]) -> Table:
     """First table of a target from a kept run, with its hardware, date, commit and command."""
-    unknown = {run.dataset} - catalogue.datasets.keys()
-    unknown |= {score.method for score in run.scores} - catalogue.methods.keys()
-    for name in sorted(unknown):
-        raise TeddyError(f"metrics/reference keeps a run of {name!r}, which is not declared")
-    table = target_tables(run.target, run.scores, paper, catalogue)[0]
-    hardware = run.hardware
+    settings, hardware = run.settings, run.hardware
+    table = target_tables(settings.target, run.results, paper, settings.catalogue)[0]
     machine = ", ".join([*hardware["gpus"], f"{hardware['cores']} cores of {hardware['cpu']}"])
     origin = (
         f"Measured on {run.date} at commit {run.commit} with `{run.command}` on {machine}; not "
@@ -116,56 +106,54 @@ def markdown(target: str, tables: Sequence[Table]) -> str:
 
 
 def write_target(
-    args: Namespace,
-    target: str,
-    tables: Sequence[Table],
-    rows: Table,
-    verdicts: Sequence[Verdict],
+    folder: Path, target: str, tables: Sequence[Table], rows: Table, verdicts: Sequence[Verdict]
 ) -> None:
-    """Write what all targets have, but for figures, which are slow to import.
+    """Write the folder that a target has for a dataset.
 
     Args:
-        args: paths for the other three: ``table``, ``rows``, ``verdicts``.
+        folder: gets ``table.md``, ``rows.csv`` and ``verdicts.json``; ``table.tex`` too if the
+            paper has the table.
         target: its name.
         tables: those of its Markdown file.
         rows: its numbers in long form.
         verdicts: on its claims.
     """
-    write_text(args.table, markdown(target, tables))
-    write_text(args.rows, rows.csv())
-    write_json(args.verdicts, to_record(verdicts))
-
-
-PAPER_TABLES = {
-    "table1": "1", "table2": "2", "table3": "3", "table4-resnet50": "4L", "table5": "5",
-}  # fmt: skip
-"""The paper's own tables, by their number there."""
+    texts = {"table.md": markdown(target, tables), "rows.csv": rows.csv()}
+    if target in PAPER_TABLES:
+        texts["table.tex"] = latex(tables)
+    for name, text in texts.items():
+        write_text(folder / name, text)
+    write_json(folder / "verdicts.json", to_record(verdicts))
 
 
 def long_table(
-    target: str, scores: Sequence[Score], paper: Sequence[PaperResult], catalogue: Catalogue
+    target: str,
+    results: Results,
+    paper: Sequence[PaperResult],
+    catalogue: Catalogue,
 ) -> Table:
-    """One row per score; the paper's number stands with the labels that it trains on: soft ones,
+    """One row per result; the paper's number stands with the labels that it trains on: soft ones,
     but for Table 5.
     """
-    keys = ("dataset", "data", "method", "ipc", "arch", "pool", "members", "pool_size", "draw",
-            "ensemble", "first_bn_weight", "init", "labels", "epochs", "n")  # fmt: skip
+    keys = ("dataset", "data", "method", "ipc", "arch", "pool", "members", "pool_size",
+            "teachers_drawn", "ensemble", "first_bn_weight", "init", "labels", "epochs",
+            "n")  # fmt: skip
     numbers = ("top1_mean", "top1_std", "top1_best_mean", "f1_mean", "f1_std",
                "kl_student_teacher", "kl_teacher_student", "image_bytes",
                "label_bytes")  # fmt: skip
     rows = []
-    for score in scores:
+    for result in results:
         found = None
-        if score.labels == ("hard" if target == "table5" else "soft") and target in PAPER_TABLES:
+        if result.labels == ("hard" if target == "table5" else "soft") and target in PAPER_TABLES:
             found = paper_result(
-                catalogue, PAPER_TABLES[target], score.dataset, score.method, score.ipc, paper,
-                arch="" if target in ("table1", "table5") else score.arch,
-                init=score.init or "" if target == "table5" else "",
-                keep=kept_share(score) if target == "table3" else "",
+                catalogue, PAPER_TABLES[target], result.dataset, result.method, result.ipc, paper,
+                arch="" if target in ("table1", "table5") else result.arch,
+                init=result.init or "" if target == "table5" else "",
+                keep=kept_share(result) if target == "table3" else "",
             )  # fmt: skip
-        ours = [getattr(score, key) for key in (*keys, *numbers)]
+        ours = [getattr(result, key) for key in (*keys, *numbers)]
         theirs = (found.mean, found.std, found.arch) if found else (None, None, None)
-        stages = axis_value(score.stages) if score.stages else None
-        rows.append((f"{score.name} {score.labels}", stages, *ours, *theirs))
+        stages = axis_value(result.stages) if result.stages else None
+        rows.append((f"{result.name} {result.labels}", stages, *ours, *theirs))
     names = ("name", "stages", *keys, *numbers, "paper_mean", "paper_std", "paper_arch")
     return Table(f"{target}, long form", tuple(Column(name) for name in names), tuple(rows))

@@ -136,9 +136,9 @@ def _loss_panel(axes: Axes, histories: Sequence[History], term: str, catalogue: 
     ends = []
     for history in histories:
         colour = looks(list(catalogue.methods))[history.method].colour
-        items = history.items if len(history.items) > 1 else ()
-        for item in items[:: max(1, len(items) // 20)]:
-            axes.plot(item.iterations, _values(item, term), color=colour, linewidth=0.4, alpha=0.3)
+        batches = history.batches if len(history.batches) > 1 else ()
+        for one in batches[:: max(1, len(batches) // 20)]:
+            axes.plot(one.iterations, _values(one, term), color=colour, linewidth=0.4, alpha=0.3)
         mean = history.mean()
         axes.plot(mean.iterations, _values(mean, term), color=colour, linewidth=1.2)
         name = f"{catalogue.methods[history.method].title}\nIPC {history.ipc}, {_count(history)}"
@@ -155,38 +155,32 @@ def _values(curve: LossCurve, term: str) -> Sequence[float]:
 
 
 def _count(history: History) -> str:
-    count = len(history.items)
-    return f"mean of {count} items" if count > 1 else "1 item"
+    count = len(history.batches)
+    return f"mean of {count} batches" if count > 1 else "1 batch"
 
 
 # -------------------------------------------------------------------------------------------- costs
 
 
 def costs(path: Path, costs: Sequence[Cost], catalogue: Catalogue) -> None:
-    """Fig. 3d: seconds of pre-training and synthesis, and peak memory; a row per dataset."""
-    groups: dict[str, list[Cost]] = {}
-    for cost in costs:
-        groups.setdefault(cost.dataset, []).append(cost)
-    with drawn(path, WIDTH, (PANEL + 0.4) * len(groups)) as figure:
+    """Fig. 3d: seconds of pre-training and synthesis, and peak memory, of one dataset."""
+    names = [f"{catalogue.methods[cost.method].title}\nk = {cost.teachers_drawn}" for cost in costs]
+    before = [cost.pretraining_seconds for cost in costs]
+    places, dataset = np.arange(len(costs)), catalogue.datasets[costs[0].dataset].title
+    with drawn(path, WIDTH, PANEL + 0.4) as figure:
         figure.set_layout_engine("constrained", w_pad=0.06, h_pad=0.06)
-        panels = figure.subplots(len(groups), 2, squeeze=False)
-        for row, (dataset, own) in zip(panels, groups.items(), strict=True):
-            names = [f"{catalogue.methods[cost.method].title}\nk = {cost.draw}" for cost in own]
-            places = np.arange(len(own))
-            before = [cost.pretraining_seconds for cost in own]
-            row[0].bar(places, before, color=COLOURS[2], label="pre-training")
-            row[0].bar(
-                places, [cost.synthesis_seconds for cost in own], bottom=before,
-                color=COLOURS[5], label="synthesis",
-            )  # fmt: skip
-            row[1].bar(places, [cost.peak_mib for cost in own], color=GREY)
-            row[0].legend(loc="best")
-            row[0].set_title(
-                f"{catalogue.datasets[dataset].title}, IPC {own[0].ipc}: time", loc="left"
-            )
-            row[0].set_ylabel("seconds")
-            row[1].set_title("peak memory of synthesis", loc="left")
-            row[1].set_ylabel("MiB")
-            for axes in row:
-                axes.set_xticks(places, names)
-                axes.grid(visible=False, axis="x")
+        time, memory = figure.subplots(1, 2)
+        time.bar(places, before, color=COLOURS[2], label="pre-training")
+        time.bar(
+            places, [cost.synthesis_seconds for cost in costs], bottom=before, color=COLOURS[5],
+            label="synthesis",
+        )  # fmt: skip
+        time.legend(loc="best")
+        time.set_title(f"{dataset}, IPC {costs[0].ipc}: time", loc="left")
+        time.set_ylabel("seconds")
+        memory.bar(places, [cost.peak_mib for cost in costs], color=GREY)
+        memory.set_title("peak memory of synthesis", loc="left")
+        memory.set_ylabel("MiB")
+        for axes in (time, memory):
+            axes.set_xticks(places, names)
+            axes.grid(visible=False, axis="x")

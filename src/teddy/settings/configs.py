@@ -4,12 +4,14 @@ No field has a default here: a value lives in ``params.yaml`` alone. Ranges stan
 concerns several fields is checked in ``__post_init__``.
 """
 
+import math
 from typing import Annotated, Literal, NamedTuple
 
 from annotated_types import Ge, Gt, Le, Lt
 
-from teddy.core.files import Json
-from teddy.settings.schema import check, settings, to_json
+from teddy.core.errors import TeddyError
+from teddy.core.user_code import is_reference
+from teddy.settings.schema import check, settings, suggest
 
 Whole = Annotated[int, Ge(0), Le(10**9)]
 Count = Annotated[int, Ge(1), Le(10**9)]
@@ -23,40 +25,33 @@ Momentum = Annotated[float, Ge(0), Lt(1)]
 Betas = tuple[Momentum, Momentum]
 
 
-def check_epochs(key: str, epochs: tuple[int, ...]) -> None:
-    """Refuse 1-based epochs that are none, below 1 or not ascending."""
-    ascending = list(epochs) == sorted(set(epochs))
-    check(
-        ascending and min(epochs, default=0) >= 1,
-        f"{key} must be ascending 1-based epochs, got {list(epochs)}",
-    )
-
-
 # --------------------------------------------------------------------------- parts of sections
+
+
+ARCHITECTURES = (
+    "convnet3", "resnet18", "resnet50", "resnet101", "densenet121", "mobilenet_v2",
+    "shufflenet_v2_x1_0", "shufflenet_v2_x2_0", "efficientnet_b0",
+)  # fmt: skip
 
 
 @settings
 class NetworkConfig:
     """Architecture of a teacher or student."""
 
-    arch: Literal[
-        "convnet3",
-        "resnet18",
-        "resnet50",
-        "resnet101",
-        "densenet121",
-        "mobilenet_v2",
-        "shufflenet_v2_x1_0",
-        "shufflenet_v2_x2_0",
-        "efficientnet_b0",
-    ]
-    """``convnet3`` of DM (three conv blocks); all others are torchvision's."""
+    arch: str
+    """``convnet3`` of DM (three conv blocks); one of torchvision's in :data:`ARCHITECTURES`; or a
+    class of your own, ``path/to/file.py:Name``."""
     width: Count
     """Channels of ``convnet3``; torchvision's networks have their own and ignore it."""
     norm: Literal["batch", "instance", "group", "none"]
     """Normalisation of ``convnet3``; teachers need ``batch``, which torchvision's networks have."""
 
     def __post_init__(self) -> None:
+        if self.arch not in ARCHITECTURES and not is_reference(self.arch):
+            raise TeddyError(
+                f"arch must be path/to/file.py:Name or known, got {self.arch!r}; "
+                f"{suggest(self.arch, ARCHITECTURES)}"
+            )
         check(
             self.arch == "convnet3" or self.norm == "batch",
             f"norm must be batch with arch {self.arch}, got {self.norm}",
@@ -115,7 +110,9 @@ class ViewConfig:
 
 @settings
 class DsaConfig:
-    """Differentiable siamese augmentation (§8-18); see ``data/dsa.py`` for its strengths."""
+    """Differentiable siamese augmentation (§8-18): the section ``dsa``, which all users share;
+    ``data/dsa.py`` says what its strengths mean.
+    """
 
     operations: tuple[Literal["color", "crop", "cutout", "flip", "scale", "rotate"], ...]
     """One of them, equally likely, is applied to a batch."""
@@ -138,30 +135,6 @@ class DsaConfig:
         check(len(self.operations) > 0, "operations must name at least one operation")
 
 
-@settings
-class DmConfig:
-    """Distribution matching, the images of a method ``dm`` (Table 5)."""
-
-    network: NetworkConfig
-    """A freshly initialised one embeds the images at every iteration; never BatchNorm, whose
-    statistics would mix classes."""
-    iterations: Count
-    """Gradient steps."""
-    real_batch: Count
-    """Real images per class and iteration; all of a smaller class."""
-    lr: Positive
-    """SGD learning rate of the pixels."""
-    momentum: Momentum
-    """SGD momentum of the pixels."""
-
-    def __post_init__(self) -> None:
-        check(
-            self.network.arch == "convnet3" and self.network.norm != "batch",
-            "network must be convnet3 without BatchNorm, got "
-            f"{self.network.arch} with norm {self.network.norm}",
-        )
-
-
 Precision = Literal["float32", "bfloat16"]
 
 # ------------------------------------------------------------------------------ stage sections
@@ -172,7 +145,8 @@ class PrepareConfig:
     """Which images, what is expected of them, and how they are split."""
 
     source: str
-    """Loader of the raw data, a name in :data:`teddy.data.sources.SOURCES`."""
+    """Loader of the raw data: a name in :data:`teddy.data.sources.SOURCES`, or a function of your
+    own, ``path/to/file.py:name``."""
     root: str
     """Folder (or .npz file) of the raw data, torchvision's ``root`` for its sets; "" for none."""
     download: bool
@@ -198,7 +172,8 @@ class PrepareConfig:
     std: tuple[Positive, ...]
     """As ``mean``."""
     val_fraction: Annotated[float, Gt(0), Lt(1)]
-    """Share of the training images held out for every choice that is made."""
+    """Share of the training images held out for every choice that is made, unless the source (an
+    .npz file) has validation images of its own."""
     test_fraction: Annotated[float, Ge(0), Lt(1)]
     """Share split off for the reported accuracy; 0 if the source has a test set of its own."""
     keep: tuple[float, float]
@@ -260,13 +235,23 @@ class TrainTeacherConfig:
 
 @settings
 class PriorConfig:
-    """Pool of checkpoints along the base trajectory (§3.3; §4.1 of the specification)."""
+    """Pool of checkpoints along the base trajectory (§3.3; §4.1 of docs/method.md)."""
 
-    epochs: tuple[int, ...]
-    """1-based epochs whose checkpoints are the members, ascending."""
+    first: Count
+    """1-based epoch of the first member."""
+    last: Count
+    """Epoch of the last member, which is one whatever the step (Table 6: 16–50, step 5)."""
+    step: Annotated[float, Ge(1)]
+    """Epochs from one member to the next; of a fraction the whole epochs count."""
 
     def __post_init__(self) -> None:
-        check_epochs("epochs", self.epochs)
+        check(self.first <= self.last, f"first is {self.first}, after last, {self.last}")
+
+    @property
+    def epochs(self) -> tuple[int, ...]:
+        """Epochs of the members: ``⌊first + i·step⌋`` before ``last``, and ``last``."""
+        count = math.ceil((self.last - self.first) / self.step)
+        return (*(math.floor(self.first + i * self.step) for i in range(count)), self.last)
 
 
 @settings
@@ -356,9 +341,6 @@ class SynthesizeConfig:
     gradient: Literal["auto", "two_pass", "joint"]
     """One teacher's graph at a time (exact, memory of k = 1), or all k at once (fewer forwards).
     ``auto``: the latter where it fits the machine's memory. They differ by rounding."""
-    dm: DmConfig
-    """Distribution matching, for methods whose images it makes instead of Eq. 7. Of the other
-    settings it uses ``initialise``, ``classes_per_batch``, ``dsa`` (always) and ``clip``."""
     precision: Precision
     """Autocast dtype of the teachers; statistics and losses stay in float32."""
 
@@ -371,33 +353,71 @@ class SynthesizeConfig:
             )
 
 
-class ImageKind(NamedTuple):
-    """What images of a kind depend on, see :attr:`teddy.settings.rows.MethodRow.images`."""
+@settings
+class DmConfig:
+    """Distribution matching (Zhao & Bilen; Table 5), the algorithm ``dm``."""
 
+    network: NetworkConfig
+    """A freshly initialised one embeds the images at every iteration; never BatchNorm, whose
+    statistics would mix classes."""
+    initialise: Literal["noise", "real"]
+    """Start from N(0, 1) in normalised space, or from random training images of the class."""
+    iterations: Count
+    """Gradient steps."""
+    classes_per_batch: Count
+    """Classes optimised together, one chunk of them in index order."""
+    real_batch: Count
+    """Real images per class and iteration; all of a smaller class."""
+    lr: Positive
+    """SGD learning rate of the pixels."""
+    momentum: Momentum
+    """SGD momentum of the pixels."""
+    dsa: DsaConfig
+    """Augmentation of real and distilled images alike."""
+    clip: bool
+    """Clip to the valid pixel range after every step."""
+
+    def __post_init__(self) -> None:
+        check(
+            self.network.arch == "convnet3" and self.network.norm != "batch",
+            "network must be convnet3 without BatchNorm, got "
+            f"{self.network.arch} with norm {self.network.norm}",
+        )
+
+
+@settings
+class NoConfig:
+    """Settings of an algorithm that has none: random real images."""
+
+
+class Algorithm(NamedTuple):
+    """What is to be known of an algorithm before its code is loaded."""
+
+    code: str
+    """Module and class, ``teddy.synthesis.teddy:Teddy``, or file and class of the user's own."""
+    config: type
+    """Its settings."""
+    section: str
+    """Section of the parameter files that has them, or "" if there is none."""
     by_pool: bool
-    """Whether teachers have a part in them."""
-    own: tuple[str, ...] = ()
-    """Settings of ``synthesize`` that no other kind reads."""
-    shared: tuple[str, ...] | None = ()
-    """Other settings that it reads; None for all that are nobody's own."""
+    """Whether teachers have a part in its images."""
+    real: bool
+    """Whether its images are real ones."""
 
 
-KINDS = {
-    "synthesised": ImageKind(by_pool=True, shared=None),
-    "random": ImageKind(by_pool=False),
-    "dm": ImageKind(
-        by_pool=False, own=("dm",), shared=("initialise", "classes_per_batch", "dsa", "clip")
+ALGORITHMS = {
+    "teddy": Algorithm(
+        "teddy.synthesis.teddy:Teddy", SynthesizeConfig, "synthesize", by_pool=True, real=False
     ),
-}
-"""Kinds of images by name."""
-
-
-def settings_of_images(config: SynthesizeConfig, images: str) -> Json:
-    """The settings that images of a kind depend on."""
-    kind, of_others = KINDS[images], {key for kind in KINDS.values() for key in kind.own}
-    every = to_json(config)
-    shared = every.keys() - of_others if kind.shared is None else kind.shared
-    return {key: value for key, value in every.items() if key in {*kind.own, *shared}}
+    "dm": Algorithm(
+        "teddy.synthesis.distribution_matching:DistributionMatching", DmConfig, "dm",
+        by_pool=False, real=False,
+    ),
+    "random": Algorithm(
+        "teddy.synthesis.real_images:RandomReal", NoConfig, "", by_pool=False, real=True
+    ),
+}  # fmt: skip
+"""Algorithms that make images, by the name that a row of ``methods`` gives."""
 
 
 @settings
@@ -458,9 +478,13 @@ STAGES: dict[str, type] = {
     "train_teacher": TrainTeacherConfig,
     "pool": PoolConfig,
     "synthesize": SynthesizeConfig,
+    "dm": DmConfig,
     "relabel": RelabelConfig,
     "evaluate": EvaluateConfig,
 }
+"""Sections that datasets override, and their types."""
+WITH_DSA = ("synthesize", "dm", "relabel")
+"""Sections that have the strengths of the section ``dsa`` too."""
 
 
 @settings

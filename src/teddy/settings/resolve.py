@@ -1,128 +1,320 @@
-"""The sections of ``params.yaml`` as they stand there, and settings resolved from their layers.
-
-A stage's settings are resolved in three layers, each overriding only what it names:
-
-1. the top-level section of the stage (``synthesize:``), the defaults of the paper;
-2. ``datasets.<dataset>.<stage>``, what differs for that dataset;
-3. the row of the artifact (``sets.<name>``), what differs for that artifact. A row of ``scores``
-   lies on top of the row of its set.
-"""
+"""What every stage and row reads: the content of its ``--settings`` file."""
 
 import dataclasses
-import re
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
+from teddy.core import user_code
 from teddy.core.errors import TeddyError
-from teddy.settings.rows import ROWS
-from teddy.settings.schema import Section, check, from_json, merge, read_yaml, refuse_unknown
+from teddy.settings import stages
+from teddy.settings.code import checksums
+from teddy.settings.configs import PoolConfig, SynthesizeConfig
+from teddy.settings.declared import Declared
+from teddy.settings.schema import to_json
 
-T = TypeVar("T")
-_NAME = re.compile(r"[\w-]+(/[\w-]+)*", re.ASCII)
+MODULES = {"fig3d": "costs", "fig3e": "learners", "fig4-6-7": "grids"}
+"""Stages that make a table or figure; all others, which show evaluations, are by ``target``."""
 
 
-class Layers:
-    """A file's sections by name; every message begins with the file and the key.
+def stage_files(declared: Declared) -> Iterator[tuple[str, str, Any]]:
+    """Of every stage and row: the module, the path of its file without suffix, and its content."""
+    of_rows: dict[str, tuple[str, Iterable[str], Callable[[Declared, str], object]]] = {
+        "prepare": ("prepare", declared.prepared, _prepare),
+        "train_teacher": ("train_teacher", declared.bases, _train_teacher),
+        "build_pool": ("build_pool", declared.pools, _build_pool),
+        "synthesize": ("synthesize", declared.sets, _synthesize),
+        "relabel": ("relabel", declared.sets, _relabel),
+        "evaluate": ("evaluate", declared.sets, _evaluate),
+        "reevaluate": ("evaluate", declared.evaluations, _evaluate),
+        "train_step_teachers": (
+            "train_step_teachers", declared.step_teachers, _train_step_teachers,
+        ),
+        "continual": ("continual", declared.learners, _continual),
+        "measure_costs": ("measure_costs", declared.targets.get("fig3d", {}), _measure_costs),
+    }  # fmt: skip
+    for stage, (module, rows, settings) in of_rows.items():
+        for name in rows:
+            yield module, f"{stage}/{name}", settings(declared, name)
+    for target, datasets in declared.targets.items():
+        for dataset in datasets:
+            shown = _shown_target(declared, target, dataset)
+            yield MODULES.get(target, "target"), f"{target}/{dataset}", shown
+    yield "overview", "overview", _overview(declared)
+    yield "report", "report", _report(declared)
+    for name, made in {"fig1": _fig1, "fig5": _fig5, "theory": _theory}.items():
+        if name in declared.experiments:
+            yield name, name, made(declared)
 
-    Raises:
-        TeddyError: not readable, or a key is missing or unknown.
-    """
 
-    def __init__(self, path: Path, required: set[str], optional: set[str]) -> None:
-        self.path = path
-        self.raw = read_yaml(path)
-        refuse_unknown(set(self.raw), required | optional, self.where(""))
-        for key in sorted(required - set(self.raw)):
-            raise TeddyError(f"{self.where('')} lacks the key {key!r}")
+# ------------------------------------------------------------------------- stages that compute
 
-    def where(self, key: str) -> str:
-        """The file, and the key if there is one."""
-        return f"{self.path}: {key}" if key else str(self.path)
 
-    def keys(self, section: str) -> Section:
-        """A top-level section that is there."""
-        value = self.raw[section]
-        if not isinstance(value, Mapping):
-            raise TeddyError(f"{self.where(section)}: expected keys, got {value!r}")
-        return value
+def _prepare(declared: Declared, name: str) -> stages.PrepareSettings:
+    config = declared.prepare(name)
+    return stages.PrepareSettings(
+        name=name, seed=declared.seed,
+        where=declared.where_of_dataset(declared.prepared[name].dataset), config=config,
+        demand=_demand(declared, name), code=_code(config.source),
+    )  # fmt: skip
 
-    def section(self, *path: str) -> Section:
-        """A section at any depth.
 
-        Raises:
-            TeddyError: it is not there, or is not a section.
-        """
-        value: Any = self.raw
-        name = ".".join(path)
-        for part in path:
-            if not isinstance(value, Mapping) or part not in value:
-                raise TeddyError(f"{self.path} lacks the key {name!r} (write {{}} if it is empty)")
-            value = value[part]
-        if not isinstance(value, Mapping):
-            raise TeddyError(f"{self.where(name)}: expected keys, got {value!r}")
-        return value
+def _demand(declared: Declared, data: str) -> stages.Demand | None:
+    found = []
+    for name, row in declared.sets.items():
+        algorithm, config = declared.algorithm(row.method), declared.algorithm_config(name)
+        starts_real = algorithm.real or getattr(config, "initialise", "") == "real"
+        if row.data == data and starts_real:
+            size = getattr(config, "indices_per_batch", 0)
+            needed = -(-row.ipc // size) * size if size else row.ipc
+            found.append(stages.Demand(row=name, images=needed, indices_per_batch=size))
+    return max(found, key=lambda demand: demand.images, default=None)
 
-    def rows(self, section: str, cls: type[T]) -> dict[str, T]:
-        """The rows of a section, without what they override.
 
-        Raises:
-            TeddyError: a name cannot be a path, or a row's own keys are not as its type says.
-        """
-        identity = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
-        rows = {}
-        for name, raw in self.keys(section).items():
-            if not isinstance(raw, Mapping):
-                raise TeddyError(f"{self.where(f'{section}.{name}')}: expected a row of keys")
-            if not _NAME.fullmatch(str(name)):
-                raise TeddyError(
-                    f"{self.where(section)}: the name {name!r} must be letters, digits, '_' and "
-                    "'-', in parts joined by '/'"
-                )
-            _, stage, nested = ROWS[section]
-            own = {key: value for key, value in raw.items() if key in identity}
-            if not stage:
-                refuse_unknown(set(raw), identity | set(nested), self.where(f"{section}.{name}"))
-            rows[name] = from_json(cls, own, self.where(f"{section}.{name}"))
-        return rows
+def _train_teacher(declared: Declared, name: str) -> stages.TrainTeacherSettings:
+    config = declared.train_teacher(name)
+    return stages.TrainTeacherSettings(
+        name=name, seed=declared.seed, config=config, code=_code(config.network.arch)
+    )
 
-    def resolve(self, cls: type[T], stage: str, dataset: str, *rows: tuple[str, str]) -> T:
-        """Settings of a stage.
 
-        Args:
-            cls: their type.
-            stage: its section.
-            dataset: whose settings lie on the section's.
-            rows: section and name of those that lie on these, the later ones on top; without any
-                the settings are those of the whole dataset.
+def _build_pool(declared: Declared, name: str) -> stages.BuildPoolSettings:
+    kind, config = declared.pools[name].kind, declared.pool(name)
+    read = PoolConfig(
+        prior=None if kind == "converged" else config.prior,
+        post=config.post if kind == "post" else None,
+    )
+    return stages.BuildPoolSettings(
+        name=name, seed=declared.seed, kind=kind, config=read, code=_code(_arch(declared, name))
+    )
 
-        Raises:
-            TeddyError: a layer names a key that the section lacks, or a value is not as ``cls``
-                says.
-        """
-        merged = merge(
-            self.section(stage),
-            self.section("datasets", dataset, stage),
-            self.where(f"datasets.{dataset}.{stage}"),
+
+def _synthesize(declared: Declared, name: str) -> stages.SynthesizeSettings:
+    row = declared.sets[name]
+    algorithm = declared.algorithm(row.method)
+    teachers = _arch(declared, row.pool) if algorithm.by_pool else ""
+    code = checksums("teddy.stages.synthesize", algorithm.code.split(":")[0])
+    return stages.SynthesizeSettings(
+        name=name, seed=declared.seed, dataset=declared.dataset_of(row.data), method=row.method,
+        algorithm=declared.methods[row.method].algorithm, ipc=row.ipc, repeat=row.repeat,
+        config=to_json(declared.algorithm_config(name)),
+        code=code | _code(algorithm.code, teachers),
+    )  # fmt: skip
+
+
+def _relabel(declared: Declared, name: str) -> stages.RelabelSettings:
+    code = _code(_arch(declared, declared.sets[name].pool))
+    return stages.RelabelSettings(
+        name=name, seed=declared.seed, config=declared.relabel(name), code=code
+    )
+
+
+def _evaluate(declared: Declared, name: str) -> stages.EvaluateSettings:
+    evaluation, config = declared.evaluation(name), declared.evaluate(name)
+    if "soft" not in evaluation.labels:  # nothing reads these then
+        config = dataclasses.replace(
+            config, temperature=1.0, temperature_squared=False, divergence=False
         )
-        for section, name in rows:
-            where = self.where(f"{section}.{name}")
-            merged = merge(merged, self._overrides(section, name, stage), where)
-        of = ".".join(rows[-1]) if rows else dataset
-        return from_json(cls, merged, self.where(f"{stage} (for {of})"))
+    made = declared.sets[evaluation.set]
+    return stages.EvaluateSettings(
+        evaluation=evaluation, seed=declared.seed, relabel=declared.relabel(name),
+        own=stages.OwnLabels(pool=made.pool, relabel=declared.relabel(evaluation.set)),
+        config=config,
+        code=_code(config.network.arch, _arch(declared, evaluation.pool)),
+    )  # fmt: skip
 
-    def _overrides(self, section: str, name: str, stage: str) -> Section:
-        """What a row says of a stage: by its further keys, or under the stage's name."""
-        cls, own, nested = ROWS[section]
-        raw = self.raw[section][name]
-        if stage in nested:
-            found = raw.get(stage, {})
-            check(
-                isinstance(found, Mapping),
-                f"{self.where(f'{section}.{name}.{stage}')}: expected keys, got {found!r}",
+
+def _train_step_teachers(declared: Declared, name: str) -> stages.StepTeachersSettings:
+    config = declared.train_step_teachers(name)
+    needed = [
+        declared.step_epochs(learner)
+        for learner, row in declared.learners.items()
+        if row.teachers == name
+    ]
+    return stages.StepTeachersSettings(
+        name=name, seed=declared.seed, continual=declared.continual,
+        checkpoints=tuple(sorted({epoch for epochs in needed for epoch in epochs})),
+        config=config, code=_code(config.network.arch),
+    )  # fmt: skip
+
+
+def _continual(declared: Declared, name: str) -> stages.ContinualSettings:
+    row, evaluate = declared.learners[name], declared.evaluate(name)
+    made = declared.sets[row.set]
+    own = declared.algorithm_config(row.set) if row.strict else None
+    return stages.ContinualSettings(
+        name=name, seed=declared.seed, dataset=declared.dataset_of(row.data), data=row.data,
+        set=row.set, pool=row.pool, teachers=row.teachers, method=made.method, ipc=made.ipc,
+        labels=row.labels, strict=row.strict, epochs=declared.step_epochs(name),
+        continual=declared.continual, relabel=declared.relabel(name), evaluate=evaluate,
+        synthesize=own if isinstance(own, SynthesizeConfig) else None,
+        code=_code(evaluate.network.arch, _arch(declared, row.pool)),
+    )  # fmt: skip
+
+
+def _measure_costs(declared: Declared, dataset: str) -> stages.MeasureCostsSettings:
+    where = declared.where("targets", f"fig3d/{dataset}")
+    target = declared.targets["fig3d"][dataset]
+    sets = {}
+    for name in _sets_shown(declared, "fig3d", dataset):
+        row, config = declared.sets[name], declared.algorithm_config(name)
+        if not isinstance(config, SynthesizeConfig):
+            raise TeddyError(f"{where}: {name} is not made by Eq. 7, whose cost is measured")
+        if row.data != target.data or row.pool not in (target.converged, target.prior):
+            raise TeddyError(
+                f"{where}: {name} needs {row.data} and {row.pool}; name them as data and as "
+                "converged or prior"
             )
-            return found  # type: ignore[no-any-return]
-        if stage != own:
-            return {}
-        identity = {field.name for field in dataclasses.fields(cls)} | set(nested)
-        return {key: value for key, value in raw.items() if key not in identity}
+        sets[name] = stages.MeasuredSet(data=row.data, pool=row.pool, ipc=row.ipc, config=config)
+    pools = {
+        pool: stages.MeasuredPool(base=declared.pools[pool].base, epochs=_epochs(declared, pool))
+        for pool in dict.fromkeys(row.pool for row in sets.values())
+    }
+    bases = {
+        base: stages.MeasuredBase(
+            data=declared.bases[base].data, config=declared.train_teacher(base)
+        )
+        for base in dict.fromkeys(pool.base for pool in pools.values())
+    }
+    return stages.MeasureCostsSettings(
+        dataset=dataset, seed=declared.seed, sets=sets, pools=pools, bases=bases
+    )
+
+
+def _fig1(declared: Declared) -> stages.Fig1Settings:
+    config = declared.fig1()
+    return stages.Fig1Settings(
+        seed=declared.seed, title=declared.datasets[config.dataset].title, config=config,
+        synthesize=declared.synthesize_of(config.dataset),
+    )  # fmt: skip
+
+
+def _fig5(declared: Declared) -> stages.Fig5Settings:
+    config = declared.fig5()
+    title = declared.datasets[config.dataset].title
+    return stages.Fig5Settings(seed=declared.seed, title=title, config=config)
+
+
+def _theory(declared: Declared) -> stages.TheorySettings:
+    return stages.TheorySettings(seed=declared.seed, config=declared.theory())
+
+
+def _epochs(declared: Declared, pool: str) -> int:
+    """Epochs of the base run that a pool needs."""
+    row = declared.pools[pool]
+    if row.kind == "prior":
+        return declared.prior_epochs(pool)[-1]
+    return declared.train_teacher(row.base).epochs
+
+
+def _arch(declared: Declared, pool: str) -> str:
+    """Architecture of a pool's teachers."""
+    return declared.train_teacher(declared.pools[pool].base).network.arch
+
+
+def _code(*references: str) -> stages.Code:
+    """Files of the user's own among what settings name."""
+    files = sorted({user_code.file_of(reference) for reference in references} - {""})
+    return {file: user_code.checksum(file) for file in files}
+
+
+# ------------------------------------------------------------- stages that show what is recorded
+
+
+def catalogue(declared: Declared) -> stages.Catalogue:
+    """Names of all datasets and methods."""
+    return stages.Catalogue(datasets=declared.datasets, methods=declared.methods)
+
+
+def _shown_target(declared: Declared, target: str, dataset: str) -> object:
+    """What a table or figure of a dataset shows: evaluations, learners or sets."""
+    names, own = declared.shown(target, dataset), catalogue(declared)
+    if MODULES.get(target) in ("costs", "grids"):
+        sets = tuple(_shown_set(declared, n) for n in _sets_shown(declared, target, dataset))
+        return stages.SetsSettings(target=target, dataset=dataset, catalogue=own, sets=sets)
+    if MODULES.get(target) == "learners":
+        learners = tuple(shown_learner(declared, n) for n in names if n in declared.learners)
+        return stages.LearnersSettings(
+            target=target, dataset=dataset, catalogue=own, learners=learners
+        )
+    evaluations = tuple(_shown_evaluation(declared, name) for name in names)
+    return stages.TableSettings(
+        target=target, dataset=dataset, catalogue=own, evaluations=evaluations
+    )
+
+
+def _sets_shown(declared: Declared, target: str, dataset: str) -> list[str]:
+    return [name for name in declared.shown(target, dataset) if name in declared.sets]
+
+
+def _shown_evaluation(declared: Declared, name: str) -> stages.ShownEvaluation:
+    """An evaluation, and what its record does not say."""
+    evaluation = declared.evaluation(name)
+    fields = {f.name: getattr(evaluation, f.name) for f in dataclasses.fields(evaluation)}
+    return stages.ShownEvaluation(
+        **fields, repeat=declared.sets[evaluation.set].repeat,
+        keep=declared.prepare(evaluation.data).keep, default=declared.is_default(name),
+    )  # fmt: skip
+
+
+def shown_learner(declared: Declared, name: str) -> stages.ShownLearner:
+    """Continual learning on a set."""
+    row = declared.learners[name]
+    made = declared.sets[row.set]
+    return stages.ShownLearner(
+        name=name, dataset=declared.dataset_of(row.data), data=row.data, set=row.set,
+        pool=row.pool, teachers=row.teachers, method=made.method, ipc=made.ipc, labels=row.labels,
+        strict=row.strict,
+    )  # fmt: skip
+
+
+def _shown_set(declared: Declared, name: str) -> stages.ShownSet:
+    """A distilled set."""
+    row = declared.sets[name]
+    return stages.ShownSet(
+        name=name, dataset=declared.dataset_of(row.data), method=row.method, ipc=row.ipc,
+        by_eq7=declared.methods[row.method].algorithm == "teddy",
+    )  # fmt: skip
+
+
+def _shown_base(declared: Declared, name: str) -> stages.ShownBase:
+    """A base run."""
+    return stages.ShownBase(name=name, dataset=declared.dataset_of(declared.bases[name].data))
+
+
+def _shown_pool(declared: Declared, name: str) -> stages.ShownPool:
+    """A pool, and the first method that makes images by it."""
+    row = declared.pools[name]
+    methods = (made.method for made in declared.sets.values() if made.pool == name)
+    makers = (method for method in methods if declared.algorithm(method).by_pool)
+    return stages.ShownPool(
+        name=name, dataset=declared.dataset_of(row.data), base=row.base, kind=row.kind,
+        method=next(makers, None),
+    )  # fmt: skip
+
+
+def _overview(declared: Declared) -> stages.OverviewSettings:
+    sets = [
+        name
+        for dataset in declared.targets.get("table1", {})
+        for name in _sets_shown(declared, "table1", dataset)
+    ]
+    pools = list(dict.fromkeys(declared.sets[name].pool for name in sets))
+    bases = dict.fromkeys(declared.pools[pool].base for pool in declared.pools if pool in pools)
+    return stages.OverviewSettings(
+        catalogue=catalogue(declared),
+        pools=tuple(_shown_pool(declared, name) for name in declared.pools),
+        sets=tuple(_shown_set(declared, name) for name in sets),
+        bases=tuple(_shown_base(declared, name) for name in bases),
+        pools_of_sets=tuple(pools),
+    )
+
+
+def _report(declared: Declared) -> stages.ReportSettings:
+    return stages.ReportSettings(
+        catalogue=catalogue(declared),
+        evaluations=tuple(
+            _shown_evaluation(declared, name) for name in (*declared.sets, *declared.evaluations)
+        ),
+        bases=tuple(_shown_base(declared, name) for name in declared.bases),
+        pools=tuple(_shown_pool(declared, name) for name in declared.pools),
+    )

@@ -1,9 +1,77 @@
-"""Rows of ``params.yaml``: what is made, of what, and what it is called in tables."""
+"""Rows of the experiment files: what is made, of what, and where it is shown.
 
-from typing import Literal
+A row's name is its path in every folder. Sets, evaluations and learners are named
+``<dataset>/<table or figure>/…``, which is where they are shown; ``main`` is Table 1.
+"""
 
-from teddy.settings.configs import Count, Whole, check_epochs
+import dataclasses
+import typing
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from teddy.settings.configs import Count, Whole
 from teddy.settings.schema import check, settings
+
+Labels = tuple[Literal["hard", "soft"], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RowOf:
+    """Marks a key that names a row of another section, which must be there."""
+
+    section: str
+
+
+Data = Annotated[str, RowOf("prepared")]
+Base = Annotated[str, RowOf("bases")]
+Pool = Annotated[str, RowOf("pools")]
+Set = Annotated[str, RowOf("sets")]
+
+
+def parents(row: type) -> dict[str, str]:
+    """Keys of a kind of row that name rows of other sections, and these sections."""
+    hints = typing.get_type_hints(row, include_extras=True)
+    return {
+        field.name: mark.section
+        for field in dataclasses.fields(row)
+        for mark in getattr(hints[field.name], "__metadata__", ())
+        if isinstance(mark, RowOf)
+    }
+
+
+def _check_labels(labels: Labels) -> None:
+    check(
+        len(labels) == len(set(labels)) > 0,
+        f"labels must be hard, soft or both, got {list(labels)}",
+    )
+
+
+@settings
+class DatasetRow:
+    """Facts about a dataset that no result depends on; its settings lie beside them."""
+
+    title: str
+    """Name shown in tables and figures."""
+    paper: str = ""
+    """Name of the dataset in the paper's tables, or "" if it is not there."""
+
+
+@settings
+class MethodRow:
+    """A line of the tables."""
+
+    title: str
+    """Name shown in tables and figures."""
+    algorithm: str
+    """What makes its images: a name in :data:`~teddy.settings.configs.ALGORITHMS`, or a class of
+    your own, ``path/to/file.py:Name``."""
+    labels: Labels
+    """Kinds of labels that students are trained with."""
+    paper: str = ""
+    """Name of the method in the paper's tables, or "" if it is not there."""
+
+    def __post_init__(self) -> None:
+        _check_labels(self.labels)
 
 
 @settings
@@ -11,16 +79,14 @@ class PreparedRow:
     """Prepared images, ``data/prepared/<name>``; further keys override ``prepare``."""
 
     dataset: str
-    """Key of ``datasets``."""
+    """Whose settings hold."""
 
 
 @settings
 class BaseRow:
     """A base training run, ``models/<name>``; further keys override ``train_teacher``."""
 
-    dataset: str
-    """Key of ``datasets``."""
-    data: str
+    data: Data
     """Key of ``prepared``: the images to train on."""
 
 
@@ -28,13 +94,11 @@ class BaseRow:
 class PoolRow:
     """A pool of teachers, ``models/<name>``; further keys override ``pool``."""
 
-    dataset: str
-    """Key of ``datasets``."""
-    data: str
+    data: Data
     """Key of ``prepared``."""
-    base: str
+    base: Base
     """Key of ``bases``."""
-    curve: str
+    curve: Base
     """Key of ``bases`` whose accuracy curve post members imitate; usually ``base`` itself."""
     kind: Literal["converged", "prior", "post"]
     """The last checkpoint alone (SRe2L), checkpoints of the trajectory, or pruned copies."""
@@ -42,46 +106,44 @@ class PoolRow:
 
 @settings
 class SetRow:
-    """A distilled set with its labels and score; further keys override ``synthesize``.
+    """A distilled set with its labels and its own evaluation.
 
-    The keys ``relabel`` and ``evaluate`` override those stages for its own labels and score.
+    Further keys override the settings of its method's algorithm; the keys ``relabel`` and
+    ``evaluate`` override those stages for its own labels and students.
     """
 
-    dataset: str
-    """Key of ``datasets``."""
-    data: str
+    data: Data
     """Key of ``prepared``: real images for random sets, real initialisation and statistics, and
     the test images."""
-    method: str
+    method: Annotated[str, RowOf("methods")]
     """Key of ``methods``."""
-    pool: str
+    pool: Pool
     """Key of ``pools``: the teachers that make the images and label them."""
     ipc: Count
     """Images per class."""
     repeat: Whole = 0
-    """0, which rows need not say, is the experiment's own synthesis; other numbers are repeats, all
-    of whose randomness differs."""
+    """0 is the experiment's own synthesis; other numbers are repeats, all of whose randomness
+    differs."""
 
 
 @settings
-class ScoreRow:
-    """Another score of a set: other labels or other students, without another synthesis.
+class EvaluationRow:
+    """A set evaluated again, with other labels or other students.
 
-    Its only further keys are ``relabel`` and ``evaluate``, which override those stages.
+    Its only further keys are ``relabel`` and ``evaluate``, which override those stages on top of
+    what its set says.
     """
 
-    dataset: str
-    """Key of ``datasets``."""
-    data: str
+    data: Data
     """Key of ``prepared``: the test images."""
-    set: str
+    set: Set
     """Key of ``sets``: the images."""
-    pool: str
+    pool: Pool
     """Key of ``pools``: the teachers that label them."""
-    members: Whole
-    """Label with so many members, evenly spaced over the pool (Fig. 3b); 0 takes all."""
-    labels: tuple[Literal["hard", "soft"], ...]
+    labels: Labels
     """Kinds of labels that students are trained with."""
+    members: Whole = 0
+    """Label with so many members, evenly spaced over the pool (Fig. 3b); 0 takes all."""
 
     def __post_init__(self) -> None:
         _check_labels(self.labels)
@@ -89,40 +151,32 @@ class ScoreRow:
 
 @settings
 class StepTeachersRow:
-    """Base runs on the classes of each step of continual learning alone, ``models/<name>``; further
-    keys override ``train_teacher``.
+    """Base runs on the classes of each step of continual learning alone, ``models/<name>``.
+
+    Further keys override ``train_teacher``.
     """
 
-    dataset: str
-    """Key of ``datasets``."""
-    data: str
+    data: Data
     """Key of ``prepared``: the images to train on."""
-    checkpoints: tuple[int, ...]
-    """1-based epochs whose checkpoints are kept, ascending."""
-
-    def __post_init__(self) -> None:
-        check_epochs("checkpoints", self.checkpoints)
 
 
 @settings
-class StreamRow:
-    """Continual learning on a set, ``metrics/streams/<name>.json``.
+class LearnerRow:
+    """Continual learning on a set, ``metrics/learners/<name>.json``.
 
     Its only further keys are ``relabel`` and ``evaluate``, which override those stages; what its
     set overrides of them does not hold here.
     """
 
-    dataset: str
-    """Key of ``datasets``."""
-    data: str
+    data: Data
     """Key of ``prepared``: the test images, and real ones for strict teachers."""
-    set: str
+    set: Set
     """Key of ``sets``: the images, or how they are made by strict teachers."""
-    pool: str
+    pool: Pool
     """Key of ``pools``: the teachers that label, or the epochs of strict ones."""
     teachers: str
     """``pool`` itself (paper-like), or a key of ``step_teachers`` (strict)."""
-    labels: tuple[Literal["hard", "soft"], ...]
+    labels: Labels
     """Kinds of labels that students are trained with."""
 
     def __post_init__(self) -> None:
@@ -135,11 +189,41 @@ class StreamRow:
 
 
 @settings
+class TargetRow:
+    """A table or figure of one dataset: it shows the rows that are named after it, and others."""
+
+    beside: tuple[str, ...] = ()
+    """What it shows beside its own rows: rows, or folders of rows, below ``<dataset>/``."""
+    after: str = ""
+    """Path below ``<dataset>/`` that DVC waits for because of these: a row's record,
+    ``main/ipc10/prior.json``, or the folder that all of them lie in."""
+    data: Data = ""
+    """Of Fig. 3d: key of ``prepared`` that its sets need."""
+    converged: Pool = ""
+    """Of Fig. 3d: key of ``pools``, SRe2L's."""
+    prior: Pool = ""
+    """Of Fig. 3d: key of ``pools``, Teddy's."""
+
+
+ROWS: dict[str, tuple[type, str, tuple[str, ...]]] = {
+    "prepared": (PreparedRow, "prepare", ()),
+    "bases": (BaseRow, "train_teacher", ()),
+    "pools": (PoolRow, "pool", ()),
+    "sets": (SetRow, "algorithm", ("relabel", "evaluate")),
+    "evaluations": (EvaluationRow, "", ("relabel", "evaluate")),
+    "step_teachers": (StepTeachersRow, "train_teacher", ()),
+    "learners": (LearnerRow, "", ("relabel", "evaluate")),
+}
+"""Sections of rows: their type, the stage that further keys override, and the stages that keys of
+their own names override."""
+
+
+@settings
 class Evaluation:
-    """What a score is of: a row of ``scores``, or the default score of a row of ``sets``."""
+    """What students are trained on: a set under its own labels, or a row of ``evaluations``."""
 
     name: str
-    """The row, and the path of its record in ``metrics/runs``."""
+    """The row, and the path of its record in ``metrics/evaluations``."""
     dataset: str
     data: str
     set: str
@@ -147,51 +231,4 @@ class Evaluation:
     ipc: Count
     pool: str
     members: Whole
-    labels: tuple[Literal["hard", "soft"], ...]
-
-
-def _check_labels(labels: tuple[str, ...]) -> None:
-    check(
-        len(labels) == len(set(labels)) > 0,
-        f"labels must be hard, soft or both, got {list(labels)}",
-    )
-
-
-@settings
-class MethodRow:
-    """A line of the tables."""
-
-    title: str
-    """Name shown in tables and figures."""
-    images: Literal["synthesised", "random", "dm"]
-    """Optimised by Eq. 7, a random subset of the training images, or distribution matching."""
-    labels: tuple[Literal["hard", "soft"], ...]
-    """Kinds of labels that students are trained with."""
-    paper: str
-    """Name of the method in the paper's tables, or "" if it is not there."""
-
-    def __post_init__(self) -> None:
-        _check_labels(self.labels)
-
-
-@settings
-class DatasetRow:
-    """Facts about a dataset that no stage depends on."""
-
-    title: str
-    """Name shown in tables and figures."""
-    paper: str
-    """Name of the dataset in the paper's tables, or "" if it is not there."""
-
-
-ROWS: dict[str, tuple[type, str, tuple[str, ...]]] = {
-    "prepared": (PreparedRow, "prepare", ()),
-    "bases": (BaseRow, "train_teacher", ()),
-    "pools": (PoolRow, "pool", ()),
-    "sets": (SetRow, "synthesize", ("relabel", "evaluate")),
-    "scores": (ScoreRow, "", ("relabel", "evaluate")),
-    "step_teachers": (StepTeachersRow, "train_teacher", ()),
-    "streams": (StreamRow, "", ("relabel", "evaluate")),
-}
-"""Sections of rows: their type, the stage that further keys override, and the stages that keys of
-their own names override."""
+    labels: Labels

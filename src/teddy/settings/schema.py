@@ -60,8 +60,6 @@ def from_json(cls: type[T], section: Any, where: str) -> T:
         return checked
     except ValidationError as error:
         raise TeddyError(_message(cls, error.errors(include_url=False), where)) from None
-    except ValueError:  # a whole number of thousands of digits
-        raise TeddyError(f"{where}: a number has too many digits") from None
 
 
 @functools.cache
@@ -176,17 +174,31 @@ def read_yaml(path: Path) -> Section:
         TeddyError: not readable, not YAML, not keys, or a key stands there twice.
     """
     try:
-        loader = _Loader(path.read_text(encoding="utf-8"))
-        node = loader.get_single_node()
-        _refuse_twice(node)
-        raw = {} if node is None else loader.construct_document(node)
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise TeddyError(f"{path}: cannot read: {error.strerror}") from error
-    except (yaml.YAMLError, ValueError) as error:
-        raise TeddyError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    except UnicodeDecodeError as error:
+        raise TeddyError(f"{path}: not valid YAML: {error}") from error
+    raw = parse_yaml(text, str(path))
+    if raw is None:
+        return {}
     if not isinstance(raw, Mapping):
         raise TeddyError(f"{path} must be keys; got {shown(raw)}")
     return raw
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """What a text means, as :func:`read_yaml`; messages begin with ``where``."""
+    try:
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        _refuse_twice(node)
+        return None if node is None else loader.construct_document(node)
+    except (yaml.YAMLError, ValueError) as error:
+        reason = " ".join(str(error).replace('"<unicode string>", ', "").split())
+        raise TeddyError(f"{where}: not valid YAML: {reason}") from error
+    except RecursionError:
+        raise TeddyError(f"{where}: not valid YAML: nested too deeply, or in itself") from None
 
 
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
@@ -206,10 +218,17 @@ for _tag, _pattern, _first in (
               r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))\Z", "-+.0123456789"),
 ):  # fmt: skip
     _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_pattern), list(_first))
-_Loader.add_constructor(
-    "tag:yaml.org,2002:int",  # 1.1's would read 010 as eight
-    lambda _, node: int(node.value.replace("_", ""), 0 if node.value[1:2] in ("o", "x") else 10),
-)
+
+
+def _whole(_: object, node: yaml.ScalarNode) -> int:
+    """A whole number of 1.2; 1.1 reads 010 as eight."""
+    text = node.value.replace("_", "")
+    if len(text) > 100:
+        raise yaml.YAMLError(f"a number of {len(text)} digits (line {node.start_mark.line + 1})")
+    return int(text, 0 if text[1:2] in ("o", "x") else 10)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _whole)
 
 
 def _refuse_twice(node: yaml.Node | None) -> None:
@@ -217,11 +236,11 @@ def _refuse_twice(node: yaml.Node | None) -> None:
     if isinstance(node, yaml.MappingNode):
         seen = set()
         for key, value in node.value:
-            if key.value in seen:
+            name = key.value if isinstance(key, yaml.ScalarNode) else id(key)
+            if name in seen:
                 line = key.start_mark.line + 1
-                raise yaml.YAMLError(f"the key {key.value!r} stands there twice (line {line})")
-            if isinstance(key, yaml.ScalarNode):
-                seen.add(key.value)
+                raise yaml.YAMLError(f"the key {name!r} stands there twice (line {line})")
+            seen.add(name)
             _refuse_twice(value)
     elif isinstance(node, yaml.SequenceNode):
         for entry in node.value:

@@ -4,8 +4,9 @@ The stage ``resolve`` writes one such file for every stage and row, and no other
 parameter file. So what a stage reads is what DVC watches, and nothing needs to be listed twice.
 """
 
+import dataclasses
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from teddy.core.files import read_json
 from teddy.settings.configs import (
@@ -20,11 +21,13 @@ from teddy.settings.configs import (
     TrainTeacherConfig,
     Whole,
 )
-from teddy.settings.rows import DatasetRow, Evaluation, MethodRow
+from teddy.settings.rows import DatasetRow, Evaluation, Labels, MethodRow
 from teddy.settings.schema import from_json, settings
 from teddy.settings.theory import Fig1Config, Fig5Config, TheoryConfig
 
 T = TypeVar("T")
+Code = dict[str, str]
+"""Checksums of what a stage runs: packages of this one, and files of the user's own."""
 
 
 def read_settings(cls: type[T], path: Path) -> T:
@@ -34,6 +37,13 @@ def read_settings(cls: type[T], path: Path) -> T:
         TeddyError: not readable, or not of this stage.
     """
     return from_json(cls, read_json(path), f"{path} (of another stage? run: dvc repro resolve)")
+
+
+@settings
+class Stage:
+    """What the settings of every stage have."""
+
+    code: Code = dataclasses.field(default_factory=dict)
 
 
 # ------------------------------------------------------------------------- stages that compute
@@ -50,7 +60,7 @@ class Demand:
 
 
 @settings
-class PrepareSettings:
+class PrepareSettings(Stage):
     """Of a row of ``prepared``."""
 
     name: str
@@ -62,7 +72,7 @@ class PrepareSettings:
 
 
 @settings
-class TrainTeacherSettings:
+class TrainTeacherSettings(Stage):
     """Of a row of ``bases``."""
 
     name: str
@@ -71,7 +81,7 @@ class TrainTeacherSettings:
 
 
 @settings
-class BuildPoolSettings:
+class BuildPoolSettings(Stage):
     """Of a row of ``pools``; of its config, what its kind reads."""
 
     name: str
@@ -81,22 +91,23 @@ class BuildPoolSettings:
 
 
 @settings
-class SynthesizeSettings:
+class SynthesizeSettings(Stage):
     """Of a row of ``sets``."""
 
     name: str
     seed: Seed
     dataset: str
     method: str
-    images: str
-    """Kind of images that the method makes."""
+    algorithm: str
+    """What makes the images."""
     ipc: Count
     repeat: Whole
-    config: SynthesizeConfig
+    config: dict[str, Any]
+    """Settings of the algorithm."""
 
 
 @settings
-class RelabelSettings:
+class RelabelSettings(Stage):
     """Of the labels of a row of ``sets``."""
 
     name: str
@@ -113,7 +124,7 @@ class OwnLabels:
 
 
 @settings
-class EvaluateSettings:
+class EvaluateSettings(Stage):
     """Of the students of a set, or of another evaluation of it."""
 
     evaluation: Evaluation
@@ -125,19 +136,20 @@ class EvaluateSettings:
 
 
 @settings
-class StepTeachersSettings:
+class StepTeachersSettings(Stage):
     """Of a row of ``step_teachers``."""
 
     name: str
     seed: Seed
     continual: ContinualConfig
     checkpoints: tuple[Count, ...]
+    """Epochs whose checkpoints are kept: those that learners need."""
     config: TrainTeacherConfig
 
 
 @settings
-class ContinualSettings:
-    """Of a row of ``streams``."""
+class ContinualSettings(Stage):
+    """Of a row of ``learners``."""
 
     name: str
     seed: Seed
@@ -147,9 +159,8 @@ class ContinualSettings:
     pool: str
     teachers: str
     method: str
-    images: str
     ipc: Count
-    labels: tuple[Literal["hard", "soft"], ...]
+    labels: Labels
     strict: bool
     """Whether teachers only know the classes of their own step."""
     epochs: tuple[Count, ...]
@@ -188,10 +199,10 @@ class MeasuredBase:
 
 
 @settings
-class MeasureCostsSettings:
+class MeasureCostsSettings(Stage):
     """Of Fig. 3d: what is timed."""
 
-    target: str
+    dataset: str
     seed: Seed
     sets: dict[str, MeasuredSet]
     pools: dict[str, MeasuredPool]
@@ -199,7 +210,7 @@ class MeasureCostsSettings:
 
 
 @settings
-class Fig1Settings:
+class Fig1Settings(Stage):
     """Of Figure 1."""
 
     seed: Seed
@@ -209,7 +220,7 @@ class Fig1Settings:
 
 
 @settings
-class Fig5Settings:
+class Fig5Settings(Stage):
     """Of Figure 5."""
 
     seed: Seed
@@ -218,7 +229,7 @@ class Fig5Settings:
 
 
 @settings
-class TheorySettings:
+class TheorySettings(Stage):
     """Of the appendix."""
 
     seed: Seed
@@ -259,7 +270,7 @@ class ShownLearner:
     teachers: str
     method: str
     ipc: Count
-    labels: tuple[Literal["hard", "soft"], ...]
+    labels: Labels
     strict: bool
 
 
@@ -296,34 +307,37 @@ class ShownPool:
 
 
 @settings
-class TableSettings:
-    """Of a table or figure that shows evaluations."""
+class TargetSettings(Stage):
+    """What the settings of every table and figure of a dataset have."""
 
     target: str
+    dataset: str
     catalogue: Catalogue
+
+
+@settings
+class TableSettings(TargetSettings):
+    """Of a table or figure that shows evaluations."""
+
     evaluations: tuple[ShownEvaluation, ...]
 
 
 @settings
-class LearnersSettings:
+class LearnersSettings(TargetSettings):
     """Of Fig. 3e."""
 
-    target: str
-    catalogue: Catalogue
     learners: tuple[ShownLearner, ...]
 
 
 @settings
-class SetsSettings:
+class SetsSettings(TargetSettings):
     """Of a figure of sets: what they cost, or their images."""
 
-    target: str
-    catalogue: Catalogue
     sets: tuple[ShownSet, ...]
 
 
 @settings
-class OverviewSettings:
+class OverviewSettings(Stage):
     """Of the table of pools and the curves of training."""
 
     catalogue: Catalogue
@@ -336,7 +350,7 @@ class OverviewSettings:
 
 
 @settings
-class ReportSettings:
+class ReportSettings(Stage):
     """Of the summary and the page."""
 
     catalogue: Catalogue

@@ -1,7 +1,7 @@
-"""One thin entrypoint per pipeline stage: read, call, write.
+"""One module per stage of the pipeline: its ``main`` reads, calls and writes.
 
-Paths come from the command line and numbers from ``params.yaml``, so ``dvc.yaml`` shows the data
-flow and every stage also runs by hand: ``python -m teddy.stages.<stage> --help``.
+Paths come from the command line and all else from a settings file, so ``dvc.yaml`` shows the data
+flow and every stage also runs by hand: ``teddy <stage> --help``. May import every package.
 """
 
 import os

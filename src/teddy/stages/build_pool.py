@@ -1,59 +1,44 @@
 """Build a pool of weak teachers from a base run: prior, post, or the converged model alone."""
 
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
 from teddy.core.artifacts import WorkDir
-from teddy.core.console import parse
 from teddy.core.distributed import leave_to_first
-from teddy.core.files import Json, check_writable, digest, manifest_digest, read_json, write_json
-from teddy.core.runtime import pick_device, run_stage, use_threads
+from teddy.core.files import Json, digest, manifest_digest, read_json, write_json
+from teddy.core.runtime import pick_device, use_threads
 from teddy.core.seeding import derive
 from teddy.data.datasets import ImageDataset, read_dataset
 from teddy.settings.schema import to_json
-from teddy.settings.stages import BuildPoolSettings, read_settings
+from teddy.settings.stages import BuildPoolSettings
 from teddy.teachers.making import RECORD, build_converged, build_post, build_prior
 from teddy.teachers.pools import MANIFEST
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(settings: BuildPoolSettings, args: Namespace) -> str:
     """Run the stage."""
-    args = parse(
-        __doc__,
-        argv,
-        data="prepared dataset",
-        base="folder of the base run",
-        curve="record of the base run whose accuracies post members imitate",
-        out="folder for the members and their manifest",
-        facts="JSON to write with a copy of the manifest, for the report",
-    )
-
-    def stage() -> str:
-        settings = read_settings(BuildPoolSettings, args.settings)
-        name = settings.name
-        check_writable(args.out / MANIFEST, args.facts)
-        base = read_json(args.base / RECORD)
-        work = WorkDir(
-            "build_pool", name, settings=to_json(settings), base=digest(args.base / RECORD),
-            curve=digest(args.curve), data=manifest_digest(args.data),
-        ).claim()  # fmt: skip
-        curve = [epoch["val_top1"] for epoch in read_json(args.curve)["epochs"]]
-        entries = _build(settings, args.base, curve, read_dataset(args.data), work)
-        work.publish(args.out, [entry["file"] for entry in entries])
-        manifest = {
-            "pool": name,
-            "kind": settings.kind,
-            "base": base["base"],
-            "training_views": base["views"],
-            "members": entries,
-        }
-        write_json(args.out / MANIFEST, manifest)
-        write_json(args.facts, manifest)
-        work.discard()
-        top1 = [entry["val_top1"] for entry in entries]
-        return f"{name}: {len(top1)} members, {min(top1):.1f} to {max(top1):.1f} % held-out"
-
-    run_stage("build_pool", stage, parallel=True)
+    name = settings.name
+    base = read_json(args.base / RECORD)
+    work = WorkDir(
+        "build_pool", name, settings=to_json(settings), base=digest(args.base / RECORD),
+        curve=digest(args.curve), data=manifest_digest(args.data),
+    ).claim()  # fmt: skip
+    curve = [epoch["val_top1"] for epoch in read_json(args.curve)["epochs"]]
+    entries = _build(settings, args.base, curve, read_dataset(args.data), work)
+    work.publish(args.out, [entry["file"] for entry in entries])
+    manifest = {
+        "pool": name,
+        "kind": settings.kind,
+        "base": base["base"],
+        "training_views": base["views"],
+        "members": entries,
+    }
+    write_json(args.out / MANIFEST, manifest)
+    write_json(args.facts, manifest)
+    work.discard()
+    top1 = [entry["val_top1"] for entry in entries]
+    return f"{name}: {len(top1)} members, {min(top1):.1f} to {max(top1):.1f} % held-out"
 
 
 def _build(
@@ -74,7 +59,3 @@ def _build(
     if config.prior is not None:
         return build_prior(base, config.prior.epochs, work)
     return build_converged(base, work)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,5 +1,6 @@
 """Learn classes in steps from a distilled set, and test on the classes seen so far (Fig. 3e)."""
 
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -7,24 +8,22 @@ import torch
 from torch import nn
 
 from teddy.core.artifacts import WorkDir, read_tensors, write_tensors
-from teddy.core.console import parse
 from teddy.core.distributed import leave_to_first
 from teddy.core.files import (
     Json,
-    check_writable,
     digest,
     manifest_digest,
     read_json,
     write_json,
 )
-from teddy.core.runtime import for_each, pick_device, run_stage
+from teddy.core.runtime import for_each, pick_device
 from teddy.core.seeding import derive
 from teddy.data.datasets import ImageDataset, read_dataset
 from teddy.data.distilled import DistilledSet, load
 from teddy.data.images import Images
 from teddy.settings.configs import ViewConfig
 from teddy.settings.schema import from_json, to_json
-from teddy.settings.stages import ContinualSettings, read_settings
+from teddy.settings.stages import ContinualSettings
 from teddy.students.continual import (
     UnionLabels,
     UnionViews,
@@ -39,53 +38,39 @@ from teddy.students.continual import (
 )
 from teddy.students.evaluation import train_student
 from teddy.students.labels import KeptLabels, OnlineLabels, SoftLabels, TrainingViews
+from teddy.synthesis.methods import Ingredients
 from teddy.teachers.making import RECORD
 from teddy.teachers.pools import MANIFEST, Pool, open_pool
 
 _KIND = "teddy.step-images.v1"
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(settings: ContinualSettings, args: Namespace) -> str:
     """Run the stage."""
-    args = parse(
-        __doc__,
-        argv,
-        split=True,
-        data="prepared dataset",
-        set="distilled set",
-        teachers="folder of the pool, or of the teachers of each step",
-        out="JSON to write with the accuracy of every order and step",
-    )
-
-    def stage() -> str:
-        settings = read_settings(ContinualSettings, args.settings)
-        check_writable(args.out)
-        manifest = args.teachers / (RECORD if settings.strict else MANIFEST)
-        distilled, dataset = load(args.set), read_dataset(args.data)
-        work = WorkDir(
-            "continual", settings.name, settings=to_json(settings), set=digest(args.set),
-            teachers=digest(manifest), data=manifest_digest(args.data), split=args.split,
-        ).claim()  # fmt: skip
-        learner = Learner(settings, distilled, dataset, args.teachers, work)
-        orders, split = settings.continual.orders, args.split
-        tasks = [(order, step) for order in orders for step in range(settings.continual.steps)]
-        if settings.synthesize is not None:
-            for_each(len(tasks), lambda i: learner.synthesise(*tasks[i]), learner.device)
-        for_each(len(orders), lambda i: learner.learn(orders[i], split), learner.device)
-        leave_to_first()
-        record = _identity(settings) | {
-            "split": args.split,
-            "results": [result for task in tasks for result in learner.results(*task)],
-        }
-        write_json(args.out, record)
-        work.discard()
-        return f"{settings.name}: {_summary(record)}"
-
-    run_stage("continual", stage, parallel=True)
+    manifest = args.teachers / (RECORD if settings.strict else MANIFEST)
+    distilled, dataset = load(args.set), read_dataset(args.data)
+    work = WorkDir(
+        "continual", settings.name, settings=to_json(settings), set=digest(args.set),
+        teachers=digest(manifest), data=manifest_digest(args.data), split=args.split,
+    ).claim()  # fmt: skip
+    learner = Learner(settings, distilled, dataset, args.teachers, work)
+    orders, split = settings.continual.orders, args.split
+    tasks = [(order, step) for order in orders for step in range(settings.continual.steps)]
+    if settings.synthesize is not None:
+        for_each(len(tasks), lambda i: learner.synthesise(*tasks[i]), learner.device)
+    for_each(len(orders), lambda i: learner.learn(orders[i], split), learner.device)
+    leave_to_first()
+    record = _identity(settings) | {
+        "split": args.split,
+        "results": [result for task in tasks for result in learner.results(*task)],
+    }
+    write_json(args.out, record)
+    work.discard()
+    return f"{settings.name}: {_summary(record)}"
 
 
 class Learner:
-    """Runs the steps of a stream.
+    """Runs the steps of a learner.
 
     Args:
         settings: of the stage.
@@ -115,13 +100,13 @@ class Learner:
             return
         assert self.settings.synthesize is not None, "else nothing is synthesised"
         views = read_json(self.teachers / RECORD)["views"]
-        images = synthesise_step(
-            self.settings.synthesize, self._step_pool(order, step),
-            only_classes(self.data, self._steps(order)[step]),
+        given = Ingredients(
+            only_classes(self.data, self._steps(order)[step]), self._seed(order, step),
+            self.device, self._step_pool(order, step),
             from_json(ViewConfig, views, f"{self.teachers / RECORD}: views"),
-            self.distilled.ipc, self._seed(order, step), self.device,
-            path.with_suffix(".resume"),
         )  # fmt: skip
+        resume = path.with_suffix(".resume")
+        images = synthesise_step(self.settings.synthesize, given, self.distilled.ipc, resume)
         write_tensors(path, {"images": images}, kind=_KIND, record={})
 
     def learn(self, order: int, split: str) -> None:
@@ -216,7 +201,7 @@ class Learner:
 def _identity(settings: ContinualSettings) -> Json:
     keys = ("dataset", "data", "set", "method", "ipc", "pool", "teachers")
     return {
-        "stream": settings.name,
+        "learner": settings.name,
         **{key: getattr(settings, key) for key in keys},
         "arch": settings.evaluate.network.arch,
         "epochs": settings.relabel.epochs,
@@ -230,7 +215,3 @@ def _summary(record: Json) -> str:
         own = [result["top1"] for result in record["results"] if result["step"] == step]
         steps.append(f"{sum(own) / len(own):.1f}")
     return f"top-1 {', '.join(steps)} % after each step"
-
-
-if __name__ == "__main__":
-    main()

@@ -1,7 +1,7 @@
 """Train fresh students on a distilled set and measure them on real images."""
 
 import json
-from collections.abc import Sequence
+from argparse import Namespace
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,18 +9,17 @@ import torch
 from torch import nn
 
 from teddy.core.artifacts import WorkDir
-from teddy.core.console import parse
 from teddy.core.distributed import leave_to_first
 from teddy.core.errors import TeddyError
-from teddy.core.files import Json, check_writable, digest, manifest_digest, read_json, write_json
-from teddy.core.runtime import computed_in, for_each, pick_device, run_stage
+from teddy.core.files import Json, digest, manifest_digest, read_json, write_json
+from teddy.core.runtime import computed_in, for_each, pick_device
 from teddy.core.seeding import derive
 from teddy.data.datasets import LabelledImages, read_dataset
 from teddy.data.distilled import load
 from teddy.settings.configs import EvaluateConfig
 from teddy.settings.rows import Evaluation
 from teddy.settings.schema import to_json
-from teddy.settings.stages import EvaluateSettings, read_settings
+from teddy.settings.stages import EvaluateSettings
 from teddy.students.evaluation import train_student
 from teddy.students.labels import (
     MANIFEST,
@@ -36,74 +35,56 @@ from teddy.teachers.pools import Pool, evenly, open_pool
 _KEEP_BYTES = 256 * 2**20  # of labels that are computed while training: kept in memory up to this
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(settings: EvaluateSettings, args: Namespace) -> str:
     """Run the stage."""
-    args = parse(
-        __doc__,
-        argv,
-        split=True,
-        data="prepared dataset",
-        set="distilled set",
-        labels="folder of the set's own soft labels",
-        pool="folder of the pool that labels (used if the labels are not those stored)",
-        out="JSON to write with the accuracy of every student",
-    )
-
-    def stage() -> str:
-        settings = read_settings(EvaluateSettings, args.settings)
-        evaluation, config, seed = settings.evaluation, settings.config, settings.seed
-        name, relabel = evaluation.name, settings.relabel
-        check_writable(args.out)
-        distilled, dataset, device = load(args.set), read_dataset(args.data), pick_device()
-        pool = open_pool(args.pool)
-        views = TrainingViews(
-            distilled.as_images().to(device), distilled.normalisation, relabel, seed
-        )
-        size = label_bytes(views, dataset.num_classes)
-        own = _stored(settings, len(pool), args.set, args.pool, args.labels)
-        soft: SoftLabels | None = None
-        if "soft" in evaluation.labels:
-            if own:
-                soft = StoredLabels(args.labels, own, device)
-            else:
-                soft = _computed(evaluation, views, pool, size)
-        work = WorkDir(
-            "evaluate", name, config=to_json(config), relabel=to_json(relabel),
-            seed=seed, set=digest(args.set), pool=manifest_digest(args.pool),
-            data=manifest_digest(args.data), split=args.split, members=evaluation.members,
-            computed_in=computed_in(device, config.precision),
-        ).claim()  # fmt: skip
-        students = Students(
-            name, config, evaluation.labels, seed, views, soft,
-            _measured_against(evaluation, config, pool, device),
-            dataset.split(args.split).to(device), dataset.num_classes, work,
-        )  # fmt: skip
-        for_each(len(students.runs), students.finish, device)
-        leave_to_first()
-        record = _identity(evaluation, pool) | {
-            "arch": config.network.arch,
-            "computed_in": computed_in(device, config.precision),
-            "split": args.split,
-            "images_held_out": len(students.held_out),
-            "num_classes": dataset.num_classes,
-            "epochs": relabel.epochs,
-            "synthesis": distilled.provenance.get("settings"),
-            "bytes": {"images": distilled.images.numel(), "labels": size},
-            "labels": students.results(),
-        }
-        write_json(args.out, record)
-        work.discard()
-        return f"{name}: {_summary(record['labels'])}"
-
-    run_stage("evaluate", stage, parallel=True)
+    evaluation, config, seed = settings.evaluation, settings.config, settings.seed
+    name, relabel = evaluation.name, settings.relabel
+    distilled, dataset, device = load(args.set), read_dataset(args.data), pick_device()
+    pool = open_pool(args.pool)
+    views = TrainingViews(distilled.as_images().to(device), distilled.normalisation, relabel, seed)
+    size = label_bytes(views, dataset.num_classes)
+    own = _stored(settings, len(pool), args.set, args.pool, args.labels)
+    soft: SoftLabels | None = None
+    if "soft" in evaluation.labels:
+        if own:
+            soft = StoredLabels(args.labels, own, device)
+        else:
+            soft = _computed(evaluation, views, pool, size)
+    work = WorkDir(
+        "evaluate", name, config=to_json(config), relabel=to_json(relabel),
+        seed=seed, set=digest(args.set), pool=manifest_digest(args.pool),
+        data=manifest_digest(args.data), split=args.split, members=evaluation.members,
+        computed_in=computed_in(device, config.precision),
+    ).claim()  # fmt: skip
+    students = Students(
+        name, config, evaluation.labels, seed, views, soft,
+        _measured_against(evaluation, config, pool, device),
+        dataset.split(args.split).to(device), dataset.num_classes, work,
+    )  # fmt: skip
+    for_each(len(students.runs), students.finish, device)
+    leave_to_first()
+    record = _identity(evaluation, pool) | {
+        "arch": config.network.arch,
+        "computed_in": computed_in(device, config.precision),
+        "split": args.split,
+        "images_held_out": len(students.held_out),
+        "num_classes": dataset.num_classes,
+        "epochs": relabel.epochs,
+        "synthesis": distilled.provenance.get("settings"),
+        "bytes": {"images": distilled.images.numel(), "labels": size},
+        "labels": students.results(),
+    }
+    write_json(args.out, record)
+    work.discard()
+    return f"{name}: {_summary(record['labels'])}"
 
 
 @dataclass(frozen=True, slots=True)
 class Students:
-    """The students of a score: one for each kind of labels and seed."""
+    """The students of an evaluation: one for each kind of labels and seed."""
 
     name: str
-    """Of the score."""
+    """Of the evaluation."""
     config: EvaluateConfig
     labels: tuple[str, ...]
     """Kinds of labels."""
@@ -150,7 +131,7 @@ class Students:
 
 
 def _computed(evaluation: Evaluation, views: TrainingViews, pool: Pool, size: int) -> SoftLabels:
-    """Soft labels by the members that a score asks for, computed while training."""
+    """Soft labels by the members that an evaluation asks for, computed while training."""
     device = views.images.labels.device
     chosen = evenly(len(pool), evaluation.members)
     labels = OnlineLabels(views, [pool.member(index, device) for index in chosen])
@@ -166,10 +147,10 @@ def _measured_against(
 
 
 def _identity(evaluation: Evaluation, pool: Pool) -> Json:
-    """What was scored, and the teachers that labelled."""
+    """What was evaluated, and the teachers that labelled."""
     keys = ("set", "dataset", "data", "method", "ipc", "pool")
     return {
-        "score": evaluation.name,
+        "evaluation": evaluation.name,
         **{key: getattr(evaluation, key) for key in keys},
         "members": evaluation.members or len(pool),
         "teachers": [{key: e.get(key) for key in ("epoch", "val_top1")} for e in pool.entries],
@@ -181,7 +162,7 @@ def _stored(
 ) -> Json | None:
     """Manifest of the set's own stored labels if the students are to learn from these.
 
-    A score may have fewer epochs than its set, whose first epochs are then the same labels.
+    An evaluation may have fewer epochs than its set, whose first epochs are then the same labels.
 
     Raises:
         TeddyError: they are to be, but are not of this set, pool, seed or these settings.
@@ -218,7 +199,3 @@ def _summary(results: dict[str, list[Json]]) -> str:
         last = torch.tensor([run["top1_last"] for run in runs], dtype=torch.float64)
         parts.append(f"{kind} {last.mean():.1f} %")
     return f"top-1 {', '.join(parts)} (n = {len(runs)})"
-
-
-if __name__ == "__main__":
-    main()

@@ -11,59 +11,50 @@ import multiprocessing
 import resource
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from teddy.core.artifacts import WorkDir
-from teddy.core.console import parse
-from teddy.core.files import Json, check_writable, read_json, write_json
+from teddy.core.files import Json, read_json, write_json
 from teddy.core.hardware import describe
-from teddy.core.runtime import pick_device, run_stage, use_threads
+from teddy.core.runtime import pick_device, use_threads
 from teddy.core.seeding import derive
 from teddy.data.datasets import read_dataset
 from teddy.settings.configs import ViewConfig
 from teddy.settings.schema import from_json
-from teddy.settings.stages import MeasureCostsSettings, read_settings
-from teddy.synthesis.batches import cut_items
-from teddy.synthesis.eq7 import Synthesiser
+from teddy.settings.stages import MeasureCostsSettings
+from teddy.synthesis.engine.batches import cut_batches
+from teddy.synthesis.methods import Ingredients
+from teddy.synthesis.teddy import Teddy
 from teddy.teachers.making import train_base
 from teddy.teachers.pools import MANIFEST, open_pool
 
 _EPOCHS, _ITERATIONS, _ROUNDS = 2, 25, 3
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(settings: MeasureCostsSettings, args: Namespace) -> str:
     """Run the stage."""
-    args = parse(
-        __doc__,
-        argv,
-        data="folder of the prepared datasets",
-        pools="folder of the pools",
-        out="JSON to write",
-    )
-
-    def stage() -> str:
-        settings = read_settings(MeasureCostsSettings, args.settings)
-        check_writable(args.out)
-        epochs = {name: _alone(_epoch, settings, name, args.data) for name in settings.bases}
-        sets = {name: _set(settings, name, epochs, args) for name in settings.sets}
-        write_json(args.out, {"hardware": describe(), "epochs": epochs, "sets": sets})
-        return f"{settings.target}: {len(sets)} sets"
-
-    run_stage("measure_costs", stage)
+    epochs = {name: _alone(_epoch, settings, name, args.data) for name in settings.bases}
+    sets = {name: _set(settings, name, epochs, args) for name in settings.sets}
+    write_json(args.out, {"hardware": describe(), "epochs": epochs, "sets": sets})
+    return f"{settings.dataset}: {len(sets)} sets"
 
 
 def _set(settings: MeasureCostsSettings, name: str, epochs: Json, args: argparse.Namespace) -> Json:
     """Costs of one set; seconds on one process that has the whole machine."""
     own, pool = settings.sets[name], settings.pools[settings.sets[name].pool]
     one = _alone(_iterations, settings, name, args.data, args.pools)
-    num_classes = read_dataset(args.data / own.data).num_classes
-    items = len(cut_items(own.ipc, num_classes, own.config))
+    batches = cut_batches(
+        own.ipc, read_dataset(args.data / own.data).num_classes,
+        indices_per_batch=own.config.indices_per_batch,
+        classes_per_batch=own.config.classes_per_batch,
+    )  # fmt: skip
     pretraining = pool.epochs * epochs[pool.base]["seconds"]
-    synthesis = items * own.config.iterations * one["seconds"]
+    synthesis = len(batches) * own.config.iterations * one["seconds"]
     return {
         "draw": own.config.draw,
         "epochs": pool.epochs,
@@ -90,19 +81,20 @@ def _epoch(settings: MeasureCostsSettings, name: str, data: Path) -> float:
 
 
 def _iterations(settings: MeasureCostsSettings, name: str, data: Path, pools: Path) -> float:
-    """Seconds of one iteration on the first item of a set; median of a few rounds."""
+    """Seconds of one iteration on the first batch of a set; median of a few rounds."""
     own = settings.sets[name]
     dataset, device, folder = read_dataset(data / own.data), pick_device(), pools / own.pool
     use_threads(device, dataset.image_shape)
     views = from_json(ViewConfig, read_json(folder / MANIFEST)["training_views"], str(folder))
     short = dataclasses.replace(own.config, iterations=_ITERATIONS)
-    synthesiser = Synthesiser(short, open_pool(folder), dataset, views, settings.seed, device)
-    item = cut_items(own.ipc, dataset.num_classes, own.config)[0]
+    given = Ingredients(dataset, settings.seed, device, open_pool(folder), views)
+    teddy = Teddy(short, given)
+    batch = teddy.batches(own.ipc)[0]
     work = WorkDir("measure_costs", name).claim()
     rounds = []
     for _ in range(1 + _ROUNDS):
         start = time.perf_counter()
-        synthesiser.run(item, work / "resume", save_every_seconds=float("inf"))
+        teddy.run(batch, work / "resume", save_every_seconds=float("inf"))
         rounds.append(time.perf_counter() - start)
     work.discard()
     return statistics.median(rounds[1:]) / _ITERATIONS
@@ -128,7 +120,3 @@ def _measured(send: Any, measure: Callable[..., float], arguments: tuple[Any, ..
     peak = torch.cuda.max_memory_allocated() / 2**20 if on_gpu else after - before
     send.send({"seconds": round(seconds, 6), "peak_mib": round(peak, 1)})
     send.close()
-
-
-if __name__ == "__main__":
-    main()

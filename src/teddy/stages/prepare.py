@@ -1,34 +1,24 @@
 """Prepare a dataset: load, check, split by class, and write it with a manifest."""
 
-from collections.abc import Sequence
+from argparse import Namespace
 
-from teddy.core.console import parse
 from teddy.core.errors import TeddyError
-from teddy.core.files import check_writable
-from teddy.core.runtime import run_stage
 from teddy.data.datasets import SPLITS, ImageDataset
 from teddy.data.preparation import prepare, write_dataset
-from teddy.settings.stages import Demand, PrepareSettings, read_settings
+from teddy.settings.stages import Demand, PrepareSettings
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(settings: PrepareSettings, args: Namespace) -> str:
     """Run the stage."""
-    args = parse(__doc__, argv, out="folder to write")
-
-    def stage() -> str:
-        settings = read_settings(PrepareSettings, args.settings)
-        check_writable(args.out / "manifest.json")
-        try:
-            dataset, facts = prepare(settings.config, settings.seed)
-        except TeddyError as error:
-            raise TeddyError(f"{settings.where}: {error}") from error
-        if settings.demand:
-            _refuse_large_ipc(settings.demand, settings.name, dataset)
-        write_dataset(args.out, dataset, facts)
-        counts = ", ".join(f"{len(dataset.split(split))} {split}" for split in SPLITS)
-        return f"{settings.name}: {counts} images in {dataset.num_classes} classes"
-
-    run_stage("prepare", stage)
+    try:
+        dataset, facts = prepare(settings.config, settings.seed)
+    except TeddyError as error:
+        raise TeddyError(f"{settings.where}: {error}") from error
+    if settings.demand:
+        _refuse_large_ipc(settings.demand, settings.name, dataset)
+    write_dataset(args.out, dataset, facts)
+    counts = ", ".join(f"{len(dataset.split(split))} {split}" for split in SPLITS)
+    return f"{settings.name}: {counts} images in {dataset.num_classes} classes"
 
 
 def _refuse_large_ipc(demand: Demand, name: str, dataset: ImageDataset) -> None:
@@ -41,7 +31,3 @@ def _refuse_large_ipc(demand: Demand, name: str, dataset: ImageDataset) -> None:
             f"sets.{demand.row} needs {demand.images} real images per class{grouped}, but the "
             f"smallest class of {name} has {smallest} for training; choose a smaller ipc"
         )
-
-
-if __name__ == "__main__":
-    main()

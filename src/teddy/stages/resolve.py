@@ -1,39 +1,45 @@
 """Check the parameter files as a whole, and write what every stage and row reads of them.
 
-Every other stage depends on its own file alone, so an edit of the parameters reruns what reads it.
+Every other stage depends on its own file alone, so an edit of the parameters or of the code reruns
+what reads it. Options beyond those below name the experiment files that are switched on, which DVC
+takes from ``on`` in each of them.
 """
 
 import os
 import shutil
-from collections.abc import Sequence
+from argparse import Namespace
 from pathlib import Path
 
-from teddy.core.console import parser, run_command
-from teddy.core.files import check_writable, write_json
-from teddy.settings.inputs import stage_files
-from teddy.settings.params import Params
+from teddy.core.errors import TeddyError
+from teddy.core.files import as_text, check_writable
+from teddy.settings.code import checksums
+from teddy.settings.declared import Declared
+from teddy.settings.resolve import stage_files
 from teddy.settings.schema import to_json
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(_: None, args: Namespace) -> str:
     """Run the stage."""
-    options = parser(__doc__)
-    options.add_argument("--params", type=Path, default=Path("params.yaml"))
-    options.add_argument("--out", type=Path, required=True, help="folder to write")
-    args = options.parse_args(argv)
-
-    def stage() -> str:
-        check_writable(args.out / "x.json")
-        files = dict(stage_files(Params(args.params)))
-        new = args.out.with_name(f".{args.out.name}.{os.getpid()}.tmp")
-        for name, settings in files.items():
-            write_json(new / f"{name}.json", to_json(settings), in_order=True)
-        shutil.rmtree(args.out, ignore_errors=True)
-        new.rename(args.out)
-        return f"{len(files)} files in {args.out}"
-
-    run_command("resolve", stage)
+    return f"{write_inputs(args.root or Path(), args.out)} files in {args.out}"
 
 
-if __name__ == "__main__":
-    main()
+def write_inputs(root: Path, out: Path) -> int:
+    """Write the files of a checkout in place of what lies in ``out``; how many."""
+    check_writable(out / "x.json")
+    declared, count = Declared(root), 0
+    new = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    try:
+        for module, name, settings in stage_files(declared):
+            code = checksums(f"teddy.stages.{module}") | settings.code
+            path = new / f"{name}.json"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            text = as_text(to_json(settings) | {"code": code}, in_order=True)
+            path.write_text(text, encoding="utf-8")
+            count += 1
+        shutil.rmtree(out)
+        new.rename(out)
+    except OSError as error:
+        raise TeddyError(f"{out}: cannot write here: {error.strerror}") from error
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+    return count

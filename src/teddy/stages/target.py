@@ -1,60 +1,35 @@
-"""Make one table or figure of the paper from the records of the rows that it shows."""
+"""Make one table or figure of a dataset from the records of the evaluations that it shows."""
 
-from collections.abc import Sequence
+from argparse import Namespace
 from pathlib import Path
 
-from teddy.core.console import parse, run_command
-from teddy.core.files import check_writable
-from teddy.core.tables import write_text
 from teddy.report.axis_tables import AXES
-from teddy.report.records import read_kept, read_paper, read_scores
-from teddy.report.results import Score
-from teddy.report.targets import latex, long_table, tables_with_kept, write_target
+from teddy.report.records import read_evaluations, read_paper
+from teddy.report.results import Results
+from teddy.report.targets import long_table, target_tables, write_target
 from teddy.report.verdicts import of_target
-from teddy.settings.stages import Catalogue, TableSettings, read_settings
+from teddy.settings.stages import Catalogue, TableSettings
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(settings: TableSettings, args: Namespace) -> str:
     """Run the stage."""
-    args = parse(
-        __doc__,
-        argv,
-        runs="folder of students' records",
-        reference="the paper's numbers and runs that are kept",
-        table="Markdown to write",
-        rows="CSV to write, a row per score",
-        verdicts="JSON to write",
-        optional={"latex": "LaTeX to write, if any", "figure": "PNG to write, if any"},
-    )
-
-    def stage() -> str:
-        settings = read_settings(TableSettings, args.settings)
-        target, catalogue = settings.target, settings.catalogue
-        check_writable(args.table)
-        scores = read_scores(settings.evaluations, args.runs)
-        paper = read_paper(args.reference / "paper.yaml")
-        tables = tables_with_kept(target, scores, paper, read_kept(args.reference), catalogue)
-        rows = long_table(target, scores, paper, catalogue)
-        write_target(args, target, tables, rows, of_target(target, scores, catalogue))
-        if args.latex:
-            write_text(args.latex, latex(tables))
-        if args.figure:
-            _draw(args.figure, target, scores, catalogue)
-        return f"{target}: {len(settings.evaluations)} rows"
-
-    run_command("target", stage)
+    target, catalogue = settings.target, settings.catalogue
+    results = read_evaluations(settings.evaluations, args.evaluations)
+    paper = read_paper(args.paper)
+    tables = target_tables(target, results, paper, catalogue)
+    rows = long_table(target, results, paper, catalogue)
+    verdicts = of_target(target, results, catalogue)
+    if args.figure:
+        _draw(args.figure, target, results, catalogue)
+    write_target(args.out, target, tables, rows, verdicts)
+    return f"{settings.dataset}/{target}: {len(settings.evaluations)} rows"
 
 
-def _draw(path: Path, target: str, scores: Sequence[Score], catalogue: Catalogue) -> None:
+def _draw(path: Path, target: str, results: Results, catalogue: Catalogue) -> None:
     # Matplotlib is slow to import, and most tables need none.
     from teddy.report import accuracy_figures as figures
 
     if target in AXES:
-        axis = AXES[target]
-        figures.along_axis(path, scores, axis.attribute, axis.title, catalogue)
+        figures.along_axis(path, results, AXES[target], catalogue)
     else:
-        figures.accuracy(path, scores, [], catalogue)
-
-
-if __name__ == "__main__":
-    main()
+        figures.accuracy(path, results, catalogue)

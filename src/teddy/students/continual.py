@@ -31,10 +31,11 @@ from teddy.core.seeding import permutation
 from teddy.data.datasets import ImageDataset, LabelledImages
 from teddy.data.images import Images
 from teddy.data.lazy_images import ImageFiles
-from teddy.settings.configs import SynthesizeConfig, ViewConfig
+from teddy.settings.configs import SynthesizeConfig
 from teddy.students.labels import Batch, SoftLabels, TrainingViews
-from teddy.synthesis.batches import Place, join_items
-from teddy.synthesis.eq7 import Synthesiser
+from teddy.synthesis.engine.batches import join_batches
+from teddy.synthesis.methods import Ingredients
+from teddy.synthesis.teddy import Teddy
 from teddy.teachers.making import checkpoint_name
 from teddy.teachers.pools import Pool
 
@@ -191,36 +192,23 @@ def step_pool(folder: Path, epochs: Sequence[int]) -> Pool:
     return Pool(folder, entries)
 
 
-def synthesise_step(
-    config: SynthesizeConfig,
-    pool: Pool,
-    data: ImageDataset,
-    training_views: ViewConfig,
-    ipc: int,
-    seed: int,
-    device: torch.device,
-    resume: Path,
-) -> Tensor:
+def synthesise_step(config: SynthesizeConfig, given: Ingredients, ipc: int, resume: Path) -> Tensor:
     """Images of a step by its own teachers, in one process.
 
     Args:
-        config: as for a set of all classes; items are smaller where there are fewer classes.
-        pool: teachers of the step, whose first outputs are its classes.
-        data: these classes alone.
-        training_views: augmentation that the teachers were trained with.
+        config: as for a set of all classes; batches are smaller where there are fewer classes.
+        given: teachers of the step, whose first outputs are its classes; real images of these
+            classes alone; the step's seed.
         ipc: images per class.
-        seed: of the step.
-        device: where to work.
-        resume: file that an unfinished item's state is kept in.
+        resume: file that an unfinished batch's state is kept in.
 
     Returns:
-        uint8 ``(ipc·K, C, H, W)`` ordered by index, then class of ``data``.
+        uint8 ``(ipc·K, C, H, W)`` ordered by index, then class of the data.
     """
-    synthesiser = Synthesiser(config, pool, data, training_views, seed, device)
-    items, images = synthesiser.items(ipc), []
-    for number, item in enumerate(items):
+    teddy = Teddy(config, given)
+    batches, images = teddy.batches(ipc), []
+    for number, batch in enumerate(batches):
         own = resume.with_name(f"{resume.name}-{number}")
-        place = Place(number, len(items), len(items) - number - 1)
-        images.append(synthesiser.run(item, own, place=place)["images"])
+        images.append(teddy.run(batch, own)["images"])
         own.unlink(missing_ok=True)
-    return join_items(items, images, ipc)
+    return join_batches(batches, images, ipc)

@@ -1,7 +1,7 @@
 """Views that students train on, and their soft labels: computed, stored in few files, read back.
 
 A view is a function of ``(seed, epoch, image)``; nothing but the labels needs storing, and a label
-is the same whether it was stored or is computed while training (§4.3 of the specification).
+is the same whether it was stored or is computed while training (§4.3 of docs/method.md).
 
 Dimensions: ``E`` epochs, ``N`` images, ``K`` classes, ``M`` pool members.
 """

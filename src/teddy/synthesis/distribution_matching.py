@@ -6,21 +6,21 @@ iteration a freshly initialised network embeds, for every class, a random batch 
 all of the class's synthetic ones, both augmented by the same draw of DSA; the loss is the squared
 distance of the two mean embeddings, summed over classes.
 
-Dimensions: ``K`` classes of an item, ``N`` its images, ``C H W`` image shape, ``D`` embedding.
+Dimensions: ``K`` classes of a batch, ``N`` its images, ``C H W`` image shape, ``D`` embedding.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
 from teddy.core.errors import TeddyError
 from teddy.core.seeding import derive, permutation
-from teddy.data.datasets import ImageDataset
 from teddy.data.dsa import DsaViews, draw_shared_dsa
-from teddy.settings.configs import SynthesizeConfig
-from teddy.synthesis.batches import Item
-from teddy.synthesis.methods import ImageMaker, ItemRun
+from teddy.settings.configs import DmConfig
+from teddy.synthesis.engine.batches import Batch
+from teddy.synthesis.engine.state import State
+from teddy.synthesis.methods import Ingredients, OptimisedMethod
 from teddy.teachers.networks import ConvNet, build
 from teddy.teachers.optimizers import Group, Sgd
 
@@ -38,82 +38,77 @@ def matching_loss(real: Tensor, synthetic: Tensor) -> Tensor:
     return (real - synthetic).square().sum()
 
 
-class DistributionMatcher(ImageMaker):
-    """Optimises the images of some classes; see :class:`teddy.synthesis.methods.ImageMaker`.
+class DistributionMatching(OptimisedMethod):
+    """Optimises the images of some classes; see :class:`teddy.synthesis.methods.Method`.
 
-    A class's images depend on its own streams and on the networks, which belong to iterations, so
-    they do not depend on which classes share an item, beyond rounding.
+    A class's images depend on its own random numbers and on the networks, which belong to
+    iterations, so they do not depend on which classes share a batch, beyond rounding.
 
     Args:
-        config: of the synthesize stage; ``config.dm`` is what is special to DM.
-        data: where real images come from.
-        seed: experiment seed.
-        device: where to work.
+        config: networks, batches and rates.
+        given: where real images come from.
     """
 
+    Config = DmConfig
+    config: DmConfig
     terms = ("distance",)
-    rate = "synthesize.dm.lr"
+    rate = "dm.lr"
 
-    def __init__(
-        self, config: SynthesizeConfig, data: ImageDataset, seed: int, device: torch.device
-    ) -> None:
-        super().__init__(config, data, seed, device)
-        self._train = data.train.to(device)
-        labels = data.train.labels.cpu()
-        self._members = [torch.nonzero(labels == c)[:, 0] for c in range(data.num_classes)]
+    def __init__(self, config: DmConfig, given: Ingredients) -> None:
+        super().__init__(config, given)
+        self._train = given.data.train.to(given.device)
+        labels = given.data.train.labels.cpu()
+        self._members = [torch.nonzero(labels == c)[:, 0] for c in range(given.data.num_classes)]
 
-    def items(self, ipc: int) -> list[Item]:
+    def optimise(self, batch: Batch, state: State) -> Iterator[None]:
+        """Algorithm 1 of the DM paper for one batch, from iteration ``state.done`` on."""
+        low, high = self.data.normalisation.bounds(self.device)
+        for i in range(state.done, self.config.iterations):
+            loss = self.loss(state.images, batch, i)
+            loss.backward()
+            state.update(self.config.lr)
+            if self.config.clip:
+                with torch.no_grad():
+                    torch.clamp(state.images, low, high, out=state.images)
+            state.finish_step(loss.detach())
+            yield
+
+    def batches(self, ipc: int) -> list[Batch]:
         """Chunks of classes, each with all its images: they share the mean that is matched."""
         width, count = self.config.classes_per_batch, self.data.num_classes
         starts = range(0, count, width)
         return [
-            Item(0, chunk, range(ipc), range(first, min(first + width, count)))
+            Batch(0, chunk, range(ipc), range(first, min(first + width, count)))
             for chunk, first in enumerate(starts)
         ]
 
-    def load(self, items: Sequence[Item]) -> None:
-        """Nothing: every iteration has a network of its own."""
-
-    def begin(self, item: Item, images: Tensor) -> ItemRun:
+    def start(self, batch: Batch, images: Tensor) -> State:
         """SGD with momentum."""
-        optimizer = Sgd([Group([images], 0.0)], self.config.dm.momentum)
-        return ItemRun(
-            images, optimizer, torch.zeros(self.config.dm.iterations, 1, device=self.device)
-        )
+        losses = torch.zeros(self.config.iterations, 1, device=self.device)
+        return State(images, Sgd([Group([images], 0.0)], self.config.momentum), losses)
 
-    def steps(self, item: Item, run: ItemRun, iterations: range) -> Iterator[Tensor]:
-        """Gradients of :meth:`loss`."""
-        for iteration in iterations:
-            loss = self.loss(run.images, item, iteration)
-            loss.backward()
-            yield loss.detach()
-
-    def lr(self, iteration: int) -> float:
-        """Constant."""
-        return self.config.dm.lr
-
-    def loss(self, images: Tensor, item: Item, iteration: int) -> Tensor:
+    def loss(self, images: Tensor, batch: Batch, iteration: int) -> Tensor:
         """Loss of an iteration.
 
         Args:
             images: normalised float ``(N, C, H, W)``, ordered by index, then class.
-            item: which they are.
+            batch: which they are.
             iteration: which network, real images and augmentations.
         """
         network = self.network(iteration)
-        views = [self._view(label, iteration) for label in item.classes]
-        by_class = images.unflatten(0, (len(item.indices), len(item.classes))).unbind(1)
+        views = [self._view(label, iteration) for label in batch.classes]
+        by_class = images.unflatten(0, (len(batch.indices), len(batch.classes))).unbind(1)
         with torch.no_grad():
-            batches = [self.real_batch(label, iteration) for label in item.classes]
-            real = self._mean_embeddings(network, batches, views)
+            real_batches = [self.real_batch(label, iteration) for label in batch.classes]
+            real = self._mean_embeddings(network, real_batches, views)
         return matching_loss(real, self._mean_embeddings(network, list(by_class), views))
 
     def network(self, iteration: int) -> nn.Module:
-        """The random network of an iteration, the same for all items."""
+        """The random network of an iteration, the same for all batches."""
         seed = derive(self.seed, "dm network", iteration)
-        network = build(self.config.dm.network, self.data.image_shape, self.data.num_classes, seed)
+        network = build(self.config.network, self.data.image_shape, self.data.num_classes, seed)
         if not isinstance(network, ConvNet):
-            raise TeddyError(f"dm.network must be convnet3, got {self.config.dm.network.arch}")
+            raise TeddyError(f"dm.network must be convnet3, got {self.config.network.arch}")
         # Not channels last: there InstanceNorm takes more time on a CPU than all the rest.
         return network.requires_grad_(False).to(self.device).features
 
@@ -121,7 +116,7 @@ class DistributionMatcher(ImageMaker):
         """Random real images of a class, normalised ``(real_batch, C, H, W)``."""
         members = self._members[label]
         order = permutation(len(members), self.seed, "dm real", label, iteration)
-        chosen = members[order[: self.config.dm.real_batch]]
+        chosen = members[order[: self.config.real_batch]]
         pixels = self._train.pick(chosen.to(self._train.labels.device))
         return self.data.normalisation.apply(pixels.to(self.device))
 

@@ -13,13 +13,13 @@ from torch import Tensor
 from teddy.objectives import Moments, ensemble_cross_entropy
 from teddy.settings.configs import SynthesizeConfig
 from teddy.synthesis.engine.frozen import Teacher
-from teddy.synthesis.engine.passes import MakePasses, eager, kept_bytes, memory_of_an_item
+from teddy.synthesis.engine.passes import MakePasses, eager, kept_bytes, memory_of_a_batch
 
 Mode = Literal["two_pass", "joint"]
 Targets = Sequence[Sequence[Moments]]
 
 _JOINT_SHARE = 0.5
-"""Of the memory that one item has; the rest is weights, what a layer computes, and the system."""
+"""Of the memory that one batch has; the rest is weights, what a layer computes, and the system."""
 
 
 def eq7_gradient(
@@ -117,7 +117,7 @@ def choose_mode(view: Tensor, teachers: Sequence[Teacher], config: SynthesizeCon
     """
     if len(teachers) == 1:
         return "two_pass"  # the two are one
-    limit = _JOINT_SHARE * memory_of_an_item(view.device)
+    limit = _JOINT_SHARE * memory_of_a_batch(view.device)
     needed = 0
     for teacher in teachers:
         needed += kept_bytes(teacher, view, config)

@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from teddy.core import user_code
 from teddy.core.artifacts import read_record, read_tensors, write_tensors
 from teddy.core.errors import TeddyError
 from teddy.core.files import Json
@@ -74,13 +75,14 @@ def _norm(norm: str, width: int) -> nn.Module:
 def build(
     config: NetworkConfig, image_shape: tuple[int, int, int], num_classes: int, seed: int
 ) -> nn.Module:
-    """Fresh network, initialised from its own random stream.
+    """Fresh network, initialised from its own random numbers.
 
     torchvision's networks are adapted to the images by one rule: up to 64 pixels (the larger of
     height and width) the stem keeps the resolution, that is, the first convolution becomes 3×3 of
     stride 1 and padding 1, and a max-pool after the stem is removed. For ResNet18 this is MoCo's
     and SRe2L's change for small images. Above 64 pixels the network is torchvision's. The first
-    convolution takes as many channels as the images have.
+    convolution takes as many channels as the images have. A class of the user's own is called with
+    ``(image_shape, num_classes)``.
 
     Args:
         config: architecture.
@@ -95,7 +97,17 @@ def build(
         torch.manual_seed(derive(seed, "initialise"))
         if config.arch == "convnet3":
             return ConvNet(image_shape, num_classes, config.width, config.norm)
+        if user_code.is_reference(config.arch):
+            return _of_user(config.arch, image_shape, num_classes)
         return _torchvision(config.arch, image_shape, num_classes)
+
+
+def _of_user(arch: str, image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+    """A network of the user's own: called with the shape of images and the number of classes."""
+    network = user_code.load(arch)(image_shape, num_classes)
+    if not isinstance(network, nn.Module):
+        raise TeddyError(f"{arch}: expected a torch.nn.Module, got {type(network).__name__}")
+    return network
 
 
 def _torchvision(arch: str, image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:

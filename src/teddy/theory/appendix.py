@@ -112,7 +112,7 @@ def markdown(report: Report, figures: str) -> str:
     blocks = [
         "# The paper's equations, checked numerically",
         "Written by `dvc repro theory`; do not edit. Everything is computed in float64 from the "
-        "functions of `src/teddy/theory.py` and `src/teddy/objectives.py`, with the settings of "
+        "functions of `src/teddy/theory/` and `src/teddy/objectives.py`, with the settings of "
         "`theory:` in `params.yaml`. *Known* is the number of a known-answer test (`kat01` … in "
         "`tests/test_theory.py`). The error is the distance of the two sides, or by how much an "
         "inequality fails.",

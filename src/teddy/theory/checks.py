@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, one_hot
 
-from teddy.core.seeding import stream
+from teddy.core.seeding import rng
 from teddy.settings.theory import TheoryConfig
+from teddy.theory.equations import Weights
+from teddy.theory.unrolled import Batch
 
-Batch = tuple[Tensor, Tensor]
-Weights = dict[str, Tensor]
 Relation = Literal["=", "≤", ">"]
 
 
@@ -81,7 +81,7 @@ def orders(errors: Sequence[float]) -> list[float]:
 
 def normal(seed: int, *item: str | int) -> Callable[..., Tensor]:
     """Standard normal float64 draws, one after another, from the item's own stream."""
-    generator = stream(seed, "theory", *item)
+    generator = rng(seed, "theory", *item)
     return lambda *shape: torch.randn(shape, generator=generator, dtype=torch.float64)
 
 

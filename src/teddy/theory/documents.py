@@ -24,16 +24,17 @@ def write_experiment(
     """Write a record, and the table, verdicts and figure that follow from it alone.
 
     Args:
-        args: paths of the four: ``record``, ``table``, ``verdicts`` and ``figure``.
+        args: paths of the folder, ``out``, and of the ``figure``.
         record: what was measured.
         document: makes the table's file.
         verdicts: makes those on the claims.
         draw: writes the figure.
     """
-    write_json(args.record, record)
-    write_text(args.table, document(record))
-    write_json(args.verdicts, to_record(verdicts(record)))
+    text, found = document(record), to_record(verdicts(record))
     draw(args.figure, record)
+    write_json(args.out / "record.json", record)
+    write_text(args.out / "table.md", text)
+    write_json(args.out / "verdicts.json", found)
 
 
 # ----------------------------------------------------------------------------------------- figure 1

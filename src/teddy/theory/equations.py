@@ -1,43 +1,21 @@
-"""The paper's equations and propositions as small pure functions.
+"""Eqs. 4, 12, 14–18 and 22 as small pure functions; :mod:`teddy.theory.unrolled` has the training.
 
 Symbols are the paper's: T is the real and S the synthetic set, g_D(theta) the gradient of the
-loss on set D, eta (`lr`) the inner learning rate. The term lambda * l(S; theta_T) that Eqs. 2, 11
-and 13 share is left out throughout. `loss(theta, data)` returns a scalar; `theta` is any pytree of
-tensors, and `data` is handed to `loss` untouched.
+loss on set D, eta (`lr`) the inner learning rate. Gradients and weights are tensors by name.
 
-A tensor of the wrong shape, an `lr` that is not positive and finite and fewer than one step raise
-ValueError everywhere; a docstring lists only what a function refuses besides.
+A tensor of the wrong shape and an `lr` that is not positive and finite raise ValueError
+everywhere; a docstring lists only what a function refuses besides.
 
 Dimensions: n samples of one set, d features, C classes.
 """
 
 import math
-from collections.abc import Callable, Iterator
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree  # what torch.func.grad accepts; it has no public name
 
-Params = TypeVar("Params")
-Data = TypeVar("Data")
-Loss = Callable[[Params, Data], Tensor]
-
-
-class InnerProductPieces(NamedTuple):
-    """The squared norms that make up a negative inner product (Eq. 12); scalars, at least 0."""
-
-    gap: Tensor
-    """Squared norm of a - b, the piece that Eq. 13 keeps."""
-    norm_a: Tensor
-    """Squared norm of a."""
-    norm_b: Tensor
-    """Squared norm of b."""
-
-    @property
-    def negative_inner_product(self) -> Tensor:
-        """Right-hand side of Eq. 12, equal to -<a, b>."""
-        return 0.5 * (self.gap - self.norm_a - self.norm_b)
+Weights = dict[str, Tensor]
 
 
 class DescentBounds(NamedTuple):
@@ -49,101 +27,25 @@ class DescentBounds(NamedTuple):
     """Second inequality: at least `smooth` whenever lr <= 1 / L."""
 
 
-# --- Gradients and training: Eqs. 1, 3, 9-13 -----------------------------------------------------
+# --- Inner product and distance of gradients: Eq. 12 ---------------------------------------------
 
 
-def gradient(loss: Loss[Params, Data], theta: Params, data: Data) -> Params:
-    """Gradient g_D(theta), a tree like `theta`, differentiable in both `theta` and `data`."""
-    value: Params = torch.func.grad(loss)(theta, data)
-    return value
+def inner_product(a: Weights, b: Weights) -> Tensor:
+    """Inner product <a, b> over all tensors; a scalar."""
+    _check_alike(a, b)
+    return torch.stack([(x * b[name]).sum() for name, x in a.items()]).sum()
 
 
-def inner_product(a: Params, b: Params) -> Tensor:
-    """Inner product <a, b> over all leaves of two trees; a scalar."""
-    leaves_a, tree_a = pytree.tree_flatten(a)
-    leaves_b, tree_b = pytree.tree_flatten(b)
-    shapes_a = [tuple(leaf.shape) for leaf in leaves_a]
-    shapes_b = [tuple(leaf.shape) for leaf in leaves_b]
-    if not leaves_a or tree_a != tree_b or shapes_a != shapes_b:
-        raise ValueError(
-            f"expected two equal trees with leaves, got {tree_a} with shapes {shapes_a} "
-            f"and {tree_b} with shapes {shapes_b}"
-        )
-    return torch.stack([(x * y).sum() for x, y in zip(leaves_a, leaves_b, strict=True)]).sum()
+def squared_distance(a: Weights, b: Weights) -> Tensor:
+    """||a - b||^2, the term of Eq. 13; a scalar."""
+    _check_alike(a, b)
+    gap = {name: x - b[name] for name, x in a.items()}
+    return inner_product(gap, gap)
 
 
-def inner_product_pieces(a: Params, b: Params) -> InnerProductPieces:
-    """Pieces of -<a, b> = (||a - b||^2 - ||a||^2 - ||b||^2) / 2 (Eq. 12)."""
-    inner_product(a, b)  # refuses unequal trees before they are subtracted
-    gap = _step(a, b, 1.0)
-    return InnerProductPieces(inner_product(gap, gap), inner_product(a, a), inner_product(b, b))
-
-
-def training_trajectory(
-    loss: Loss[Params, Data], theta_0: Params, data: Data, *, lr: float, num_steps: int
-) -> list[Params]:
-    """Parameters theta_0, ..., theta_T of plain gradient descent on `data` (Eqs. 1 and 9).
-
-    Nothing is detached: each entry is differentiable in `data` and `theta_0`, at a memory cost
-    that grows with `num_steps`.
-    """
-    _check_steps(lr, num_steps)
-    trajectory = [theta_0]
-    for _ in range(num_steps):
-        theta = trajectory[-1]
-        trajectory.append(_step(theta, gradient(loss, theta, data), lr))
-    return trajectory
-
-
-def meta_loss(
-    loss: Loss[Params, Data],
-    theta_0: Params,
-    synthetic: Data,
-    real: Data,
-    *,
-    lr: float,
-    num_steps: int,
-) -> Tensor:
-    """Exact bi-level objective l(T; theta_T), by unrolling the training on S (Eq. 1)."""
-    return loss(training_trajectory(loss, theta_0, synthetic, lr=lr, num_steps=num_steps)[-1], real)
-
-
-def first_order_meta_loss(
-    loss: Loss[Params, Data],
-    theta_0: Params,
-    synthetic: Data,
-    real: Data,
-    *,
-    lr: float,
-    num_steps: int,
-    detach: bool = True,
-) -> Tensor:
-    """First-order objective l(T; theta_0) - eta sum_t <g_T(theta_t), g_S(theta_t)> (Eqs. 3, 10).
-
-    With `detach` (Eq. 11) every theta_t is a constant of the graph, so S is reached only through
-    g_S(theta_t). The value is the same either way; the gradient is not.
-    """
-    pairs = _gradient_pairs(loss, theta_0, synthetic, real, lr, num_steps, detach)
-    start = loss(_detached(theta_0) if detach else theta_0, real)
-    return start - lr * torch.stack([inner_product(g_t, g_s) for g_t, g_s in pairs]).sum()
-
-
-def gradient_matching_loss(
-    loss: Loss[Params, Data],
-    theta_0: Params,
-    synthetic: Data,
-    real: Data,
-    *,
-    lr: float,
-    num_steps: int,
-    detach: bool = True,
-) -> Tensor:
-    """Squared distance of the gradients, sum_t ||g_T(theta_t) - g_S(theta_t)||^2 (Eq. 13).
-
-    `detach` as in `first_order_meta_loss`.
-    """
-    pairs = _gradient_pairs(loss, theta_0, synthetic, real, lr, num_steps, detach)
-    return torch.stack([inner_product_pieces(g_t, g_s).gap for g_t, g_s in pairs]).sum()
+def negative_inner_product(a: Weights, b: Weights) -> Tensor:
+    """Right-hand side of Eq. 12, -<a, b> = (||a - b||^2 - ||a||^2 - ||b||^2) / 2."""
+    return 0.5 * (squared_distance(a, b) - inner_product(a, a) - inner_product(b, b))
 
 
 # --- Last-layer gradient and feature statistics: Eqs. 4, 14-18 -----------------------------------
@@ -273,32 +175,13 @@ def global_mean_gap(real: Tensor, synthetic: Tensor) -> Tensor:
     return moment_gap(real.mean(0), synthetic.mean(0))
 
 
-# --- Teacher segments and the descent bound: Eqs. 6, 20, 22 --------------------------------------
-
-
-def student_segment(
-    loss: Loss[Params, Data], theta: Params, synthetic: Data, *, lr: float, num_steps: int
-) -> Params:
-    """End point theta^S_(i+k) of a k-step student segment on S, k = `num_steps` (Eqs. 6, 20)."""
-    return training_trajectory(loss, theta, synthetic, lr=lr, num_steps=num_steps)[-1]
-
-
-def teacher_step(
-    loss: Loss[Params, Data], theta: Params, data: Data, *, lr: float, num_steps: int
-) -> Params:
-    """One step theta - k eta g(theta) in place of a k-step segment, k = `num_steps` (Eqs. 6, 20).
-
-    On T it is the teacher theta^T_(i+1). On S it is the middle member of Eq. 20, and differs from
-    `student_segment` by O(k^2 eta^2).
-    """
-    _check_steps(lr, num_steps)
-    return _step(theta, gradient(loss, theta, data), num_steps * lr)
+# --- Descent bound: Eq. 22 ------------------------------------------------------------------------
 
 
 def descent_bounds(
     real_loss: Tensor,
-    real_gradient: Params,
-    synthetic_gradient: Params,
+    real_gradient: Weights,
+    synthetic_gradient: Weights,
     *,
     lr: float,
     smoothness: float,
@@ -307,8 +190,8 @@ def descent_bounds(
 
     Args:
         real_loss: l(T; theta_t), scalar.
-        real_gradient: g_T(theta_t), any tree.
-        synthetic_gradient: g_S(theta_t), a tree like it.
+        real_gradient: g_T(theta_t).
+        synthetic_gradient: g_S(theta_t).
         lr: eta. Above 1 / `smoothness` the second bound is still returned, but need not hold.
         smoothness: L, a Lipschitz constant of the real gradient.
 
@@ -317,43 +200,14 @@ def descent_bounds(
 
     The paper states the first inequality; the second is ours, and makes Eq. 13 a bound.
     """
-    _check_steps(lr, 1)
-    if not (math.isfinite(smoothness) and smoothness > 0):
-        raise ValueError(f"smoothness must be positive and finite, got {smoothness}")
-    pieces = inner_product_pieces(real_gradient, synthetic_gradient)
+    _check_positive("lr", lr)
+    _check_positive("smoothness", smoothness)
     aligned = inner_product(real_gradient, synthetic_gradient)
-    smooth = real_loss - lr * aligned + smoothness * lr**2 / 2 * pieces.norm_b
-    return DescentBounds(smooth, real_loss - lr / 2 * pieces.norm_a + lr / 2 * pieces.gap)
-
-
-def _step(theta: Params, direction: Params, size: float) -> Params:
-    moved: Params = pytree.tree_map(lambda x, g: x - size * g, theta, direction)
-    return moved
-
-
-def _detached(theta: Params) -> Params:
-    constant: Params = pytree.tree_map(torch.detach, theta)
-    return constant
-
-
-def _gradient_pairs(
-    loss: Loss[Params, Data],
-    theta_0: Params,
-    synthetic: Data,
-    real: Data,
-    lr: float,
-    num_steps: int,
-    detach: bool,
-) -> Iterator[tuple[Params, Params]]:
-    """Yield (g_T, g_S) at theta_0, ..., theta_(T-1) of the training on S."""
-    _check_steps(lr, num_steps)
-    theta = theta_0
-    for _ in range(num_steps):
-        if detach:
-            theta = _detached(theta)
-        g_s = gradient(loss, theta, synthetic)
-        yield gradient(loss, theta, real), g_s
-        theta = _step(theta, g_s, lr)
+    norm_t = inner_product(real_gradient, real_gradient)
+    norm_s = inner_product(synthetic_gradient, synthetic_gradient)
+    gap = squared_distance(real_gradient, synthetic_gradient)
+    smooth = real_loss - lr * aligned + smoothness * lr**2 / 2 * norm_s
+    return DescentBounds(smooth, real_loss - lr / 2 * norm_t + lr / 2 * gap)
 
 
 def _frobenius_norm(matrices: Tensor) -> Tensor:
@@ -361,11 +215,15 @@ def _frobenius_norm(matrices: Tensor) -> Tensor:
     return norms
 
 
-def _check_steps(lr: float, num_steps: int) -> None:
-    if not (math.isfinite(lr) and lr > 0):
-        raise ValueError(f"lr must be positive and finite, got {lr}")
-    if num_steps < 1:
-        raise ValueError(f"num_steps must be at least 1, got {num_steps}")
+def _check_positive(name: str, value: float) -> None:
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError(f"{name} must be positive and finite, got {value}")
+
+
+def _check_alike(a: Weights, b: Weights) -> None:
+    shapes = [{name: tuple(x.shape) for name, x in tensors.items()} for tensors in (a, b)]
+    if not a or shapes[0] != shapes[1]:
+        raise ValueError(f"expected tensors of the same names and shapes, got {shapes}")
 
 
 def _check_shape(name: str, got: torch.Size, *expected: int | None) -> None:

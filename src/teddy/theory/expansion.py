@@ -3,11 +3,10 @@
 import math
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from teddy.settings.theory import TheoryConfig
-from teddy.theory import equations as theory
+from teddy.theory import unrolled
 from teddy.theory.checks import (
     Check,
     Section,
@@ -18,6 +17,8 @@ from teddy.theory.checks import (
     orders,
     printed,
 )
+from teddy.theory.equations import Weights
+from teddy.theory.unrolled import Batch, InnerLoop
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,62 +35,29 @@ class ErrorLaw:
 
 def error_law(config: TheoryConfig, seed: int) -> ErrorLaw:
     """Errors of the expansion for every step size, and for every length of the inner loop."""
-    theta, (inputs, labels), real = network_problem(seed)
-    losses, gradients, cosines = [], [], []
-    for lr in config.step_sizes:
-        inputs = inputs.detach().requires_grad_()
-        run = (network_loss, theta, (inputs, labels), real)
-        exact = theory.meta_loss(*run, lr=lr, num_steps=config.num_steps)
-        first = theory.first_order_meta_loss(*run, lr=lr, num_steps=config.num_steps)
-        a, b = (torch.autograd.grad(loss, inputs)[0].flatten() for loss in (exact, first))
-        losses.append((exact - first).abs().item())
-        gradients.append(((a - b).norm() / a.norm()).item())
-        cosines.append((a @ b / (a.norm() * b.norm())).item())
-    growth = []
-    for length in config.lengths:
-        run = (network_loss, theta, (inputs.detach(), labels), real)
-        exact = theory.meta_loss(*run, lr=config.length_lr, num_steps=length)
-        first = theory.first_order_meta_loss(*run, lr=config.length_lr, num_steps=length)
-        growth.append((exact - first).abs().item())
+    problem = network_problem(seed)
+    rates = [
+        unrolled.expansion_error(InnerLoop(network_loss, lr, config.num_steps), *problem)
+        for lr in config.step_sizes
+    ]
+    lengths = [
+        unrolled.expansion_error(InnerLoop(network_loss, config.length_lr, steps), *problem)
+        for steps in config.lengths
+    ]
     return ErrorLaw(
-        config.step_sizes, tuple(losses), tuple(gradients), tuple(cosines),
-        config.lengths, tuple(growth),
-    )  # fmt: skip
+        config.step_sizes,
+        tuple(error.loss_error for error in rates),
+        tuple(error.gradient_error for error in rates),
+        tuple(error.cosine for error in rates),
+        config.lengths,
+        tuple(error.loss_error for error in lengths),
+    )
 
 
 def proposition_1(config: TheoryConfig, law: ErrorLaw) -> Section:
     """The first-order form of the bi-level objective and the size of its error."""
-    start, real, synthetic = f64(0.0), f64(1.0), f64(2.0).requires_grad_()
-    run = (_parabola, start, synthetic, real)
-    path = theory.training_trajectory(_parabola, start, synthetic, lr=0.1, num_steps=2)
-    exact = theory.meta_loss(*run, lr=0.1, num_steps=2)
-    first = theory.first_order_meta_loss(*run, lr=0.1, num_steps=2)
-    slopes = [torch.autograd.grad(loss, synthetic)[0].item() for loss in (exact, first)]
-    squares = sum(theory.gradient(_parabola, t, synthetic).item() ** 2 for t in path[:2])
-    ratios = []
-    for lr in (0.1, 0.05, 0.01):
-        exact_lr = theory.meta_loss(*run, lr=lr, num_steps=2)
-        first_lr = theory.first_order_meta_loss(*run, lr=lr, num_steps=2)
-        a, b = (torch.autograd.grad(x, synthetic)[0].item() for x in (exact_lr, first_lr))
-        ratios.append(b / a)
     checks = [
-        equals(config, "θ_1 of the parabolas", path[1].item(), 0.2, "1"),
-        equals(config, "θ_2", path[2].item(), 0.38, "1"),
-        equals(config, "exact loss, Eq. 1", exact.item(), 0.1922, "1"),
-        equals(config, "first-order loss, Eq. 10", first.item(), 0.156, "1"),
-        equals(
-            config, "exact − first-order, against ½η²Σg_S²", (exact - first).item(),
-            0.1**2 / 2 * squares, "1",
-        ),
-        equals(config, "its value", (exact - first).item(), 0.0362, "1"),
-        equals(config, "exact meta-gradient", slopes[0], -0.1178, "1"),
-        equals(config, "meta-gradient of Eq. 11, θ_t constant", slopes[1], -0.18, "1"),
-        *(
-            printed(f"ratio of the two, η = {lr:g}", ratio, known, "1")
-            for lr, ratio, known in zip(
-                (0.1, 0.05, 0.01), ratios, ("1.528", "1.210", "1.036"), strict=True
-            )
-        ),
+        *_parabolas(config),
         Check(
             f"order of the loss error in η, T = {config.num_steps}",
             orders(law.loss_errors)[-1], "=", 2, config.order_tolerance, "2",
@@ -124,5 +92,36 @@ def proposition_1(config: TheoryConfig, law: ErrorLaw) -> Section:
     )  # fmt: skip
 
 
-def _parabola(theta: Tensor, optimum: Tensor) -> Tensor:
-    return 0.5 * (theta - optimum).square().sum()
+def _parabolas(config: TheoryConfig) -> list[Check]:
+    """The worked example: two steps on a parabola about 2 from 0, measured on one about 1."""
+    run = {"theta": f64(0.0)}, (f64(2.0),), (f64(1.0),)
+    start, synthetic, _ = run
+    inner = InnerLoop(_parabola, 0.1, 2)
+    exact, first = unrolled.exact(inner, *run), unrolled.first_order(inner, *run)
+    (_, g_0), (theta_1, g_1) = inner.steps(start, synthetic)
+    theta_2 = inner.end(start, synthetic)
+    squares = sum(g["theta"].item() ** 2 for g in (g_0, g_1))
+    checks = [
+        equals(config, "θ_1 of the parabolas", theta_1["theta"].item(), 0.2, "1"),
+        equals(config, "θ_2", theta_2["theta"].item(), 0.38, "1"),
+        equals(config, "exact loss, Eq. 1", exact.value.item(), 0.1922, "1"),
+        equals(config, "first-order loss, Eq. 10", first.value.item(), 0.156, "1"),
+        equals(
+            config, "exact − first-order, against ½η²Σg_S²", (exact.value - first.value).item(),
+            0.1**2 / 2 * squares, "1",
+        ),
+        equals(config, "its value", (exact.value - first.value).item(), 0.0362, "1"),
+        equals(config, "exact meta-gradient", exact.gradient.item(), -0.1178, "1"),
+        equals(config, "meta-gradient of Eq. 11, θ_t constant", first.gradient.item(), -0.18, "1"),
+    ]  # fmt: skip
+    for lr, known in ((0.1, "1.528"), (0.05, "1.210"), (0.01, "1.036")):
+        inner = InnerLoop(_parabola, lr, 2)
+        exact, first = unrolled.exact(inner, *run), unrolled.first_order(inner, *run)
+        ratio = (first.gradient / exact.gradient).item()
+        checks.append(printed(f"ratio of the two, η = {lr:g}", ratio, known, "1"))
+    return checks
+
+
+def _parabola(theta: Weights, batch: Batch) -> Tensor:
+    (optimum,) = batch
+    return 0.5 * (theta["theta"] - optimum).square().sum()

@@ -7,6 +7,7 @@ from torch.nn.functional import cross_entropy, one_hot
 
 from teddy.settings.theory import TheoryConfig
 from teddy.theory import equations as theory
+from teddy.theory import unrolled
 from teddy.theory.checks import (
     Check,
     Section,
@@ -17,6 +18,7 @@ from teddy.theory.checks import (
     normal,
     printed,
 )
+from teddy.theory.unrolled import InnerLoop
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +50,9 @@ def bound_curves(config: TheoryConfig, seed: int) -> Bounds:
     for rate in rates:
         lr = rate / smoothness
         start, g_t = smoothness / 2 * theta.square().sum(), smoothness * theta
-        bounds = theory.descent_bounds(start, g_t, g_s, lr=lr, smoothness=smoothness)
+        bounds = theory.descent_bounds(
+            start, {"theta": g_t}, {"theta": g_s}, lr=lr, smoothness=smoothness
+        )
         after.append((smoothness / 2 * (theta - lr * g_s).square().sum()).item())
         smooth.append(bounds.smooth.item())
         matched.append(bounds.matched.item())
@@ -59,20 +63,16 @@ def bound_curves(config: TheoryConfig, seed: int) -> Bounds:
 
 def equations_12_13(config: TheoryConfig, seed: int) -> Section:
     """The inner product as squared norms, by hand and along a trajectory."""
-    a, b = f64([1.0, 2.0]), f64([3.0, -1.0])
-    pieces = theory.inner_product_pieces(a, b)
+    a, b = {"g": f64([1.0, 2.0])}, {"g": f64([3.0, -1.0])}
     theta, synthetic, real = network_problem(seed)
-    lr, steps = config.step_sizes[0], config.num_steps
-    run = (network_loss, theta, synthetic, real)
-    aligned = theory.first_order_meta_loss(*run, lr=lr, num_steps=steps)
-    aligned = (aligned - network_loss(theta, real)) / lr
-    matched = theory.gradient_matching_loss(*run, lr=lr, num_steps=steps)
-    path = theory.training_trajectory(network_loss, theta, synthetic, lr=lr, num_steps=steps)
+    inner = InnerLoop(network_loss, config.step_sizes[0], config.num_steps)
+    aligned = unrolled.first_order(inner, theta, synthetic, real).value
+    aligned = (aligned - network_loss(theta, real)) / inner.lr
+    matched = unrolled.gradient_matching(inner, theta, synthetic, real).value
     norms = sum(
         theory.inner_product(g, g).item()
-        for t in path[:-1]
-        for data in (synthetic, real)
-        for g in [theory.gradient(network_loss, t, data)]
+        for theta_t, g_s in inner.steps(theta, synthetic)
+        for g in (g_s, inner.gradient(theta_t, real))
     )
     return Section(
         "Eqs. 12 and 13: from the inner product to the squared distance",
@@ -81,10 +81,10 @@ def equations_12_13(config: TheoryConfig, seed: int) -> Section:
         "\n\nEq. 13 keeps the first norm. Dropping the other two is not an identity; the gap is "
         "computed here and closed by Eq. 22.",
         "a = (1, 2), b = (3, −1); then both sides summed along a trajectory of the network "
-        f"(η = {lr:g}, T = {steps}).",
+        f"(η = {inner.lr:g}, T = {inner.num_steps}).",
         (
             Check("−⟨a, b⟩", -theory.inner_product(a, b).item(), "=", -1, 0.0, "3"),
-            Check("right side", pieces.negative_inner_product.item(), "=", -1, 0.0, "3"),
+            Check("right side", theory.negative_inner_product(a, b).item(), "=", -1, 0.0, "3"),
             equals(
                 config, "−Σ⟨g_T, g_S⟩ against ½(Eq. 13 − Σ‖g_T‖² − Σ‖g_S‖²)", aligned.item(),
                 0.5 * (matched.item() - norms),

@@ -1,6 +1,5 @@
 """Eqs. 5–7 and 19–22 and Proposition 3: Teddy's objective and the bound it minimises."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,10 +14,10 @@ from teddy.objectives import (
 )
 from teddy.settings.theory import TheoryConfig
 from teddy.theory import equations as theory
+from teddy.theory import unrolled
 from teddy.theory.checks import (
     Check,
     Section,
-    Weights,
     equals,
     f64,
     network_loss,
@@ -27,7 +26,9 @@ from teddy.theory.checks import (
     orders,
     printed,
 )
+from teddy.theory.equations import Weights
 from teddy.theory.gradients import Bounds
+from teddy.theory.unrolled import InnerLoop
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,41 +45,38 @@ class Segments:
 def segment_errors(config: TheoryConfig, seed: int) -> Segments:
     """Distances of Eq. 20's members for every step size."""
     theta, synthetic, real = network_problem(seed)
-    own, teacher = [], []
+    own: list[float] = []
+    teacher: list[float] = []
     for lr in config.step_sizes:
-        student = theory.student_segment(
-            network_loss, theta, synthetic, lr=lr, num_steps=config.segment_steps
-        )
-        steps = [
-            theory.teacher_step(network_loss, theta, data, lr=lr, num_steps=config.segment_steps)
-            for data in (synthetic, real)
-        ]
-        own.append(_distance(student, steps[0]))
-        teacher.append(_distance(student, steps[1]))
+        inner = InnerLoop(network_loss, lr, config.segment_steps)
+        student = inner.end(theta, synthetic)
+        for errors, data in ((own, synthetic), (teacher, real)):
+            step = unrolled.teacher_step(inner, theta, data)
+            errors.append(theory.squared_distance(student, step).sqrt().item())
     return Segments(config.step_sizes, tuple(own), tuple(teacher))
-
-
-def _distance(a: Weights, b: Weights) -> float:
-    return theory.inner_product_pieces(a, b).gap.sqrt().item()
 
 
 def equation_19(config: TheoryConfig, seed: int) -> Section:
     """The objective whose trajectory is a constant."""
     theta, (inputs, labels), real = network_problem(seed)
-    lr, steps = config.step_sizes[0], config.num_steps
-    path = theory.training_trajectory(network_loss, theta, (inputs, labels), lr=lr, num_steps=steps)
+    inner = InnerLoop(network_loss, config.step_sizes[0], config.num_steps)
+    path = [theta_t for theta_t, _ in inner.steps(theta, (inputs, labels))]
+    end = inner.end(theta, (inputs, labels))
 
-    def objective(x: Tensor, start: Sequence[Weights]) -> Tensor:
-        gaps = [batchnorm_gap(_hidden(t, x), _hidden(t, real[0])) for t in start[:-1]]
-        return torch.stack(gaps).sum() + network_loss(start[-1], (x, labels))
+    def objective(x: Tensor) -> float:
+        gaps = [batchnorm_gap(_hidden(t, x), _hidden(t, real[0])) for t in path]
+        return (torch.stack(gaps).sum() + network_loss(end, (x, labels))).item()
 
-    leaf, direction = inputs.clone().requires_grad_(), normal(seed, "direction")(*inputs.shape)
-    (slope,) = torch.autograd.grad(objective(leaf, path), leaf)
+    slope = unrolled.statistics_matching(
+        inner, theta, (inputs, labels), real,
+        statistics=lambda t, x: [_hidden(t, x)], classifier_weight=1.0,
+    ).gradient  # fmt: skip
+    direction = normal(seed, "direction")(*inputs.shape)
     size = 1e-6
-    moved = [objective(inputs + sign * size * direction, path).item() for sign in (1, -1)]
+    moved = [objective(inputs + sign * size * direction) for sign in (1, -1)]
     twice = (real[0].repeat(2, 1), real[1].repeat(2))
     same = batchnorm_gap(_hidden(theta, twice[0]), _hidden(theta, real[0])).item()
-    gap = theory.gradient_matching_loss(network_loss, theta, twice, real, lr=lr, num_steps=steps)
+    gap = unrolled.gradient_matching(inner, theta, twice, real).value
     apart = batchnorm_gap(_hidden(theta, inputs), _hidden(theta, real[0])).item()
     return Section(
         "Eqs. 5 and 19: statistics along one trajectory",
@@ -221,7 +219,9 @@ def _broken_bounds(config: TheoryConfig, seed: int) -> int:
         smoothness = torch.linalg.eigvalsh(hessian)[-1].item()
         lr = torch.sigmoid(draw()).item() / smoothness
         start, after = (0.5 * x @ hessian @ x for x in (theta, theta - lr * g_s))
-        bounds = theory.descent_bounds(start, hessian @ theta, g_s, lr=lr, smoothness=smoothness)
+        bounds = theory.descent_bounds(
+            start, {"theta": hessian @ theta}, {"theta": g_s}, lr=lr, smoothness=smoothness
+        )
         slack = config.exact_tolerance * max(1.0, bounds.matched.abs().item())
         broken += not after - slack <= bounds.smooth <= bounds.matched + slack
     return broken

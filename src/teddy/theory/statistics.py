@@ -9,7 +9,8 @@ from torch.nn.functional import one_hot
 
 from teddy.settings.theory import TheoryConfig
 from teddy.theory import equations as theory
-from teddy.theory.checks import Batch, Check, Section, equals, f64, normal
+from teddy.theory.checks import Check, Section, equals, f64, normal
+from teddy.theory.unrolled import Batch
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,29 +1,24 @@
-"""The bi-level problem of Eq. 1 on a network: its exact gradient, and what the paper puts instead.
+"""The bi-level problem of Eq. 1 for any loss: its exact gradient, and what the paper puts instead.
 
-Every objective is a function of the inner loop, the weights theta_0 it starts from, the synthetic
-and the real set; it returns its value and its gradient with respect to the synthetic images.
-:mod:`teddy.theory.equations` has the same equations for any loss, in a form that is slower and
-plainer; tests compare the two.
-
-A batch is normalised float images ``(n, C, H, W)`` with int64 labels ``(n,)``. Dimensions: ``n``
-images, ``C`` channels, ``H W`` pixels.
+Holds Eqs. 1 and 9 (training on S), 3, 10 and 11 (its first-order form), 13 and 19 (matching) and
+6 and 20 (segments). Every objective is a function of the inner loop, the weights theta_0 it starts
+from, the synthetic set S and the real set T; it returns its value and its gradient with respect to
+the first tensor of S, and keeps no larger graph than it must.
 """
 
+import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
-from torch.func import functional_call
-from torch.nn.functional import cross_entropy
+from torch import Tensor
 
-from teddy.core.errors import TeddyError
-from teddy.core.seeding import derive
-from teddy.objectives import Moments, moments, statistics_loss
+from teddy.objectives import Moments, statistics_loss
+from teddy.theory.equations import Weights, inner_product, squared_distance
 
-Weights = dict[str, Tensor]
-Batch = tuple[Tensor, Tensor]
+Batch = tuple[Tensor, ...]
+"""Images and their labels; or whatever else the loss takes, what is to be learned coming first."""
 
 
 class Objective(NamedTuple):
@@ -32,32 +27,33 @@ class Objective(NamedTuple):
     value: Tensor
     """Scalar, detached."""
     gradient: Tensor
-    """``(n, C, H, W)``."""
+    """Shaped like the images."""
 
 
 @dataclass(frozen=True, slots=True)
 class InnerLoop:
-    """Plain gradient descent of a network's mean cross-entropy on the synthetic set (Eqs. 1, 9)."""
+    """Plain gradient descent on the synthetic set (Eqs. 1, 9).
 
-    network: nn.Module
-    """Architecture; its weights are handed in."""
+    Raises:
+        ValueError: the rate is not positive and finite, or there is no step.
+    """
+
+    loss: Callable[[Weights, Batch], Tensor]
+    """l(D; theta), a scalar."""
     lr: float
     """eta."""
     num_steps: int
     """T."""
 
-    def logits(self, theta: Weights, images: Tensor) -> Tensor:
-        """Outputs ``(n, K)`` of the network with weights ``theta``."""
-        outputs: Tensor = functional_call(self.network, theta, (images,))
-        return outputs
-
-    def loss(self, theta: Weights, batch: Batch) -> Tensor:
-        """l(D; theta), the mean cross-entropy; a scalar."""
-        images, labels = batch
-        return cross_entropy(self.logits(theta, images), labels)
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.lr) and self.lr > 0):
+            raise ValueError(f"lr must be positive and finite, got {self.lr}")
+        if self.num_steps < 1:
+            raise ValueError(f"num_steps must be at least 1, got {self.num_steps}")
 
     def gradient(self, theta: Weights, batch: Batch, *, create_graph: bool = False) -> Weights:
         """g_D(theta); differentiable in ``theta`` and the batch with ``create_graph``."""
+        theta = theta if create_graph else constants(theta)
         found = torch.autograd.grad(
             self.loss(theta, batch), list(theta.values()), create_graph=create_graph
         )
@@ -67,14 +63,19 @@ class InnerLoop:
         """Weights theta - eta g, constants of the graph if both arguments are."""
         return {name: value - self.lr * gradient[name] for name, value in theta.items()}
 
-    def trajectory(self, theta_0: Weights, synthetic: Batch) -> Iterator[tuple[Weights, Weights]]:
-        """Yield (theta_t, g_S(theta_t)) for t < T without a graph, then (theta_T, {})."""
+    def steps(self, theta_0: Weights, synthetic: Batch) -> Iterator[tuple[Weights, Weights]]:
+        """Yield (theta_t, g_S(theta_t)) for t < T, without a graph."""
         theta = constants(theta_0)
         for _ in range(self.num_steps):
             gradient = self.gradient(theta, synthetic)
             yield theta, gradient
             theta = constants(self.step(theta, gradient))
-        yield theta, {}
+
+    def end(self, theta_0: Weights, synthetic: Batch) -> Weights:
+        """theta_T, without a graph: also the end of a student segment of T steps (Eqs. 6, 20)."""
+        for theta, gradient in self.steps(theta_0, synthetic):
+            last = self.step(theta, gradient)
+        return constants(last)
 
 
 def constants(theta: Weights) -> Weights:
@@ -82,38 +83,13 @@ def constants(theta: Weights) -> Weights:
     return {name: value.detach().requires_grad_() for name, value in theta.items()}
 
 
-def initial_weights(network: nn.Module, dtype: torch.dtype = torch.float32) -> Weights:
-    """Weights of a network as theta_0."""
-    return constants({name: value.to(dtype) for name, value in network.named_parameters()})
+def teacher_step(inner: InnerLoop, theta: Weights, data: Batch) -> Weights:
+    """One step theta - k eta g(theta) in place of the k = T steps of a segment (Eqs. 6, 20).
 
-
-def inner_product(a: Weights, b: Weights) -> Tensor:
-    """<a, b> over all weights."""
-    return torch.stack([(a[name] * b[name]).sum() for name in a]).sum()
-
-
-def plain_convnet(
-    image_shape: tuple[int, int, int], num_classes: int, width: int, depth: int, seed: int
-) -> nn.Module:
-    """DM's ConvNet without normalisation, of any depth: convolution, ReLU, pooling; linear head.
-
-    Raises:
-        TeddyError: the image is too small to be halved ``depth`` times.
+    On the real set it is the teacher theta^T_(i+1). On S it is the middle member of Eq. 20, and
+    differs from the end of the segment by O(k^2 eta^2).
     """
-    channels, height, rest = image_shape
-    if min(height, rest) >> depth < 1:
-        raise TeddyError(
-            f"a network of depth {depth} halves the image so often: expected at least "
-            f"{2**depth}×{2**depth} pixels, got {height}×{rest}"
-        )
-    blocks: list[nn.Module] = []
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive(seed, "initialise"))
-        for _ in range(depth):
-            blocks += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU(), nn.AvgPool2d(2)]
-            channels, height, rest = width, height // 2, rest // 2
-        head = nn.Linear(channels * height * rest, num_classes)
-    return nn.Sequential(*blocks, nn.Flatten(), head)
+    return replace(inner, lr=inner.num_steps * inner.lr, num_steps=1).end(theta, data)
 
 
 # --- Objectives ----------------------------------------------------------------------------------
@@ -124,7 +100,7 @@ def exact(inner: InnerLoop, theta_0: Weights, synthetic: Batch, real: Batch) -> 
     images = synthetic[0].detach().requires_grad_()
     theta = constants(theta_0)
     for _ in range(inner.num_steps):
-        gradient = inner.gradient(theta, (images, synthetic[1]), create_graph=True)
+        gradient = inner.gradient(theta, (images, *synthetic[1:]), create_graph=True)
         theta = inner.step(theta, gradient)
     value = inner.loss(theta, real)
     (slope,) = torch.autograd.grad(value, images)
@@ -134,16 +110,12 @@ def exact(inner: InnerLoop, theta_0: Weights, synthetic: Batch, real: Batch) -> 
 def first_order(inner: InnerLoop, theta_0: Weights, synthetic: Batch, real: Batch) -> Objective:
     """Eq. 11: l(T; theta_0) - eta sum_t <g_T(theta_t), g_S(theta_t)>, each theta_t a constant.
 
-    Keeps the graph of one step at a time. The constant l(T; theta_0) makes the value comparable
-    with that of :func:`exact`; the term lambda l(S; theta_T) is left out of both.
+    Keeps the graph of one step at a time. The constant l(T; theta_0) makes the value that of
+    Eq. 10; the term lambda l(S; theta_T) is left out of it, as of :func:`exact`.
     """
-
-    def term(theta: Weights, batch: Batch) -> tuple[Tensor, Weights]:
-        g_t = inner.gradient(theta, real)
-        g_s = inner.gradient(theta, batch, create_graph=True)
-        return -inner.lr * inner_product(g_t, g_s), g_s
-
-    terms = _along_trajectory(inner, theta_0, synthetic, term)
+    terms = _compare_gradients(
+        inner, theta_0, synthetic, real, lambda g_t, g_s: -inner.lr * inner_product(g_t, g_s)
+    )
     with torch.no_grad():
         start = inner.loss(theta_0, real)
     return Objective(start + terms.value, terms.gradient)
@@ -152,15 +124,8 @@ def first_order(inner: InnerLoop, theta_0: Weights, synthetic: Batch, real: Batc
 def gradient_matching(
     inner: InnerLoop, theta_0: Weights, synthetic: Batch, real: Batch
 ) -> Objective:
-    """Eq. 13: sum_t ||g_T(theta_t) - g_S(theta_t)||^2, each theta_t a constant."""
-
-    def term(theta: Weights, batch: Batch) -> tuple[Tensor, Weights]:
-        g_t = inner.gradient(theta, real)
-        g_s = inner.gradient(theta, batch, create_graph=True)
-        gap = {name: g_t[name] - g_s[name] for name in g_t}
-        return inner_product(gap, gap), g_s
-
-    return _along_trajectory(inner, theta_0, synthetic, term)
+    """Eq. 13: sum_t ||g_T(theta_t) - g_S(theta_t)||^2, each theta_t a constant; no lambda term."""
+    return _compare_gradients(inner, theta_0, synthetic, real, squared_distance)
 
 
 def statistics_matching(
@@ -169,26 +134,43 @@ def statistics_matching(
     synthetic: Batch,
     real: Batch,
     *,
+    statistics: Callable[[Weights, Tensor], list[Moments]],
     classifier_weight: float,
 ) -> Objective:
     """Eq. 19: statistics of S and T matched at every theta_t, plus lambda l(S; theta_T).
 
-    The statistics are those of each convolution's output, the input of the BatchNorm layer that
-    would follow it. ``classifier_weight`` is lambda; the first layer weighs as much as the others.
+    ``statistics`` are those of every layer for weights and images, and ``classifier_weight`` is
+    lambda; the first layer weighs as much as the others.
     """
 
     def term(theta: Weights, batch: Batch) -> tuple[Tensor, Weights]:
         with torch.no_grad():
-            target = channel_statistics(inner, theta, real[0])
-        found = channel_statistics(inner, theta, batch[0])
+            target = statistics(theta, real[0])
+        found = statistics(theta, batch[0])
         return statistics_loss(found, target, 1.0), inner.gradient(theta, synthetic)
 
-    matched = _along_trajectory(inner, theta_0, synthetic, term)
+    matched, theta_end = _along_trajectory(inner, theta_0, synthetic, term)
     images = synthetic[0].detach().requires_grad_()
-    *_, (theta_end, _) = inner.trajectory(theta_0, synthetic)
-    prior = classifier_weight * inner.loss(theta_end, (images, synthetic[1]))
+    prior = classifier_weight * inner.loss(theta_end, (images, *synthetic[1:]))
     (slope,) = torch.autograd.grad(prior, images)
     return Objective(matched.value + prior.detach(), matched.gradient + slope)
+
+
+def _compare_gradients(
+    inner: InnerLoop,
+    theta_0: Weights,
+    synthetic: Batch,
+    real: Batch,
+    compare: Callable[[Weights, Weights], Tensor],
+) -> Objective:
+    """Sum over t < T of a function of g_T(theta_t) and g_S(theta_t)."""
+
+    def term(theta: Weights, batch: Batch) -> tuple[Tensor, Weights]:
+        g_t = inner.gradient(theta, real)
+        g_s = inner.gradient(theta, batch, create_graph=True)
+        return compare(g_t, g_s), g_s
+
+    return _along_trajectory(inner, theta_0, synthetic, term)[0]
 
 
 def _along_trajectory(
@@ -196,39 +178,21 @@ def _along_trajectory(
     theta_0: Weights,
     synthetic: Batch,
     term: Callable[[Weights, Batch], tuple[Tensor, Weights]],
-) -> Objective:
-    """Sum of a term over theta_0, ..., theta_(T-1); ``term`` returns its value and g_S(theta_t)."""
+) -> tuple[Objective, Weights]:
+    """Sum of a term over t < T, and theta_T; ``term`` returns its value and g_S(theta_t)."""
     images = synthetic[0].detach().requires_grad_()
     theta = constants(theta_0)
     value, slope = images.new_zeros(()), torch.zeros_like(images)
     for _ in range(inner.num_steps):
-        part, g_s = term(theta, (images, synthetic[1]))
+        part, g_s = term(theta, (images, *synthetic[1:]))
         slope += torch.autograd.grad(part, images)[0]
         value += part.detach()
         theta = constants(inner.step(theta, g_s))
         del part, g_s  # their graph, before the next step builds its own
-    return Objective(value, slope)
+    return Objective(value, slope), theta
 
 
-def channel_statistics(inner: InnerLoop, theta: Weights, images: Tensor) -> list[Moments]:
-    """Mean and biased variance of every convolution's output channels, in module order."""
-    found: list[Moments] = []
-
-    def look(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        found.append(moments(output))
-        return output.clone()  # what follows may write into it
-
-    layers = [m for m in inner.network.modules() if isinstance(m, nn.Conv2d)]
-    hooks = [layer.register_forward_hook(look) for layer in layers]
-    try:
-        inner.logits(theta, images)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return found
-
-
-# --- What a synthetic set is worth ---------------------------------------------------------------
+# --- What a synthetic set is worth, and how good the expansion is --------------------------------
 
 
 class Worth(NamedTuple):
@@ -246,9 +210,37 @@ def worth(inner: InnerLoop, theta_0: Weights, synthetic: Batch, real: Batch) -> 
     """Train on the synthetic set and compare the real loss with its expansion; builds no graph."""
     with torch.no_grad():
         expansion = inner.loss(theta_0, real).item()
-    theta = theta_0
-    for theta, g_s in inner.trajectory(theta_0, synthetic):
-        if g_s:
-            expansion -= inner.lr * inner_product(inner.gradient(theta, real), g_s).item()
+    for theta, g_s in inner.steps(theta_0, synthetic):
+        expansion -= inner.lr * inner_product(inner.gradient(theta, real), g_s).item()
+        end = inner.step(theta, g_s)
     with torch.no_grad():
-        return Worth(inner.loss(theta, real).item(), expansion, theta)
+        return Worth(inner.loss(end, real).item(), expansion, constants(end))
+
+
+class ExpansionError(NamedTuple):
+    """Both losses of one set, and how far Eqs. 10 and 11 are from Eq. 1."""
+
+    exact_loss: float
+    first_order_loss: float
+    loss_error: float
+    """|Eq. 1 - Eq. 10|."""
+    gradient_error: float
+    """Distance of the meta-gradients (Eq. 1 and Eq. 11), relative."""
+    cosine: float
+    """Of their angle."""
+
+
+def expansion_error(
+    inner: InnerLoop, theta_0: Weights, synthetic: Batch, real: Batch
+) -> ExpansionError:
+    """Error of Proposition 1's expansion of the loss, and of its gradient in the images."""
+    true = exact(inner, theta_0, synthetic, real)
+    approximate = first_order(inner, theta_0, synthetic, real)
+    a, b = true.gradient.flatten(), approximate.gradient.flatten()
+    return ExpansionError(
+        true.value.item(),
+        approximate.value.item(),
+        (true.value - approximate.value).abs().item(),
+        ((a - b).norm() / a.norm()).item(),
+        (a @ b / (a.norm() * b.norm())).item(),
+    )

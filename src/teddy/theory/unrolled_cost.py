@@ -8,6 +8,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import Any
 
@@ -18,14 +19,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from teddy.core.files import Json
-from teddy.core.seeding import derive, stream
-from teddy.data.datasets import ImageDataset, select_random
+from teddy.core.seeding import derive, rng
+from teddy.data.datasets import ImageDataset
 from teddy.settings.configs import SynthesizeConfig
 from teddy.settings.theory import Fig1Config
 from teddy.synthesis.engine.frozen import Teacher
 from teddy.synthesis.gradient import eq7_gradient, settled
 from teddy.teachers.networks import build
-from teddy.theory.unrolled import Batch, InnerLoop, exact, first_order, initial_weights
+from teddy.theory.problem import Student, real_batch
+from teddy.theory.unrolled import Batch, InnerLoop, exact, first_order
 
 Update = Callable[[], Any]
 
@@ -142,36 +144,26 @@ def methods(
     Networks are fresh: the cost of an update does not depend on what they have learned.
     """
     labels = torch.arange(data.num_classes).repeat(config.ipc).to(device)
-    noise = torch.randn((len(labels), *data.image_shape), generator=stream(seed, "fig1 noise"))
-    synthetic, real = (noise.to(device), labels), _real(config, data, seed, device)
-    student = build(config.student, data.image_shape, data.num_classes, derive(seed, "student"))
-    student = student.to(device)
-    theta_0 = initial_weights(student)
+    noise = torch.randn((len(labels), *data.image_shape), generator=rng(seed, "fig1 noise"))
+    synthetic = noise.to(device), labels
+    per_class = -(-config.real_images // data.num_classes)
+    real = real_batch(data, per_class, seed, device, config.real_images)
+    network = build(config.student, data.image_shape, data.num_classes, derive(seed, "student"))
+    student = Student(network.to(device))
+    theta_0 = student.weights()
     found = []
     for name, objective in (("unrolled", exact), ("first_order", first_order)):
         for steps in config.inner_steps:
-            inner = InnerLoop(student, config.inner_lr, steps)
-            update: Update = _bound(objective, inner, theta_0, synthetic, real)
+            inner = InnerLoop(student.loss, config.inner_lr, steps)
+            update: Update = partial(objective, inner, theta_0, synthetic, real)
             found.append(Method(name, steps, None, update))
     for draw in config.draws:
         teachers = [_teacher(config, synthesis, data, seed, m, device) for m in range(draw)]
         # The first batch is as large as any.
         once = settled(synthesis, synthetic[0][: config.batch_size], teachers)
-        update = _bound(_teddy_update, synthetic, teachers, once, config.batch_size)
+        update = partial(_teddy_update, synthetic, teachers, once, config.batch_size)
         found.append(Method("teddy", None, draw, update))
     return found
-
-
-def _bound(function: Callable[..., Any], *arguments: Any) -> Update:
-    return lambda: function(*arguments)
-
-
-def _real(config: Fig1Config, data: ImageDataset, seed: int, device: torch.device) -> Batch:
-    per_class = -(-config.real_images // data.num_classes)
-    chosen = select_random(data.train.labels, data.num_classes, range(per_class), seed)
-    chosen = chosen.flatten()[: config.real_images]
-    pixels = data.train.pick(chosen).to(device)
-    return data.normalisation.apply(pixels), data.train.labels[chosen].to(device)
 
 
 def _teacher(

@@ -1,4 +1,4 @@
-"""What makes synthesis fast and changes no result: rewritten networks, kernels, graphs, scheduling.
+"""What runs batches fast and safely, and changes no result: kernels, graphs, scheduling, resuming.
 
-Imports core, settings, teachers and the objectives; knows no method.
+Imports core, settings, data, teachers and the objectives; knows no method.
 """

@@ -39,7 +39,7 @@ saving a twentieth of a pass suffices. Estimated, not measured."""
 def choose_passes(config: SynthesizeConfig, pool_size: int, device: torch.device) -> MakePasses:
     """Replayed passes on a GPU, where each is replayed ``_LEAST_REPLAYS`` times on average.
 
-    Depends on settings alone, like the mode of the gradient: an item that is continued after an
+    Depends on settings alone, like the mode of the gradient: a batch that is continued after an
     interruption must be run as it was before.
     """
     if device.type != "cuda" or not graphs_wanted():
@@ -55,7 +55,7 @@ def choose_passes(config: SynthesizeConfig, pool_size: int, device: torch.device
 
 
 def replays_per_recording(config: SynthesizeConfig, pool_size: int) -> float:
-    """How often an item replays each of its recordings, one per teacher and slot, on average."""
+    """How often a batch replays each of its recordings, one per teacher and slot, on average."""
     places = 1 if config.gradient == "two_pass" else config.draw
     if config.draw_per == "index":
         recordings = config.draw

@@ -10,10 +10,12 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from enum import Enum
+from typing import Protocol
 
 import torch
 
+from teddy.core.errors import TeddyError
+from teddy.core.memory import OutOfMemory, memory_watch
 from teddy.core.runtime import lanes_wanted, log
 
 _MOST = 4
@@ -22,13 +24,6 @@ _SETTLE, _WINDOW = 50, 100
 """Iterations of every job in which a new one sets itself up, and that are measured then."""
 _GAIN = 1.05
 """By which one more job must raise the iterations per second of all, to stay."""
-
-
-class Turn(Enum):
-    """What a job tells when it lets the others run."""
-
-    DONE = "an iteration is on its way"
-    CROWDED = "memory is exhausted; to be called again when fewer jobs run"
 
 
 @dataclass(slots=True)
@@ -46,8 +41,30 @@ class Lane:
         return contextlib.nullcontext() if self.stream is None else torch.cuda.stream(self.stream)
 
 
-Job = Callable[[Lane], Iterator[Turn]]
-"""Does its work in steps; must not report ``CROWDED`` where nothing runs beside it."""
+class Job(Protocol):
+    """Does its work in steps."""
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        ...
+
+    @property
+    def can_go_on(self) -> bool:
+        """Whether exhausted memory left nothing half-done."""
+        ...
+
+    def steps(self, lane: Lane) -> Iterator[None]:
+        """Begin, or go on after exhausted memory; yields after every step."""
+        ...
+
+    def free(self, lanes: Callable[[int], bool]) -> bool:
+        """Give back memory that is held for later in lanes of such numbers; whether any was."""
+        ...
+
+    def smaller(self) -> str:
+        """Go on with less memory; how, or "" if it cannot."""
+        ...
 
 
 class Search:
@@ -107,22 +124,26 @@ class Search:
             self.limit += 1
 
     def _end(self, reason: str) -> None:
-        self._found, plural = True, "s" if self.limit > 1 else ""
+        self._found, plural = True, "es" if self.limit > 1 else ""
         found = ", ".join(f"{rate:.1f} with {n}" for n, rate in self.rates.items())
         found = f": {found} iterations/s" if found else ""
-        log(f"{self.limit} item{plural} at a time on this device ({reason}{found})")
+        log(f"{self.limit} batch{plural} at a time on this device ({reason}{found})")
 
 
 class Lanes:
     """Runs jobs on a device, as many at a time as ``$TEDDY_LANES`` says or pay on a GPU.
 
+    Exhausted memory is answered by dropping what idle lanes hold, then by running fewer jobs, which
+    changes no byte, and only for a job alone by its smaller way.
+
     Args:
         device: where they compute.
+        limit: how many at a time, instead.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, limit: int | None = None) -> None:
         self._device = device
-        self._fixed = lanes_wanted() or (None if device.type == "cuda" else 1)
+        self._fixed = limit or lanes_wanted() or (None if device.type == "cuda" else 1)
         self._search = Search(self._wait)
         self._streams: dict[int, torch.cuda.Stream] = {}
 
@@ -132,7 +153,11 @@ class Lanes:
         return self._fixed or self._search.limit
 
     def run(self, jobs: Iterable[Job]) -> None:
-        """Run all jobs to their end, beginning in their order."""
+        """Run all jobs to their end, beginning in their order.
+
+        Raises:
+            TeddyError: memory is exhausted by a job alone.
+        """
         waiting, running = deque(jobs), list[_Running]()
         while waiting or running:
             while waiting and len(running) < self.limit:
@@ -141,22 +166,45 @@ class Lanes:
             for one in active:
                 one.lane.beside = len(active) - 1
             for one in active:
-                turn = one.go()
-                if turn is Turn.DONE:
-                    done += 1
-                    continue
-                running.remove(one)
-                if turn is Turn.CROWDED:
-                    running.append(one)  # the last to go on
-                    self._fewer(len(active))
+                failure = ""
+                try:
+                    if one.step():
+                        done += 1
+                    else:
+                        running.remove(one)
+                except OutOfMemory as error:
+                    failure = f"({error})"
+                # Outside the handler, which holds on to the tensors of what failed.
+                if failure and not self._make_room(one, running, len(active), failure):
                     break
             if self._fixed is None:
                 self._search.look(len(active), done, len(waiting))
 
-    def _fewer(self, running: int) -> None:
-        if self._fixed is not None:
-            self._fixed = max(1, running - 1)
-        self._search.fewer(running)
+    def _make_room(
+        self, one: "_Running", running: "list[_Running]", active: int, reason: str
+    ) -> bool:
+        """Answer exhausted memory; whether as many jobs as before go on."""
+        job, taken = one.job, {other.lane.number for other in running}
+        one.again()
+        if not job.can_go_on:
+            raise TeddyError(f"synthesize: memory ran out within an update of {job.name} {reason}")
+        if job.free(lambda number: number not in taken):
+            return True
+        job.free(lambda number: True)
+        if active > 1:
+            running.remove(one)
+            running.append(one)  # the last to go on
+            if self._fixed is not None:
+                self._fixed = max(1, active - 1)
+            self._search.fewer(active)
+            return False
+        if how := job.smaller():
+            log(f"synthesize: no memory left for {job.name}, which goes on {how}")
+            return True
+        raise TeddyError(
+            f"synthesize: no memory left for {job.name} {reason}; take fewer images at a time by "
+            "synthesize.classes_per_batch or indices_per_batch"
+        )
 
     def _begin(self, job: Job, running: "list[_Running]") -> "_Running":
         taken = {one.lane.number for one in running}
@@ -168,19 +216,30 @@ class Lanes:
                     self._streams[number] = torch.cuda.Stream()
                 lane.stream = self._streams[number]
                 lane.stream.wait_stream(torch.cuda.current_stream())  # what all share is there
-        return _Running(lane, job(lane))
+        return _Running(job, lane)
 
     def _wait(self) -> None:
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
 
 
-@dataclass(frozen=True, slots=True)
 class _Running:
-    lane: Lane
-    steps: Iterator[Turn]
+    """A job in its lane."""
 
-    def go(self) -> Turn | None:
-        """One step; None if there was none left."""
-        with self.lane.entered():
-            return next(self.steps, None)
+    def __init__(self, job: Job, lane: Lane) -> None:
+        self.job, self.lane = job, lane
+        self._steps: Iterator[None] = iter(())
+        self.again()
+
+    def again(self) -> None:
+        """Begin, or go on where the job is."""
+        self._steps = self.job.steps(self.lane)
+
+    def step(self) -> bool:
+        """Do a step; False if there was none left.
+
+        Raises:
+            OutOfMemory: memory was exhausted within it.
+        """
+        with self.lane.entered(), memory_watch():
+            return next(self._steps, self) is not self

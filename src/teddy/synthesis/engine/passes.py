@@ -109,7 +109,7 @@ def kept_bytes(teacher: Teacher, view: Tensor, config: SynthesizeConfig) -> int:
     return sum(size for address, size in storages.items() if address not in weights)
 
 
-def memory_of_an_item(device: torch.device) -> int:
+def memory_of_a_batch(device: torch.device) -> int:
     """Bytes: a GPU's memory, or the machine's divided by its cores, each of which may have one."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)

@@ -1,0 +1,5 @@
+"""``python -m teddy``: see :mod:`teddy.stages.commands`."""
+
+from teddy.stages.commands import main
+
+main()

@@ -1,0 +1,272 @@
+"""The parameter files of a checkout checked as a whole; the stage ``resolve`` asks it."""
+
+import re
+from pathlib import Path
+
+from teddy.core import user_code
+from teddy.core.errors import TeddyError
+from teddy.settings.configs import ALGORITHMS, STAGES
+from teddy.settings.parameters import Parameters
+from teddy.settings.rows import parents
+from teddy.settings.schema import Section, check, suggest
+from teddy.settings.theory import Fig1Config, Fig5Config
+
+
+class Declared(Parameters):
+    """All parameter files of a checkout, of which each row is right and fits the others.
+
+    Args:
+        root: folder of ``dvc.yaml`` and ``params.yaml``.
+
+    Raises:
+        TeddyError: a file is not readable; a key is missing or unknown; a value is of the wrong
+            type or out of range; a row stands there twice, has no parent or is shown nowhere; or
+            a table shows no row.
+    """
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self._stages = _target_stages(self._dvc)
+        for name in self.datasets:  # of stages that no row has too
+            for stage, cls in STAGES.items():
+                self._resolved(cls, stage, name)
+        of_rows = {
+            "methods": self._check_method,
+            "prepared": self.prepare,
+            "bases": self.train_teacher,
+            "pools": self._check_pool,
+            "sets": self._check_set,
+            "evaluations": self._check_evaluation,
+            "step_teachers": self._check_step_teachers,
+            "learners": self._check_learner,
+        }
+        for section, check_row in of_rows.items():
+            for name in getattr(self, section):
+                self._check_parents(section, name)
+                check_row(name)
+        for experiment in self.experiments:
+            self._check_experiment(experiment)
+        self._check_names()
+        self._check_targets()
+
+    def _check_parents(self, section: str, name: str) -> None:
+        """The rows that a row names must be there, and of its dataset."""
+        row, where = getattr(self, section)[name], self.where(section, name)
+        for key, above in parents(type(row)).items():
+            parent = getattr(row, key)
+            self._parent(where, above, parent)
+            if above not in ("prepared", "methods"):
+                self._check_same(where, above, parent, self.dataset_of(row.data))
+
+    def _check_same(self, where: str, section: str, parent: str, dataset: str) -> None:
+        row = getattr(self, section)[parent]
+        its = row.dataset if section == "prepared" else self.dataset_of(row.data)
+        check(
+            its == dataset,
+            f"{where} is of dataset {dataset!r}, but its parent {parent!r} is of {its!r}",
+        )
+
+    def _check_method(self, name: str) -> None:
+        algorithm = self.methods[name].algorithm
+        if not user_code.is_reference(algorithm) and algorithm not in ALGORITHMS:
+            raise TeddyError(
+                f"{self.where('methods', name)}.algorithm must be path/to/file.py:Name or known, "
+                f"got {algorithm!r}; {suggest(algorithm, ALGORITHMS)}"
+            )
+
+    def _check_experiment(self, name: str) -> None:
+        config = {"fig1": self.fig1, "fig5": self.fig5, "theory": self.theory}[name]()
+        if isinstance(config, Fig1Config | Fig5Config):
+            where = self._params.where(name)
+            self._parent(f"{where}.data", "prepared", config.data)
+            self._check_same(where, "prepared", config.data, config.dataset)
+
+    def _check_step_teachers(self, name: str) -> None:
+        check(
+            not self.train_step_teachers(name).checkpoint,
+            f"{self.where('step_teachers', name)}: train_teacher.checkpoint must be ''",
+        )
+
+    def _check_pool(self, name: str) -> None:
+        row, where = self.pools[name], self.where("pools", name)
+        network, config = self.train_teacher(row.base).network, self.pool(name)
+        check(
+            row.kind != "post" or network.prunable,
+            f"{where}: {network.arch} cannot be pruned; choose kind prior or converged",
+        )
+        check(
+            config.prior is not None and config.post is not None,
+            f"{where}: prior and post must be keys",
+        )
+        if row.kind == "converged":
+            return
+        followed = row.base if row.kind == "prior" else row.curve
+        run, last = self.train_teacher(followed), self.prior_epochs(name)[-1]
+        epochs = 1 if run.checkpoint else run.epochs
+        check(
+            last <= epochs,
+            f"{where}: pool.prior reaches epoch {last}, but the base run {followed!r} ends at "
+            f"epoch {epochs}",
+        )
+
+    def _check_set(self, name: str) -> None:
+        row, where = self.sets[name], self.where("sets", name)
+        config = self.algorithm_config(name)
+        self._check_labels(where, name, self.methods[row.method].labels)
+        draw, size = getattr(config, "draw", 1), self.pool_size(row.pool)
+        check(
+            draw <= size,
+            f"{where}: synthesize.draw is {draw}, but the pool {row.pool!r} has {size} "
+            f"member{'s' if size > 1 else ''}",
+        )
+
+    def _check_evaluation(self, name: str) -> None:
+        row, where = self.evaluations[name], self.where("evaluations", name)
+        check(name not in self.sets, f"{where}: there is a set of that name too; rename one")
+        self._check_labels(where, name, row.labels)
+        size = self.pool_size(row.pool)
+        check(
+            row.members <= size,
+            f"{where}: members is {row.members}, but the pool {row.pool!r} has {size}",
+        )
+
+    def _check_learner(self, name: str) -> None:
+        row, where = self.learners[name], self.where("learners", name)
+        check(
+            name not in self.sets and name not in self.evaluations,
+            f"{where}: there is a set or evaluation of that name too; rename one",
+        )
+        self._check_labels(where, name, row.labels)
+        if not row.strict:
+            return
+        if row.teachers not in self.step_teachers:
+            raise TeddyError(
+                f"{where}: teachers must be its pool {row.pool!r} or a row of step_teachers, got "
+                f"{row.teachers!r}; {suggest(row.teachers, (row.pool, *self.step_teachers))}"
+            )
+        method = self.sets[row.set].method
+        algorithm = self.methods[method].algorithm
+        check(
+            algorithm == "teddy" or not self.algorithm(method).by_pool,
+            f"{where}: strict teachers can make images of Eq. 7 alone, but the set {row.set!r} is "
+            f"made by {algorithm}",
+        )
+        self._check_same(where, "step_teachers", row.teachers, self.dataset_of(row.data))
+        check(
+            self.pools[row.pool].kind != "post",
+            f"{where}: strict teachers cannot be pruned copies; choose a prior or converged pool",
+        )
+        last, epochs = self.step_epochs(name)[-1], self.train_step_teachers(row.teachers).epochs
+        check(
+            last <= epochs,
+            f"{where} needs epoch {last} of step_teachers.{row.teachers}, whose runs end at epoch "
+            f"{epochs}",
+        )
+
+    def _check_labels(self, where: str, name: str, labels: tuple[str, ...]) -> None:
+        self.evaluate(name)
+        relabel = self.relabel(name)
+        check(
+            "soft" not in labels or relabel.augmentation != "dsa",
+            f"{where}: relabel.augmentation is dsa, which has no soft labels because its operation "
+            f"belongs to a student's batch, but its labels are {', '.join(labels)}",
+        )
+
+    def _check_names(self) -> None:
+        """Outputs must not lie in each other, which DVC would refuse without naming the rows."""
+        folders = {
+            "models": ("bases", "pools", "step_teachers"),
+            "sets": ("sets", "evaluations", "learners"),
+            "prepared": ("prepared",),
+        }
+        for sections in folders.values():
+            taken: dict[str, str] = {}
+            for section in sections:
+                for name in getattr(self, section):
+                    where = self.where(section, name)
+                    check(name not in taken, f"{where}: {taken.get(name)} has that name too")
+                    taken[name] = where
+            for name, where in taken.items():
+                parts = name.split("/")
+                for depth in range(1, len(parts)):
+                    outer = "/".join(parts[:depth])
+                    check(
+                        outer not in taken,
+                        f"{where}: its files would lie in those of {taken.get(outer)}; rename one",
+                    )
+
+    def _check_targets(self) -> None:
+        seen = set()
+        for target, rows in self.targets.items():
+            for dataset in rows:
+                self._check_target(target, dataset)
+                seen |= set(self.shown(target, dataset))
+        for section in ("sets", "evaluations", "learners"):
+            for name, row in getattr(self, section).items():
+                dataset, where = self.dataset_of(row.data), self.where(section, name)
+                places = [
+                    self._own(target)
+                    for target, rows in self.targets.items()
+                    if dataset in rows and section in self._sections_of(target)
+                ]
+                check(
+                    name in seen or self._used(name),
+                    f"{where}: no table or figure shows it: its name must begin with {dataset}/ "
+                    f"and one of {', '.join(places) or 'none, as targets has none of its dataset'}",
+                )
+
+    def _check_target(self, target: str, dataset: str) -> None:
+        row, where = self.targets[target][dataset], self.where("targets", f"{target}/{dataset}")
+        if self._stages and target not in self._stages:
+            raise TeddyError(
+                f"{where}: no stage of dvc.yaml makes {target!r}; {suggest(target, self._stages)}"
+            )
+        if dataset not in self.datasets:
+            raise TeddyError(f"{where}: no dataset {dataset!r}; {suggest(dataset, self.datasets)}")
+        for key in re.findall(r"\$\{item\.(\w+)\}", self._stages.get(target, "")):
+            check(
+                bool(getattr(row, key, "")), f"{where} lacks the key {key!r}, which its stage reads"
+            )
+        for key, section in parents(type(row)).items():
+            if getattr(row, key):
+                self._parent(f"{where}.{key}", section, getattr(row, key))
+        prefix = f"{dataset}/"
+        every = (name for name in self._shown_by(target) if name.startswith(prefix))
+        names = [name.removeprefix(prefix) for name in every]
+        after = row.after.removesuffix(".json")
+        if row.after and not any(
+            name == after if row.after.endswith(".json") else name.startswith(f"{after}/")
+            for name in names
+        ):
+            raise TeddyError(f"{where}.after: no record or folder of {dataset}, {row.after!r}")
+        for path in row.beside:
+            if not any(f"{name}/".startswith(f"{path}/") for name in names):
+                raise TeddyError(
+                    f"{where}.beside: no row {path!r} of {dataset}; {suggest(path, names)}"
+                )
+            check(
+                not row.after or f"{path}/".startswith(f"{after}/"),
+                f"{where}: {path!r} does not lie in {row.after!r}, which DVC waits for",
+            )
+        own = any(name.startswith(f"{self._own(target)}/") for name in names)
+        needs_own = f"evaluations/${{key}}/{target}'" in self._stages.get(target, "")
+        check(
+            own or (len(row.beside) > 0 and not needs_own),
+            f"{where}: shows no row{' of its own' if row.beside else ''}: name rows {dataset}/"
+            f"{self._own(target)}/…, or remove it",
+        )
+
+    def _used(self, name: str) -> bool:
+        """Whether something that is shown is made of a set."""
+        made = {row.set for row in self.evaluations.values()}
+        return name in made | {row.set for row in self.learners.values()}
+
+
+def _target_stages(dvc: Section) -> dict[str, str]:
+    """Targets that stages of a ``dvc.yaml`` make, one for each dataset, and all that these say."""
+    found: dict[str, str] = {}
+    for stage in dict(dvc.get("stages") or {}).values():
+        target = re.fullmatch(r"\$\{targets\.([\w-]+)\}", str(stage.get("foreach")))
+        if target:
+            found[target[1]] = found.get(target[1], "") + str(stage.get("do"))
+    return found

@@ -1,0 +1,1073 @@
+"""The parameter files: three layers of settings, rows, and a clear refusal for everything else.
+
+Most tests edit a small but complete checkout; the last ones read the repository's own.
+"""
+
+import copy
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from checkouts import METHODS, ROOT, listed
+from hypothesis import given
+from hypothesis import strategies as st
+
+from teddy.core.errors import TeddyError
+from teddy.settings.configs import (
+    STAGES,
+    DmConfig,
+    NetworkConfig,
+    OptimizerConfig,
+    PriorConfig,
+    RelabelConfig,
+    SynthesizeConfig,
+    TrainTeacherConfig,
+    ViewConfig,
+)
+from teddy.settings.declared import Declared
+from teddy.settings.resolve import stage_files
+from teddy.settings.schema import from_json, read_yaml, to_json
+from teddy.settings.theory import EXPERIMENTS
+
+VIEWS = {"crop_scale": 0.5, "hflip": False, "roll": [0, 0]}
+DSA = {
+    "operations": ["color", "flip"], "scale": 1.2, "rotate": 15, "crop": 0.125, "cutout": 0.5,
+    "brightness": 1, "saturation": 2, "contrast": 0.5,
+}  # fmt: skip
+DM = {
+    "network": {"arch": "convnet3", "width": 32, "norm": "instance"}, "initialise": "noise",
+    "iterations": 9, "classes_per_batch": 10, "real_batch": 256, "lr": 1, "momentum": 0.5,
+    "clip": True,
+}  # fmt: skip
+NETWORK = {"arch": "convnet3", "width": 32, "norm": "batch"}
+OPTIMIZER = {
+    "name": "sgd", "lr": 0.05, "momentum": 0.9, "betas": [0.9, 0.999], "weight_decay": 1e-4,
+    "decay_1d": True, "schedule": "cosine", "step_epochs": 30, "step_factor": 0.1,
+    "warmup_epochs": 0,
+}  # fmt: skip
+REAL = read_yaml(ROOT / "params.yaml")
+
+
+def of_toy(section: dict[str, Any]) -> dict[str, Any]:
+    """An experiment's own settings, on the dataset of these tests."""
+    return dict(section) | {key: "toy" for key in ("dataset", "data") if key in section}
+
+
+PARAMS: dict[str, Any] = {
+    "seed": 0,
+    **{name: of_toy(REAL[name]) for name in EXPERIMENTS},
+    "continual": {"steps": 2, "orders": [0, 1]},
+    "datasets": {"toy": {"title": "Toy"} | {stage: {} for stage in STAGES}},
+    "prepare": {
+        "source": "digits", "root": "", "download": False, "num_classes": 10, "image_size": 8,
+        "channels": 1, "storage": "memory", "checksums": "contents",
+        "on_checksum_mismatch": "refuse", "on_unreadable": "refuse", "mean": [], "std": [],
+        "val_fraction": 0.15, "test_fraction": 0.25, "keep": [1, 1],
+    },
+    "train_teacher": {
+        "network": NETWORK, "epochs": 30, "batch_size": 64, "optimizer": OPTIMIZER,
+        "views": VIEWS, "precision": "float32", "checkpoint": "", "claimed_top1": 0,
+    },
+    "pool": {
+        "prior": {"first": 1, "last": 4, "step": 1},
+        "post": {
+            "size": 9, "pruning_ratio": 0.19, "max_epochs": 2, "checks_per_epoch": 4,
+            "lr": [0.001, 0.1], "batch_size": 64, "momentum": 0.9, "weight_decay": 1e-4,
+            "views": VIEWS, "bn_recalibrate": False,
+        },
+    },
+    "synthesize": {
+        "initialise": "noise", "iterations": 400, "classes_per_batch": 100,
+        "indices_per_batch": 10, "lr": 0.1, "betas": [0.5, 0.9], "eps": 1e-8, "weight_decay": 0,
+        "alpha_bn": 0.1, "first_bn_weight": 10, "norm": "l2", "variance": "biased",
+        "over_teachers": "mean", "ensemble": "logits", "draw": 3, "draw_per": "index",
+        "augmentation": "views", "views": VIEWS, "views_per": "batch", "clip": True,
+        "class_statistics": "none", "gradient": "two_pass", "precision": "float32",
+    },
+    "dm": DM,
+    "dsa": DSA,
+    "relabel": {
+        "epochs": 150, "augmentation": "views", "views": VIEWS, "cutmix": True,
+        "ensemble": "logits", "precision": "float32", "store": True,
+    },
+    "evaluate": {
+        "network": NETWORK, "batch_size": 100, "optimizer": OPTIMIZER, "temperature": 20,
+        "temperature_squared": False, "seeds": [0, 1, 2], "eval_epochs": 10,
+        "precision": "float32", "divergence": True,
+    },
+}  # fmt: skip
+POOL = {"data": "toy", "base": "toy/base", "curve": "toy/base"}
+SET = {"data": "toy", "ipc": 1}
+PRIOR, SRE2L, RANDOM = (f"toy/main/ipc1/{name}" for name in ("prior", "sre2l", "random"))
+AGAIN, LEARNER = "toy/fig3b/members2", "toy/fig3e/strict"
+ROWS: dict[str, Any] = {
+    "on": {"toy": True},
+    "methods": {
+        "teddy": {"title": "T", "algorithm": "teddy", "labels": ["hard", "soft"]},
+        "sre2l": {"title": "S", "algorithm": "teddy", "labels": ["hard", "soft"]},
+        "random": {"title": "R", "algorithm": "random", "labels": ["soft"], "paper": "Random"},
+        "dm": {"title": "D", "algorithm": "dm", "labels": ["hard"]},
+    },
+    "prepared": {"toy": {"dataset": "toy"}},
+    "bases": {"toy/base": {"data": "toy"}},
+    "pools": {f"toy/{kind}": {**POOL, "kind": kind} for kind in ("prior", "post", "converged")},
+    "sets": {
+        PRIOR: {**SET, "method": "teddy", "pool": "toy/prior"},
+        SRE2L: {**SET, "method": "sre2l", "pool": "toy/converged", "draw": 1},
+        RANDOM: {**SET, "method": "random", "pool": "toy/converged"},
+    },
+    "evaluations": {
+        AGAIN: {
+            "data": "toy", "set": PRIOR, "pool": "toy/prior", "members": 2, "labels": ["soft"],
+        },
+    },
+    "step_teachers": {"toy/by-step": {"data": "toy"}},
+    "learners": {
+        LEARNER: {
+            "data": "toy", "set": PRIOR, "pool": "toy/prior", "teachers": "toy/by-step",
+            "labels": ["soft"],
+        },
+    },
+    "targets": {
+        "table1": {"toy": {}},
+        "fig3b": {"toy": {"beside": ["main/ipc1/prior"], "after": "main/ipc1/prior.json"}},
+        "fig3e": {"toy": {}},
+    },
+}  # fmt: skip
+TOY = "experiments/toy.yaml"
+
+Read = Callable[..., Declared]
+MISSING = object()
+
+
+@pytest.fixture
+def read(tmp_path: Path) -> Read:
+    """Read a checkout with some entries replaced, by their path with colons."""
+
+    def read_edited(edits: dict[str, Any] | None = None) -> Declared:
+        files = {"params.yaml": copy.deepcopy(PARAMS), TOY: copy.deepcopy(ROWS)}
+        for place, value in (edits or {}).items():
+            *parents, last = place.split(":")
+            first = parents[0] if parents else last
+            section = files[TOY if first in ROWS else "params.yaml"]
+            for parent in parents:
+                section = section[parent]
+            if value is MISSING:
+                del section[last]
+            else:
+                section[last] = copy.deepcopy(value)
+        write(tmp_path, files)
+        return Declared(tmp_path)
+
+    return read_edited
+
+
+def write(root: Path, files: dict[str, Any], switched_on: tuple[str, ...] = (TOY,)) -> None:
+    for name, content in files.items():
+        (root / name).parent.mkdir(exist_ok=True)
+        text = content if isinstance(content, str) else json.dumps(content)  # JSON is YAML
+        (root / name).write_text(text, encoding="utf-8")
+    (root / "dvc.yaml").write_text(listed(switched_on), encoding="utf-8")
+
+
+def refused(ask: Callable[[], object], *words: str) -> str:
+    """The one line that something is refused with."""
+    with pytest.raises(TeddyError) as caught:
+        ask()
+    message = str(caught.value)
+    assert "\n" not in message
+    assert len(message) < 600
+    missing = [word for word in words if word not in message]
+    assert not missing, message
+    return message
+
+
+def refusal(read: Read, edits: dict[str, Any], *words: str) -> str:
+    """The one line that an edited checkout is refused with; it names a file."""
+    return refused(lambda: read(edits), ".yaml", *words)
+
+
+# ------------------------------------------------------------------------------------------ layers
+
+
+def test_whole_checkout_is_read(read: Read) -> None:
+    declared = read()
+    assert declared.seed == 0
+    config = declared.algorithm_config(PRIOR)
+    assert isinstance(config, SynthesizeConfig)
+    assert config.views == ViewConfig(crop_scale=0.5, hflip=False, roll=(0, 0))
+    assert config.betas == (0.5, 0.9)
+    assert declared.train_teacher("toy/base").network.width == 32
+    assert declared.prior_epochs("toy/prior") == (1, 2, 3, 4)
+    assert declared.relabel(PRIOR).epochs == 150
+    assert declared.evaluate(PRIOR).seeds == (0, 1, 2)
+    assert declared.prepare("toy").source == "digits"
+    assert declared.sets[PRIOR].ipc == 1
+    sizes = [declared.pool_size(f"toy/{kind}") for kind in ("prior", "post", "converged")]
+    assert sizes == [4, 9, 1]
+    assert declared.datasets["toy"].title == "Toy"
+
+
+def test_dataset_overrides_default_and_row_overrides_dataset(read: Read) -> None:
+    assert read().algorithm_config(PRIOR).lr == 0.1
+    dataset = {"datasets:toy:synthesize": {"lr": 0.2, "views": {"hflip": True}}}
+    config = read(dataset).algorithm_config(PRIOR)
+    assert (config.lr, config.alpha_bn) == (0.2, 0.1)
+    assert config.views == ViewConfig(crop_scale=0.5, hflip=True, roll=(0, 0))
+    row = {f"sets:{PRIOR}:lr": 0.3, f"sets:{PRIOR}:views": {"roll": [-4, 4]}}
+    declared = read(dataset | row)
+    config = declared.algorithm_config(PRIOR)
+    assert config.lr == 0.3
+    assert config.views == ViewConfig(crop_scale=0.5, hflip=True, roll=(-4, 4))
+    other = declared.algorithm_config(SRE2L)
+    assert (other.lr, other.draw) == (0.2, 1)
+
+
+def test_settings_of_a_dataset_stand_in_any_one_place(read: Read, tmp_path: Path) -> None:
+    own = {"title": "Toy", "evaluate": {"temperature": 5}}
+    in_params = read({"datasets:toy": own})
+    assert in_params.evaluate(PRIOR).temperature == 5
+    files = {"params.yaml": PARAMS | {"datasets": {}}, TOY: ROWS}
+    write(tmp_path, files | {"params/toy.yaml": own})
+    assert Declared(tmp_path).evaluate(PRIOR).temperature == 5
+    assert Declared(tmp_path).where_of_dataset("toy") == str(tmp_path / "params/toy.yaml")
+    write(tmp_path, files | {TOY: ROWS | {"datasets": {"toy": own}}})
+    refused(
+        lambda: Declared(tmp_path),
+        f"{TOY}: datasets.toy: settings of that dataset stand in", "params/toy.yaml too",
+    )  # fmt: skip
+    (tmp_path / "params/toy.yaml").unlink()
+    assert Declared(tmp_path).evaluate(PRIOR).temperature == 5
+    assert Declared(tmp_path).where_of_dataset("toy") == f"{tmp_path / TOY}: datasets.toy"
+    write(tmp_path, {"params.yaml": PARAMS})
+    refused(
+        lambda: Declared(tmp_path),
+        f"{TOY}: datasets.toy: settings of that dataset stand in", "params.yaml too",
+    )  # fmt: skip
+
+
+def test_rows_of_bases_and_pools_override_their_stages(read: Read) -> None:
+    declared = read(
+        {
+            "datasets:toy:train_teacher": {"optimizer": {"momentum": 0.5}},
+            "bases:toy/base:epochs": 7,
+            "bases:toy/base:optimizer": {"lr": 1},
+            "pools:toy/prior:prior": {"first": 2, "last": 7, "step": 2.5},
+            "step_teachers:toy/by-step:epochs": 8,
+        }
+    )
+    teacher = declared.train_teacher("toy/base")
+    assert (teacher.epochs, teacher.optimizer.lr, teacher.optimizer.momentum) == (7, 1.0, 0.5)
+    assert declared.prior_epochs("toy/prior") == (2, 4, 7)
+    assert declared.prior_epochs("toy/post") == (1, 2, 3, 4)
+    steps = declared.train_step_teachers("toy/by-step")
+    assert (steps.epochs, steps.optimizer.momentum) == (8, 0.5)
+
+
+def test_dataset_overrides_reach_all_stages(read: Read) -> None:
+    declared = read(
+        {
+            "datasets:toy:prepare": {"val_fraction": 0.3},
+            "datasets:toy:relabel": {"cutmix": False},
+            "datasets:toy:evaluate": {"network": {"width": 8}},
+            "datasets:toy:dsa": {"operations": ["flip"]},
+        }
+    )
+    assert declared.prepare("toy").val_fraction == 0.3
+    assert not declared.relabel(PRIOR).cutmix
+    assert declared.evaluate(PRIOR).network == NetworkConfig(arch="convnet3", width=8, norm="batch")
+    assert declared.relabel(PRIOR).dsa.operations == ("flip",)
+    assert declared.algorithm_config(PRIOR).dsa == declared.relabel(PRIOR).dsa
+
+
+def test_a_set_has_the_settings_of_its_algorithm(read: Read) -> None:
+    row = {**SET, "method": "dm", "pool": "toy/prior", "iterations": 5}
+    made = read({"sets:toy/main/ipc1/dm": row, "datasets:toy:dm": {"lr": 7}})
+    config = made.algorithm_config("toy/main/ipc1/dm")
+    assert isinstance(config, DmConfig)
+    assert (config.iterations, config.lr, config.dsa.rotate) == (5, 7, 15)
+    words = "unknown key 'draw'"
+    refusal(read, {"sets:toy/main/ipc1/dm": row | {"draw": 1}}, TOY, "toy/main/ipc1/dm", words)
+    refusal(read, {f"sets:{RANDOM}:lr": 1}, f"sets.{RANDOM}", "unknown key 'lr'")
+
+
+# ---------------------------------------------------------------------------- unknown and missing
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "sythesize",
+        "prepare:sorce",
+        "train_teacher:network:widht",
+        "train_teacher:optimizer:lrr",
+        "pool:priors",
+        "pool:prior:epoch",
+        "pool:post:views:hflp",
+        "synthesize:alpha",
+        "synthesize:views:rolls",
+        "dm:draw",
+        "dsa:rotation",
+        "relabel:cutmixx",
+        "evaluate:tempratur",
+        "continual:step",
+        "fig1:networks",
+        "fig5:eta",
+        "theory:tolerance",
+        "datasets:toy:titel",
+        "datasets:toy:synthesize:alpha",
+        "datasets:toy:evaluate:optimizer",
+        "datasets:toy:dm:alpha",
+        "prepared:toy:keeps",
+        "bases:toy/base:epoch",
+        "pools:toy/prior:kinds",
+        f"sets:{PRIOR}:drew",
+        f"sets:{PRIOR}:views",
+        f"evaluations:{AGAIN}:lr",
+        f"learners:{LEARNER}:draw",
+        "step_teachers:toy/by-step:checkpoints",
+        "methods:teddy:lables",
+        "targets:table1:toy:besides",
+    ],
+)
+def test_unknown_key_is_refused_by_name_at_every_level(read: Read, place: str) -> None:
+    key = place.rpartition(":")[2]
+    value: Any = 1
+    if key in ("optimizer", "views"):
+        key, value = "lrate", {"lrate": 1}
+    refusal(read, {place: value}, f"unknown key {key!r}")
+
+
+def test_near_miss_is_suggested(read: Read) -> None:
+    refusal(read, {"synthesize:iteration": 5}, "did you mean 'iterations'?")
+    refusal(read, {f"sets:{PRIOR}:pool": "toy/priro"}, "did you mean 'toy/prior'?")
+    refusal(read, {"train_teacher:network:arch": "resnet19"}, "did you mean 'resnet18'?")
+    refusal(read, {"methods:teddy:algorithm": "tedy"}, "did you mean 'teddy'?")
+    refusal(read, {"prepared:toy:dataset": "toi"}, "no settings of the dataset 'toi'", "'toy'?")
+    refusal(read, {"targets:fig3f": {"toy": {}}}, "no stage of dvc.yaml makes 'fig3f'", "did you")
+
+
+def test_keys_of_mixed_types_are_refused_in_one_line(read: Read, tmp_path: Path) -> None:
+    for place in ("experiments/toy.yaml", "params.yaml"):
+        for key in ("1", "~", "true", "1.5", "2024-01-01"):
+            read()
+            path = tmp_path / place
+            path.write_text(path.read_text()[:-1] + f", {key}: {{{key}: 1}}}}", encoding="utf-8")
+            refused(lambda: Declared(tmp_path), f"{path}: unknown key")
+    read()
+    path = tmp_path / "params.yaml"
+    path.write_text(path.read_text().replace('"clip": true', "1: 2, ~: 3, clip: true, x: 4"))
+    refused(lambda: Declared(tmp_path), f"{path}: synthesize", "unknown key")
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "seed", "datasets", "continual", "synthesize", "evaluate", "dsa", "synthesize:lr",
+        "synthesize:views:roll", "train_teacher:network:arch", "pool:post:size", "pool:prior:step",
+        "relabel:store", "datasets:toy:title", "fig1:ipc", "prepared:toy:dataset",
+        "bases:toy/base:data", "pools:toy/prior:kind", f"sets:{PRIOR}:ipc", "methods:teddy:labels",
+        f"evaluations:{AGAIN}:set", f"learners:{LEARNER}:teachers",
+    ],
+)  # fmt: skip
+def test_missing_key_is_refused_by_name(read: Read, place: str) -> None:
+    refusal(read, {place: MISSING}, f"lacks the key {place.rpartition(':')[2]!r}")
+
+
+# ------------------------------------------------------------------------------------------ types
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "expected"),
+    [
+        ("seed", "0", "params.yaml: seed must be a whole number; got '0'"),
+        ("seed", True, "seed must be a whole number; got True"),
+        ("seed", 1.0, "seed must be a whole number; got 1.0"),
+        ("seed", 2**64, "seed must be below 9.22337e+18; got 18446744073709551616"),
+        ("synthesize:iterations", True, "iterations must be a whole number; got True"),
+        ("synthesize:iterations", 400.0, "iterations must be a whole number; got 400.0"),
+        ("synthesize:lr", "0.1", "lr must be a number; got '0.1'"),
+        ("synthesize:lr", True, "lr must be a number; got True"),
+        ("synthesize:lr", None, "lr must be a number; got None"),
+        ("synthesize:clip", 1, "clip must be true or false; got 1"),
+        ("synthesize:clip", "yes", "clip must be true or false; got 'yes'"),
+        ("synthesize:norm", "l1", "norm must be one of l2, l2_squared; got 'l1'"),
+        ("synthesize:norm", True, "norm must be one of l2, l2_squared; got True"),
+        ("synthesize:betas", 0.5, "betas must be a list; got 0.5"),
+        ("synthesize:betas", [0.5], "betas must have 2 entries; got [0.5]"),
+        ("synthesize:betas", [0.5, 0.9, 0.9], "betas must have 2 entries; got [0.5, 0.9, 0.9]"),
+        ("synthesize:betas", [0.5, "x"], "betas[1] must be a number; got 'x'"),
+        ("synthesize:views", 3, "views must be keys; got 3"),
+        ("synthesize:views:roll", [0, 0.5], "roll[1] must be a whole number; got 0.5"),
+        ("synthesize", 3, "params.yaml: synthesize must be keys; got 3"),
+        ("evaluate:seeds", [0, True], "seeds[1] must be a whole number; got True"),
+        ("train_teacher:network:arch", "vgg", "got 'vgg'; expected one of: convnet3, densenet121"),
+        ("train_teacher:network:arch", 3, "arch must be text; got 3"),
+        ("prepare:source", 3, "prepare (for toy).source must be text; got 3"),
+        ("prepare:channels", 2, "channels must be one of 1, 3; got 2"),
+        ("datasets:toy:title", 3, "params.yaml: datasets.toy.title must be text; got 3"),
+        ("datasets:toy:synthesize", 3, "datasets.toy.synthesize must be keys; got 3"),
+        ("datasets:toy:synthesize", {"views": 3}, "datasets.toy.synthesize.views must be keys"),
+        ("datasets", [], "datasets must be keys; got []"),
+        ("datasets:toy", 3, "datasets.toy must be keys; got 3"),
+        ("datasets:toy", None, "params.yaml: datasets.toy must be keys; got None"),
+        (f"sets:{PRIOR}", None, f"sets.{PRIOR} must be keys; got None"),
+        (
+            "synthesize:views",
+            None,
+            "params.yaml: synthesize (for toy).views must be keys; got None",
+        ),
+        ("sets", 3, "toy.yaml: sets must be rows; got 3"),
+        ("bases:toy/base", 3, "toy.yaml: bases.toy/base must be keys; got 3"),
+        (f"sets:{PRIOR}:ipc", "1", "ipc must be a whole number; got '1'"),
+        (f"sets:{PRIOR}:views", 3, f"sets.{PRIOR}.views must be keys; got 3"),
+        (f"sets:{PRIOR}:relabel", 3, f"sets.{PRIOR}.relabel must be keys; got 3"),
+        ("pools:toy/prior:kind", "best", "kind must be one of converged, prior, post"),
+        ("methods:teddy:labels", ["hart"], "labels[0] must be one of hard, soft; got 'hart'"),
+        ("targets:table1", "toy", "targets.table1 must be datasets; got 'toy'"),
+        ("targets:table1:toy", 3, "targets.table1/toy must be keys; got 3"),
+        ("targets:fig3b:toy:beside", "main", "targets.fig3b/toy.beside must be a list; got 'main'"),
+    ],
+)
+def test_wrong_type_is_refused_with_key_and_value(
+    read: Read, place: str, value: Any, expected: str
+) -> None:
+    refusal(read, {place: value}, expected)
+
+
+def test_whole_numbers_become_floats_where_floats_are_meant(read: Read) -> None:
+    config = read({"synthesize:lr": 1, "synthesize:first_bn_weight": 10}).algorithm_config(PRIOR)
+    assert type(config.lr) is type(config.first_bn_weight) is float
+    assert type(config.iterations) is int
+
+
+# ------------------------------------------------------------------------------------------ ranges
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "expected"),
+    [
+        ("seed", -1, "seed must be at least 0; got -1"),
+        ("continual:steps", 0, "continual.steps must be at least 1; got 0"),
+        ("continual:orders", [1, 1], "continual: orders must be distinct, got [1, 1]"),
+        (f"sets:{PRIOR}:ipc", 0, "ipc must be at least 1; got 0"),
+        ("synthesize:iterations", 0, "iterations must be at least 1; got 0"),
+        ("synthesize:iterations", 10**12, "iterations must be at most 1e+09"),
+        ("synthesize:draw", 0, "draw must be at least 1; got 0"),
+        ("synthesize:classes_per_batch", 0, "classes_per_batch must be at least 1; got 0"),
+        ("synthesize:lr", 0, "lr must be above 0; got 0"),
+        ("synthesize:eps", 0, "eps must be above 0; got 0"),
+        ("synthesize:alpha_bn", -1, "alpha_bn must be at least 0; got -1"),
+        ("synthesize:betas", [1, 2], "betas[0] must be below 1; got 1"),
+        ("synthesize:class_statistics", "per_class", "per_class needs classes_per_batch 1"),
+        ("synthesize:views:crop_scale", 0, "views.crop_scale must be above 0; got 0"),
+        ("synthesize:views:crop_scale", 1.5, "views.crop_scale must be at most 1; got 1.5"),
+        ("synthesize:views:roll", [2, 1], "views: roll must be [low, high], got [2, 1]"),
+        ("dm:network:norm", "batch", "network must be convnet3 without BatchNorm"),
+        ("dsa:scale", 0.5, "dsa.scale must be at least 1; got 0.5"),
+        ("dsa:operations", [], "operations must name at least one"),
+        ("train_teacher:epochs", 0, "epochs must be at least 1; got 0"),
+        ("train_teacher:batch_size", 1, "batch_size must be at least 2; got 1"),
+        ("train_teacher:network:norm", "instance", "network.norm must be batch"),
+        ("train_teacher:network:width", 0, "network.width must be at least 1; got 0"),
+        ("train_teacher:checkpoint", "torchvision", "claimed_top1 must say what accuracy"),
+        ("train_teacher:optimizer:lr", 0, "optimizer.lr must be above 0; got 0"),
+        ("train_teacher:optimizer:weight_decay", -1, "optimizer.weight_decay must be at least 0"),
+        ("train_teacher:optimizer:step_epochs", 0, "optimizer.step_epochs must be at least 1"),
+        ("train_teacher:optimizer:momentum", 1.5, "optimizer.momentum must be below 1; got 1.5"),
+        ("train_teacher:optimizer:warmup_epochs", -1, "optimizer.warmup_epochs must be at least 0"),
+        ("prepare:image_size", 0, "image_size must be at least 1; got 0"),
+        ("prepare:image_size", 10**6, "image_size must be at most 4096; got 1000000"),
+        ("prepare:mean", [0.5], "mean and std must be empty or have 1 entries"),
+        ("prepare:val_fraction", 0, "val_fraction must be above 0; got 0"),
+        ("prepare:val_fraction", 0.75, "must leave training images, got 0.75 and 0.25"),
+        (
+            "prepare:keep",
+            [0, 1],
+            "keep must be [low, high] with 0 < low ≤ high ≤ 1, got [0.0, 1.0]",
+        ),
+        ("prepared:toy:keep", [0.8, 0.4], "keep must be [low, high]"),
+        ("prepared:toy:keep", [0.5, 1.5], "keep must be [low, high]"),
+        ("pool:prior:first", 0, "prior.first must be at least 1; got 0"),
+        ("pool:prior:first", 5, "prior: first is 5, after last, 4"),
+        ("pool:prior:step", 0.5, "prior.step must be at least 1; got 0.5"),
+        ("pool:post:size", 0, "post.size must be at least 1; got 0"),
+        ("pool:post:pruning_ratio", 1, "post.pruning_ratio must be below 1; got 1"),
+        ("pool:post:max_epochs", -1, "post.max_epochs must be at least 0; got -1"),
+        ("pool:post:checks_per_epoch", 0, "post.checks_per_epoch must be at least 1; got 0"),
+        ("pool:post:lr", [0, 0.1], "post.lr[0] must be above 0; got 0"),
+        ("pool:post:batch_size", 0, "post.batch_size must be at least 2; got 0"),
+        ("relabel:epochs", 0, "epochs must be at least 1; got 0"),
+        ("evaluate:batch_size", 1, "batch_size must be at least 2; got 1"),
+        ("evaluate:optimizer:betas", [0.9, 1.0], "optimizer.betas[1] must be below 1; got 1"),
+        ("evaluate:temperature", 0, "temperature must be above 0; got 0"),
+        ("evaluate:eval_epochs", 0, "eval_epochs must be at least 1; got 0"),
+        ("evaluate:seeds", [], "seeds must be distinct, got []"),
+        ("evaluate:seeds", [1, 1], "seeds must be distinct, got [1, 1]"),
+        ("methods:teddy:labels", [], "labels must be hard, soft or both, got []"),
+        ("methods:teddy:labels", ["soft", "soft"], "labels must be hard, soft or both"),
+    ],
+)
+def test_value_out_of_range_is_refused_with_its_key(
+    read: Read, place: str, value: Any, expected: str
+) -> None:
+    refusal(read, {place: value}, expected)
+
+
+@pytest.mark.parametrize(
+    "number", [".nan", ".inf", "-.inf", "1e999", "9" * 400, "9" * 5000, "0x" + "f" * 5000]
+)
+@pytest.mark.parametrize("key", ["lr", "alpha_bn", "iterations"])
+def test_numbers_that_are_not_finite_or_too_long_are_refused(
+    read: Read, tmp_path: Path, key: str, number: str
+) -> None:
+    path = tmp_path / "params.yaml"
+    read({f"synthesize:{key}": 123})
+    path.write_text(path.read_text().replace(f'"{key}": 123', f'"{key}": {number}'))
+    refused(lambda: Declared(tmp_path), str(path), key if len(number) < 100 else "digits")
+
+
+PAPER = [
+    ((1, 41, 5), (1, 6, 11, 16, 21, 26, 31, 36, 41)),
+    ((21, 61, 5), (21, 26, 31, 36, 41, 46, 51, 56, 61)),
+    ((31, 71, 5), (31, 36, 41, 46, 51, 56, 61, 66, 71)),
+    ((11, 46, 5), (11, 16, 21, 26, 31, 36, 41, 46)),
+    ((16, 50, 5), (16, 21, 26, 31, 36, 41, 46, 50)),
+    ((11, 46, 17.5), (11, 28, 46)),
+    ((11, 46, 2.5), (11, 13, 16, 18, 21, 23, 26, 28, 31, 33, 36, 38, 41, 43, 46)),
+    ((11, 45, 2), tuple(range(11, 46, 2))),
+    ((7, 7, 5), (7,)),
+    ((1, 2, 100), (1, 2)),
+]
+
+
+@pytest.mark.parametrize(("given", "epochs"), PAPER)
+def test_epochs_of_pools_are_the_papers(
+    given: tuple[int, int, float], epochs: tuple[int, ...]
+) -> None:
+    first, last, step = given
+    assert PriorConfig(first=first, last=last, step=step).epochs == epochs
+
+
+@given(st.integers(1, 300), st.integers(0, 300), st.integers(10, 500))
+def test_epochs_ascend_from_first_to_last(first: int, more: int, tenths: int) -> None:
+    epochs = PriorConfig(first=first, last=first + more, step=tenths / 10).epochs
+    assert list(epochs) == sorted(set(epochs))
+    assert (epochs[0], epochs[-1]) == (first, first + more)
+
+
+# ------------------------------------------------------------------------------------------ rows
+
+
+def test_draw_beyond_the_pool_is_refused(read: Read) -> None:
+    draw = "synthesize.draw is 5, but the pool 'toy/prior' has 4 members"
+    refusal(read, {f"sets:{PRIOR}:draw": 5}, f"sets.{PRIOR}", draw)
+    draw = "synthesize.draw is 3, but the pool 'toy/converged' has 1 member"
+    assert not refusal(read, {f"sets:{SRE2L}:draw": MISSING}, draw).endswith("members")
+
+
+def test_epochs_beyond_the_trajectory_are_refused(read: Read) -> None:
+    ends = "reaches epoch 4, but the base run 'toy/base' ends at epoch 3"
+    refusal(read, {"bases:toy/base:epochs": 3}, "pools.toy/p", ends)
+    refusal(read, {"pools:toy/prior:prior": {"last": 31}}, "pools.toy/prior", "reaches epoch 31")
+
+
+@pytest.mark.parametrize(
+    ("place", "expected"),
+    [
+        ("bases:toy/base:data", "bases.toy/base: no row 'absent' in prepared"),
+        ("pools:toy/prior:data", "pools.toy/prior: no row 'absent' in prepared"),
+        ("pools:toy/prior:base", "pools.toy/prior: no row 'absent' in bases"),
+        ("pools:toy/prior:curve", "pools.toy/prior: no row 'absent' in bases"),
+        (f"sets:{PRIOR}:data", f"sets.{PRIOR}: no row 'absent' in prepared"),
+        (f"sets:{PRIOR}:method", f"sets.{PRIOR}: no row 'absent' in methods"),
+        (f"sets:{PRIOR}:pool", f"sets.{PRIOR}: no row 'absent' in pools"),
+        (f"evaluations:{AGAIN}:set", f"evaluations.{AGAIN}: no row 'absent' in sets"),
+        (f"evaluations:{AGAIN}:pool", f"evaluations.{AGAIN}: no row 'absent' in pools"),
+        ("step_teachers:toy/by-step:data", "step_teachers.toy/by-step: no row 'absent'"),
+        (f"learners:{LEARNER}:set", f"learners.{LEARNER}: no row 'absent' in sets"),
+        (f"learners:{LEARNER}:pool", f"learners.{LEARNER}: no row 'absent' in pools"),
+        (f"learners:{LEARNER}:teachers", "a row of step_teachers, got 'absent'"),
+        ("fig1:data", "params.yaml: fig1.data: no row 'absent' in prepared"),
+        ("fig5:dataset", "fig5 is of dataset 'absent', but its parent 'toy' is of 'toy'"),
+    ],
+)
+def test_row_without_its_parent_is_refused(read: Read, place: str, expected: str) -> None:
+    refusal(read, {place: "absent"}, expected)
+
+
+def test_soft_labels_are_refused_with_dsa(read: Read) -> None:
+    dsa = {"relabel:augmentation": "dsa"}
+    refusal(read, dsa, f"sets.{PRIOR}", "relabel.augmentation is dsa, which has no soft labels")
+    hard: dict[str, Any] = {f"methods:{name}:labels": ["hard"] for name in ROWS["methods"]}
+    hard |= {f"evaluations:{AGAIN}:labels": ["hard"], f"learners:{LEARNER}:labels": ["hard"]}
+    assert read(dsa | hard).relabel(PRIOR).augmentation == "dsa"
+
+
+def test_a_set_that_is_no_repeat_need_not_say_so(read: Read) -> None:
+    assert read({}).sets[PRIOR].repeat == 0
+    assert read({f"sets:{PRIOR}:repeat": 2}).sets[PRIOR].repeat == 2
+    refusal(read, {f"sets:{PRIOR}:repeat": -1}, "repeat must be at least 0; got -1")
+
+
+def test_parent_of_another_dataset_is_refused(read: Read) -> None:
+    other = {
+        "datasets:other": {"title": "Other"},
+        "prepared": {name: {"dataset": name} for name in ("toy", "other")},
+    }
+    expected = f"sets.{PRIOR} is of dataset 'other', but its parent 'toy/prior' is of 'toy'"
+    refusal(read, other | {f"sets:{PRIOR}:data": "other"}, expected)
+    expected = "pools.toy/prior is of dataset 'other', but its parent 'toy/base' is of 'toy'"
+    refusal(read, other | {"pools:toy/prior:data": "other"}, expected)
+    refusal(read, other | {"bases:toy/base:data": "other"}, "but its parent 'toy/base' is of")
+    refusal(read, other | {f"evaluations:{AGAIN}:data": "other"}, f"but its parent {PRIOR!r} is of")
+    refusal(read, other | {f"learners:{LEARNER}:data": "other"}, f"but its parent {PRIOR!r} is of")
+
+
+def test_rows_of_a_dataset_that_is_not_prepared_are_refused(read: Read) -> None:
+    refusal(read, {"prepared": {}}, "no row 'toy' in prepared; expected one of: nothing")
+    refusal(read, {"fig5:data": "tox"}, "fig5.data: no row 'tox' in prepared; did you mean 'toy'?")
+
+
+def test_a_dataset_without_settings_is_refused(read: Read, tmp_path: Path) -> None:
+    refusal(
+        read, {"datasets": {}},
+        f"{tmp_path / TOY}: prepared.toy: no settings of the dataset 'toy': expected "
+        f"{tmp_path / 'params/toy.yaml'}, or datasets.toy in params.yaml",
+    )  # fmt: skip
+
+
+def test_post_pool_imitates_the_curve_of_another_base(read: Read) -> None:
+    """As ImageNet-1K's, whose converged network is downloaded."""
+    taken = {"data": "toy", "checkpoint": "torchvision", "claimed_top1": 69.76}
+    edits = {"bases:toy/taken": taken, "pools:toy/post:base": "toy/taken"}
+    assert read(edits).pools["toy/post"].curve == "toy/base"
+    refusal(read, edits | {"pools:toy/post:curve": "toy/taken"}, "'toy/taken' ends at epoch 1")
+    words = "shufflenet_v2_x1_0 cannot be pruned; choose kind prior or converged"
+    refusal(read, {"train_teacher:network:arch": "shufflenet_v2_x1_0"}, "pools.toy/post", words)
+
+
+def test_prepared_rows_override_the_preparation_of_their_dataset(read: Read) -> None:
+    declared = read({"prepared:toy-keep40": {"dataset": "toy", "keep": [0.4, 1]}})
+    assert declared.prepare("toy-keep40").keep == (0.4, 1)
+    assert declared.prepare("toy").keep == (1, 1)
+
+
+def test_an_evaluation_has_the_settings_of_its_set_and_what_it_changes(read: Read) -> None:
+    declared = read(
+        {
+            f"sets:{PRIOR}:evaluate": {"temperature": 4, "batch_size": 10},
+            f"sets:{PRIOR}:lr": 0.5,
+            f"evaluations:{AGAIN}:evaluate": {"batch_size": 20},
+            f"evaluations:{AGAIN}:relabel": {"epochs": 3},
+        }
+    )
+    assert declared.algorithm_config(PRIOR).lr == 0.5
+    assert (declared.evaluate(AGAIN).temperature, declared.evaluate(AGAIN).batch_size) == (4, 20)
+    assert declared.evaluate(PRIOR).batch_size == 10
+    assert declared.evaluate(SRE2L).batch_size == 100
+    assert (declared.relabel(AGAIN).epochs, declared.relabel(PRIOR).epochs) == (3, 150)
+
+
+def test_a_learner_leaves_what_its_set_overrides(read: Read) -> None:
+    edits = {
+        f"sets:{PRIOR}:evaluate": {"temperature": 4},
+        f"learners:{LEARNER}:relabel": {"epochs": 2},
+    }
+    declared = read(edits)
+    assert (declared.evaluate(PRIOR).temperature, declared.evaluate(LEARNER).temperature) == (4, 20)
+    assert declared.relabel(LEARNER).epochs == 2
+
+
+def test_an_evaluation_says_what_students_learn_from(read: Read) -> None:
+    declared = read()
+    own, again = declared.evaluation(PRIOR), declared.evaluation(AGAIN)
+    assert (own.members, own.labels, own.set) == (0, ("hard", "soft"), own.name)
+    assert (again.members, again.labels, again.set) == (2, ("soft",), PRIOR)
+    assert (again.method, again.ipc, again.pool, again.dataset) == ("teddy", 1, "toy/prior", "toy")
+    assert declared.is_default(PRIOR) and not declared.is_default(AGAIN)
+
+
+@pytest.mark.parametrize(
+    ("edits", "words"),
+    [
+        ({"members": 5}, "members is 5, but the pool 'toy/prior' has 4"),
+        ({"members": -1}, "members must be at least 0; got -1"),
+        ({"labels": []}, "labels must be hard, soft or both, got []"),
+        ({"relabel": 3}, "relabel must be keys; got 3"),
+        ({"evaluate": {"epochs": 3}}, "unknown key 'epochs'"),
+    ],
+)
+def test_bad_evaluations_are_refused_by_name(read: Read, edits: dict[str, Any], words: str) -> None:
+    changes = {f"evaluations:{AGAIN}:{key}": value for key, value in edits.items()}
+    refusal(read, changes, words, TOY, AGAIN)
+
+
+@pytest.mark.parametrize(
+    ("edits", "words"),
+    [
+        ({"pool": "toy/post"}, "cannot be pruned copies"),
+        ({"teachers": "toy/post"}, "teachers must be its pool 'toy/prior'"),
+        ({"labels": []}, "labels must be hard, soft or both"),
+        ({"relabel": {"augmentation": "dsa"}}, "has no soft labels"),
+    ],
+)
+def test_bad_learners_are_refused_by_name(read: Read, edits: dict[str, Any], words: str) -> None:
+    changes = {f"learners:{LEARNER}:{key}": value for key, value in edits.items()}
+    refusal(read, changes, words, TOY, LEARNER)
+
+
+def test_strict_teachers_are_the_epochs_of_the_pool(read: Read) -> None:
+    assert read().step_epochs(LEARNER) == (1, 2, 3, 4)
+    alone = {f"learners:{LEARNER}:pool": "toy/converged"}
+    assert read(alone).step_epochs(LEARNER) == (30,)
+    assert read({f"learners:{LEARNER}:teachers": "toy/prior"}).step_epochs(LEARNER) == ()
+    needs = f"learners.{LEARNER} needs epoch 4 of step_teachers.toy/by-step, whose runs end at"
+    refusal(read, {"step_teachers:toy/by-step:epochs": 3}, needs)
+    taken = {"checkpoint": "torchvision", "claimed_top1": 60, "data": "toy"}
+    refusal(read, {"step_teachers:toy/by-step": taken}, "checkpoint must be ''")
+
+
+# ----------------------------------------------------------------------------------------- names
+
+
+@pytest.mark.parametrize(
+    "name", ["a-lr0.2", "toy//ipc1", "/toy", "../toy", "toy/", "--help", "-x", "toy/-x", "_x", " ",
+             "", "ä", "toy/a b", "toy/$x", "x" * 300, "toy\n"],
+)  # fmt: skip
+def test_row_names_that_dvc_or_files_cannot_take_are_refused(read: Read, name: str) -> None:
+    words = "must be letters, digits, '_' and '-', in parts joined by '/'"
+    row = {**SET, "method": "random", "pool": "toy/prior"}
+    refusal(read, {"sets": ROWS["sets"] | {name: row}}, f"{TOY}: sets: the name", words)
+    refusal(read, {"prepared": ROWS["prepared"] | {name: {"dataset": "toy"}}}, words)
+
+
+@pytest.mark.parametrize("name", ["1", "~", "true", "1.5", "null"])
+def test_row_names_that_yaml_takes_for_something_else_are_refused(
+    read: Read, tmp_path: Path, name: str
+) -> None:
+    read()
+    path = tmp_path / TOY
+    path.write_text(
+        path.read_text().replace('"bases": {', f'"bases": {{{name}: {{"data": "toy"}}, ')
+    )
+    refused(lambda: Declared(tmp_path), f"{path}: bases: the name", "must be letters")
+
+
+def test_outputs_of_two_rows_may_not_be_one_or_lie_in_each_other(read: Read) -> None:
+    base = {"pools:toy/base": {**POOL, "kind": "prior"}}
+    refusal(read, base, "pools.toy/base: ", f"{TOY}: bases.toy/base has that name too")
+    inside = {"bases:toy/prior/base": {"data": "toy"}}
+    words = "bases.toy/prior/base: its files would lie in those of"
+    refusal(read, inside, words, "pools.toy/prior; rename one")
+    deep = {"sets": ROWS["sets"] | {f"{PRIOR}/again": ROWS["sets"][RANDOM]}}
+    refusal(read, deep, f"sets.{PRIOR}/again: its files would lie in those of", f"sets.{PRIOR};")
+    row = ROWS["evaluations"][AGAIN]
+    refusal(read, {f"evaluations:{PRIOR}": row}, "there is a set of that name too; rename one")
+    row = ROWS["learners"][LEARNER]
+    refusal(read, {f"learners:{PRIOR}": row}, "there is a set or evaluation of that name too")
+
+
+def test_rows_of_one_name_in_two_files_are_refused(read: Read, tmp_path: Path) -> None:
+    read()
+    other = "experiments/other.yaml"
+    write(
+        tmp_path, {other: {"on": {"other": True}, "bases": {"toy/base": {"data": "toy"}}}},
+        (TOY, other),
+    )  # fmt: skip
+    refused(
+        lambda: Declared(tmp_path),
+        f"{tmp_path / other}: bases.toy/base: there is a row of that name in {tmp_path / TOY} too",
+    )
+    write(
+        tmp_path, {other: {"on": {"other": True}, "targets": {"table1": {"toy": {}}}}}, (TOY, other)
+    )
+    refused(lambda: Declared(tmp_path), "targets.table1/toy: there is a row of that name in")
+    write(tmp_path, {other: {"on": {"other": True}, "datasets": {"toy": {}}}}, (TOY, other))
+    refused(lambda: Declared(tmp_path), f"{other}: datasets.toy: settings of that dataset stand in")
+
+
+# --------------------------------------------------------------------------- tables and figures
+
+
+def test_a_target_shows_the_rows_named_after_it_and_those_beside(read: Read) -> None:
+    declared = read()
+    assert declared.shown("table1", "toy") == [PRIOR, SRE2L, RANDOM]
+    assert declared.shown("fig3b", "toy") == [PRIOR, AGAIN]
+    assert declared.shown("fig3e", "toy") == [LEARNER]
+    folder = {"targets:fig3b:toy": {"beside": ["main/ipc1"], "after": "main"}}
+    assert read(folder).shown("fig3b", "toy") == [PRIOR, SRE2L, RANDOM, AGAIN]
+
+
+def test_a_row_that_nobody_shows_is_refused(read: Read) -> None:
+    row = ROWS["sets"][RANDOM]
+    nobody = "no table or figure shows it: its name must begin with toy/ and one of main, fig3b"
+    for name in ("toy/table5/a", "toy/mains/a", "toy/a", "other/main/a", "toy/fig3e/a"):
+        refusal(read, {f"sets:{name}": row}, f"sets.{name}: {nobody}")
+    again, learner = ROWS["evaluations"][AGAIN], ROWS["learners"][LEARNER]
+    refusal(read, {"evaluations:toy/fig3e/a": again}, "evaluations.toy/fig3e/a: no table")
+    refusal(read, {"learners:toy/fig3b/a": learner}, "with toy/ and one of fig3e")
+    used = {"sets:toy/images": row, f"evaluations:{AGAIN}:set": "toy/images"}
+    assert "toy/images" in read(used | {f"evaluations:{AGAIN}:pool": "toy/prior"}).sets
+
+
+def test_a_target_that_shows_no_row_is_refused(read: Read) -> None:
+    refusal(
+        read, {"targets:table2": {"toy": {}}},
+        f"{TOY}: targets.table2/toy: shows no row: name rows toy/table2/…, or remove it",
+    )  # fmt: skip
+    refusal(read, {"targets:fig3e": MISSING}, f"learners.{LEARNER}: no table or figure shows it")
+    beside = {"beside": ["main/ipc1/prior"], "after": "main/ipc1/prior.json"}
+    refusal(read, {"targets:fig3a": {"toy": beside}}, "fig3a/toy: shows no row of its own")
+    grid = {"beside": ["main/ipc1"], "after": "main/ipc1"}
+    assert len(read({"targets:fig4-6-7": {"toy": grid}}).shown("fig4-6-7", "toy")) == 3
+    refusal(read, {"targets:table1": {"tox": {}}}, "targets.table1/tox: no dataset 'tox'; did you")
+    refusal(read, {"targets:table9": {"toy": {}}}, "no stage of dvc.yaml makes 'table9'")
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"beside": ["main/ipc2"], "after": "main"}, ".beside: no row 'main/ipc2' of toy"),
+        ({"beside": ["main/ipc1/pri"], "after": "main"}, "did you mean 'main/ipc1/prior'?"),
+        ({"beside": ["main/ipc1"], "after": "main/ipc1/prior.json"}, "does not lie in"),
+        ({"beside": ["main/ipc1/prior"], "after": "main/ipc"}, "no record or folder of toy"),
+        ({"beside": ["main/ipc1/prior"], "after": "main/ipc1/prior"}, "no record or folder"),
+        ({"beside": ["main/ipc1/prior"], "after": "main/ipc1.json"}, "no record or folder"),
+        ({"beside": ["main/ipc1/prior"]}, "lacks the key 'after', which its stage reads"),
+        ({}, "lacks the key 'after', which its stage reads"),
+    ],
+)
+def test_what_a_target_shows_beside_its_own_rows_is_checked(
+    read: Read, row: dict[str, Any], words: str
+) -> None:
+    refusal(read, {"targets:fig3b:toy": row}, f"{TOY}: targets.fig3b/toy", words)
+
+
+def test_figure_3d_names_what_its_sets_need(read: Read) -> None:
+    row = {"beside": ["main/ipc1/prior"], "data": "toy", "converged": "toy/converged"}
+    refusal(read, {"targets:fig3d": {"toy": row}}, "fig3d/toy lacks the key 'prior'")
+    refusal(read, {"targets:fig3d": {"toy": row | {"prior": "toy/priors"}}}, "no row 'toy/priors'")
+    declared = read({"targets:fig3d": {"toy": row | {"prior": "toy/prior"}}})
+    files = {path: settings for _, path, settings in stage_files(declared)}
+    assert list(files["measure_costs/toy"].sets) == [PRIOR]
+    for edits, words in (
+        ({"beside": ["main/ipc1/random"]}, "is not made by Eq. 7"),
+        ({"prior": "toy/post"}, f"{PRIOR} needs toy and toy/prior; name them"),
+    ):
+        other = read({"targets:fig3d": {"toy": row | {"prior": "toy/prior"} | edits}})
+        refused(partial(list, stage_files(other)), f"{TOY}: targets.fig3d/toy", words)
+
+
+# ------------------------------------------------------------------------------------- whole files
+
+
+@pytest.mark.parametrize(
+    "text", ["", "on: {tox: true}", "on: {toy: false}", "on: true", "on: [toy]"]
+)
+def test_an_experiment_file_says_that_it_is_on(read: Read, tmp_path: Path, text: str) -> None:
+    read()
+    (tmp_path / TOY).write_text(text)
+    refused(lambda: Declared(tmp_path), f"{tmp_path / TOY}: expected `on: {{toy: true}}`")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("a: [", "not valid YAML"), ("- 1", "must be keys; got [1]"), ("1", "must be keys; got 1"),
+     ("a: *b", "not valid YAML: found undefined alias"), ("a: &a {b: *a}", "in itself"),
+     ("? [a, b]\n: 1", "unhashable key in line 1"), ("a: 1\n---\nb: 2", "a single document"),
+     ("\t a: 1", "not valid YAML"), ("a: b: c", "mapping values are not allowed"),
+     ("", ""), ("# nothing", "")],
+)  # fmt: skip
+@pytest.mark.parametrize("file", ["params.yaml", TOY, "dvc.yaml", "params/toy.yaml"])
+def test_file_that_is_not_a_mapping_is_refused(
+    tmp_path: Path, text: str, expected: str, file: str
+) -> None:
+    own = "params/toy.yaml"
+    write(tmp_path, {"params.yaml": PARAMS | {"datasets": {}}, TOY: ROWS, own: {"title": "Toy"}})
+    assert Declared(tmp_path).sets
+    (tmp_path / file).write_text(text)
+    refused(lambda: Declared(tmp_path), f"{tmp_path}/", expected)
+
+
+def test_a_key_that_stands_twice_is_refused(read: Read, tmp_path: Path) -> None:
+    read()
+    for file, first in ((TOY, '"bases": {'), ("params.yaml", '"seed": 0')):
+        text = (tmp_path / file).read_text()
+        twice = text.replace(first, f'"bases": {{}}, "seed": 1,\n {first}')
+        (tmp_path / file).write_text(twice)
+        words = f"{tmp_path / file}: not valid YAML: the key "
+        refused(lambda: Declared(tmp_path), words, "stands there twice (line 2)")
+        (tmp_path / file).write_text(text)
+    (tmp_path / TOY).write_text("on: {toy: true}\nbases:\n  a: {data: b, data: c}\n")
+    refused(lambda: Declared(tmp_path), "the key 'data' stands there twice (line 3)")
+
+
+def test_missing_files_are_refused(read: Read, tmp_path: Path) -> None:
+    read()
+    for file in (TOY, "dvc.yaml", "params.yaml"):
+        (tmp_path / file).unlink()
+        refused(lambda: Declared(tmp_path), f"{tmp_path / file}: cannot read: No such file")
+    read()
+    (tmp_path / "dvc.yaml").write_text("vars: experiments/toy.yaml")
+    refused(lambda: Declared(tmp_path), "dvc.yaml: vars must be a list")
+    (tmp_path / "params.yaml").write_bytes(b"a: \xff")
+    refused(lambda: Declared(tmp_path), "params.yaml: not valid YAML: 'utf-8' codec")
+
+
+@pytest.mark.parametrize(
+    ("cls", "section"),
+    [
+        (NetworkConfig, NETWORK), (OptimizerConfig, OPTIMIZER), (ViewConfig, VIEWS),
+        (TrainTeacherConfig, PARAMS["train_teacher"]),
+        (RelabelConfig, PARAMS["relabel"] | {"dsa": DSA}),
+        (SynthesizeConfig, PARAMS["synthesize"] | {"dsa": DSA}), (DmConfig, DM | {"dsa": DSA}),
+    ],
+)  # fmt: skip
+def test_settings_survive_json(cls: type[Any], section: dict[str, Any]) -> None:
+    config = from_json(cls, section, "here")
+    assert from_json(cls, json.loads(json.dumps(to_json(config))), "there") == config
+
+
+def test_what_stages_read_survives_json(read: Read) -> None:
+    declared = read({"targets:fig4-6-7": {"toy": {"beside": ["main"], "after": "main"}}})
+    files = [(path, made) for _, path, made in stage_files(declared)]
+    assert len({path for path, _ in files}) == len(files) > 25
+    for path, made in files:
+        record = json.loads(json.dumps(to_json(made)))
+        again = from_json(type(made), record, path)
+        assert json.loads(json.dumps(to_json(again))) == record
+        other = record | {"x": 1}
+        refused(partial(from_json, type(made), other, path), path, "unknown key 'x'")
+
+
+@given(st.integers(1, 10**6))
+def test_record_with_other_keys_is_refused_with_its_place(width: int) -> None:
+    record = to_json(NetworkConfig(arch="convnet3", width=width, norm="batch"))
+    with pytest.raises(TeddyError, match=r"file: network: unknown key 'depth'"):
+        from_json(NetworkConfig, record | {"depth": 3}, "file: network")
+    with pytest.raises(TeddyError, match="file: network lacks the key 'width'"):
+        from_json(NetworkConfig, {k: v for k, v in record.items() if k != "width"}, "file: network")
+
+
+# --------------------------------------------------------------------------- code of the user's own
+
+OWN = """
+from teddy.settings.configs import NoConfig
+from teddy.synthesis.methods import Method
+
+class Own(Method):
+    Config = NoConfig
+
+    def make(self, ipc, work):
+        raise NotImplementedError
+
+class Other:
+    pass
+
+number = 3
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> str:
+    """A file of the user's own in the checkout, under a name that no other test has."""
+    monkeypatch.chdir(tmp_path)
+    name = f"own_{abs(hash(request.node.name))}.py"
+    (tmp_path / name).write_text(OWN)
+    return name
+
+
+def test_a_method_of_the_users_own_is_known_by_its_file(read: Read, own: str) -> None:
+    declared = read({"methods:random:algorithm": f"{own}:Own"})
+    assert not declared.algorithm("random").by_pool
+    files = {path: settings for _, path, settings in stage_files(declared)}
+    assert own in files[f"synthesize/{RANDOM}"].code
+    assert own not in files[f"synthesize/{PRIOR}"].code
+    assert "teddy" in files[f"synthesize/{RANDOM}"].code, "and this package's, as ever"
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("Absent", "does not define 'Absent'"), ("Other", "must be a subclass of"),
+     ("number", "must be a subclass of"), ("not-a-name", "must be path/to/file.py:Name or known")],
+)  # fmt: skip
+def test_names_that_are_no_method_are_refused(read: Read, own: str, name: str, words: str) -> None:
+    refusal(read, {"methods:random:algorithm": f"{own}:{name}"}, own, words)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("def (", "SyntaxError"), ("1 / 0", "ZeroDivisionError: division by zero"),
+     ("import absent_module", "ModuleNotFoundError: No module named 'absent_module'"),
+     ("raise ValueError('two\\nlines')", "ValueError: two lines")],
+)  # fmt: skip
+def test_a_file_that_fails_is_refused(read: Read, own: str, text: str, words: str) -> None:
+    Path(own).write_text(text)
+    refused(lambda: read({"methods:random:algorithm": f"{own}:Own"}), own, words)
+
+
+def test_a_file_that_is_not_there_is_refused(read: Read, own: str) -> None:
+    Path(own).unlink()
+    words = f"{own}: expected a Python file that defines Own"
+    refused(lambda: read({"methods:random:algorithm": f"{own}:Own"}), words)
+    declared = read({f"sets:{PRIOR}:evaluate": {"network": {"arch": f"{own}:Net"}}})
+    refused(lambda: list(stage_files(declared)), f"{own}: cannot read: No such file")
+    for outside in (f"../{own}", f"/tmp/{own}"):
+        edits = {"methods:random:algorithm": f"{outside}:Own"}
+        refusal(read, edits, "methods.random.algorithm", "expected a path inside the checkout")
+
+
+def test_a_network_of_the_users_own_is_part_of_what_stages_run(read: Read, own: str) -> None:
+    declared = read({f"sets:{PRIOR}:evaluate": {"network": {"arch": f"{own}:Net"}}})
+    files = {path: settings for _, path, settings in stage_files(declared)}
+    before = files[f"evaluate/{PRIOR}"].code[own]
+    assert own in files[f"reevaluate/{AGAIN}"].code
+    assert own not in files[f"evaluate/{RANDOM}"].code
+    assert own not in files[f"relabel/{PRIOR}"].code
+    Path(own).write_text("# changed")
+    again = {path: settings for _, path, settings in stage_files(declared)}
+    assert again[f"evaluate/{PRIOR}"].code[own] != before
+
+
+# --------------------------------------------------------------------------- the repository's own
+
+FILES = sorted(f"experiments/{path.name}" for path in (ROOT / "experiments").glob("*.yaml"))
+EXAMPLES = sorted(f"examples/{path.name}" for path in (ROOT / "examples").glob("*.yaml"))
+
+
+def repository(root: Path, files: list[str]) -> Declared:
+    """The repository's parameter files, with experiment files switched on."""
+    for name in ("params.yaml", "params", "experiments", "examples"):
+        (root / name).symlink_to(ROOT / name)
+    (root / "dvc.yaml").write_text(listed(files), encoding="utf-8")
+    return Declared(root)
+
+
+def test_settings_of_the_repository_are_valid() -> None:
+    declared = Declared(ROOT)
+    assert declared.sets
+    assert len(list(stage_files(declared))) > 200
+
+
+@pytest.mark.parametrize("file", [*FILES, *EXAMPLES])
+def test_every_experiment_file_is_valid_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str
+) -> None:
+    """Beside the default dataset, which Figures 1 and 5 need."""
+    monkeypatch.chdir(ROOT)  # code of the user's own is named from there
+    files = list(dict.fromkeys([METHODS, "experiments/digits.yaml", file]))
+    assert len(list(stage_files(repository(tmp_path, files)))) > 200
+
+
+def test_all_experiment_files_together_are_valid(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    declared = repository(tmp_path, [*FILES, *EXAMPLES])
+    assert set(declared.datasets) >= {Path(file).stem for file in FILES} - {"methods"}
+    paths = [path for _, path, _ in stage_files(declared)]
+    assert len(paths) == len(set(paths)) > 900
