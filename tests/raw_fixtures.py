@@ -3,7 +3,7 @@
 import gzip
 import os
 import pickle
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
@@ -16,7 +16,9 @@ from PIL import Image
 
 from teddy.settings.configs import PrepareConfig
 
-SHARED = Path(os.environ.get("TEDDY_SHARED_DATA", Path(__file__).parents[2] / "shared/data"))
+_BESIDE = Path(__file__).parents[2] / "shared" / "data"
+SHARED = Path(os.environ.get("TEDDY_SHARED_DATA") or _BESIDE)
+"""Archives of real datasets: the folder that the variable names, or one beside the checkout."""
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason=f"no real images in {SHARED}")
 
 BASE = PrepareConfig(
@@ -136,23 +138,30 @@ def write_npz(path: Path, **changes: Any) -> Path:
 WNIDS = ("n03", "n01", "n02")  # not sorted, as in the real wnids.txt
 
 
-def write_tiny_imagenet(folder: Path, *, val: str = "published", per_class: int = 4) -> None:
-    """Tiny-ImageNet's layout, 8×8 pixels; the first image of each training class is grey.
+def write_tiny_imagenet(
+    folder: Path,
+    *,
+    val: str = "published",
+    per_class: int = 4,
+    wnids: Sequence[str] = WNIDS,
+    size: int = 8,
+) -> None:
+    """Tiny-ImageNet's layout; the first image of each training class is grey.
 
     ``val`` is ``published``, ``moved`` (``val/<wnid>/images``) or ``flat`` (``val/<wnid>``).
     """
     folder.mkdir(parents=True)
-    (folder / "wnids.txt").write_text("".join(f"{wnid}\n" for wnid in WNIDS))
-    for label, wnid in enumerate(WNIDS):
+    (folder / "wnids.txt").write_text("".join(f"{wnid}\n" for wnid in wnids))
+    for label, wnid in enumerate(wnids):
         for i in range(per_class):
             path = folder / "train" / wnid / "images" / f"{wnid}_{i}.JPEG"
-            write_image(path, "L" if i == 0 else "RGB", (8, 8), seed=100 * label + i)
+            write_image(path, "L" if i == 0 else "RGB", (size, size), seed=100 * label + i)
         (folder / "train" / wnid / f"{wnid}_boxes.txt").write_text("")
     lines = []
-    for i in range(6):
-        wnid = WNIDS[(2 * i + 1) % 3]
+    for i in range(2 * len(wnids)):
+        wnid = wnids[(2 * i + 1) % len(wnids)]
         inside = {"published": "images", "moved": f"{wnid}/images", "flat": wnid}[val]
-        write_image(folder / "val" / inside / f"val_{i}.JPEG", "RGB", (8, 8), seed=1000 + i)
+        write_image(folder / "val" / inside / f"val_{i}.JPEG", "RGB", (size, size), seed=1000 + i)
         lines.append(f"val_{i}.JPEG\t{wnid}\t0\t0\t7\t7\n")
     (folder / "val" / "images").mkdir(exist_ok=True)
     (folder / "val" / "val_annotations.txt").write_text("".join(lines))

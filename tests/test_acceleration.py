@@ -353,7 +353,7 @@ def test_cpu_never_records(
     [{}, {"draw_per": "iteration"}, {"class_statistics": "per_class", "classes_per_batch": 1},
      {"class_statistics": "pooled"}],
 )  # fmt: skip
-def test_items_have_the_same_bytes(
+def test_batches_have_the_same_bytes(
     synthesiser: Teddy, tmp_path: Path, pools: list[FakePool], mode: Mode, changes: Any
 ) -> None:
     plain = with_config(synthesiser, gradient=mode, **changes)
@@ -449,7 +449,7 @@ def test_replays_on_a_gpu_give_the_eager_gradient(
 @pytest.mark.cuda
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("draw_per", ["index", "iteration"])
-def test_items_on_a_gpu_are_those_without_graphs(
+def test_batches_on_a_gpu_are_those_without_graphs(
     on_gpu: Callable[..., Teddy], tmp_path: Path, mode: Mode, draw_per: str
 ) -> None:
     settings: dict[str, Any] = {"gradient": mode, "draw_per": draw_per, "iterations": 20}

@@ -5,6 +5,7 @@ Most tests edit a small but complete checkout; the last ones read the repository
 
 import copy
 import json
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from teddy.core.errors import TeddyError
+from teddy.data import sources
 from teddy.settings.configs import (
+    SOURCES,
     STAGES,
     DmConfig,
     NetworkConfig,
@@ -28,9 +31,12 @@ from teddy.settings.configs import (
     ViewConfig,
 )
 from teddy.settings.declared import Declared
+from teddy.settings.parameters import OPTIONS
 from teddy.settings.resolve import stage_files
 from teddy.settings.schema import from_json, read_yaml, to_json
 from teddy.settings.theory import EXPERIMENTS
+from teddy.stages.commands import COMMANDS
+from teddy.stages.resolve import write_inputs
 
 VIEWS = {"crop_scale": 0.5, "hflip": False, "roll": [0, 0]}
 DSA = {
@@ -350,6 +356,49 @@ def test_near_miss_is_suggested(read: Read) -> None:
     refusal(read, {"targets:fig3f": {"toy": {}}}, "no stage of dvc.yaml makes 'fig3f'", "did you")
 
 
+@pytest.mark.parametrize(
+    ("row", "key", "meant"),
+    [
+        (f"sets:{PRIOR}", "method", "metod"),
+        (f"sets:{PRIOR}", "pool", "pol"),
+        (f"sets:{PRIOR}", "ipc", "ipcs"),
+        (f"sets:{PRIOR}", "data", "dataa"),
+        (f"sets:{RANDOM}", "method", "metod"),
+        ("bases:toy/base", "data", "dta"),
+        ("pools:toy/prior", "kind", "knd"),
+        ("prepared:toy", "dataset", "datset"),
+        (f"evaluations:{AGAIN}", "pool", "pol"),
+    ],
+)
+def test_a_mistyped_key_of_a_row_is_named_before_the_one_that_is_missing(
+    read: Read, row: str, key: str, meant: str
+) -> None:
+    section, name = row.split(":")
+    edits = {f"{row}:{key}": MISSING, f"{row}:{meant}": ROWS[section][name][key]}
+    words = f"{section}.{name}: unknown key {meant!r}; did you mean {key!r}?"
+    refusal(read, edits, words)
+
+
+def test_keys_of_a_row_and_its_stages_are_suggested_beside_those_of_its_settings(
+    read: Read,
+) -> None:
+    for key, meant in (("repat", "repeat"), ("relabl", "relabel"), ("drw", "draw")):
+        words = f"sets.{PRIOR}: unknown key {key!r}; did you mean {meant!r}?"
+        refusal(read, {f"sets:{PRIOR}:{key}": 1}, words)
+    refusal(read, {"bases:toy/base:epoch": 1}, "unknown key 'epoch'; did you mean 'epochs'?")
+
+
+@pytest.mark.parametrize("stage", ["relabel", "evaluate"])
+@pytest.mark.parametrize(
+    ("section", "name"), [("sets", PRIOR), ("evaluations", AGAIN), ("learners", LEARNER)]
+)
+def test_unknown_keys_of_a_stage_within_a_row_are_named_with_the_stage(
+    read: Read, section: str, name: str, stage: str
+) -> None:
+    words = f"{TOY}: {section}.{name}.{stage}: unknown key 'epoch'"
+    refusal(read, {f"{section}:{name}:{stage}": {"epoch": 3}}, words)
+
+
 def test_keys_of_mixed_types_are_refused_in_one_line(read: Read, tmp_path: Path) -> None:
     for place in ("experiments/toy.yaml", "params.yaml"):
         for key in ("1", "~", "true", "1.5", "2024-01-01"):
@@ -406,7 +455,7 @@ def test_missing_key_is_refused_by_name(read: Read, place: str) -> None:
         ("evaluate:seeds", [0, True], "seeds[1] must be a whole number; got True"),
         ("train_teacher:network:arch", "vgg", "got 'vgg'; expected one of: convnet3, densenet121"),
         ("train_teacher:network:arch", 3, "arch must be text; got 3"),
-        ("prepare:source", 3, "prepare (for toy).source must be text; got 3"),
+        ("prepare:source", 3, "params.yaml: prepare.source must be text; got 3"),
         ("prepare:channels", 2, "channels must be one of 1, 3; got 2"),
         ("datasets:toy:title", 3, "params.yaml: datasets.toy.title must be text; got 3"),
         ("datasets:toy:synthesize", 3, "datasets.toy.synthesize must be keys; got 3"),
@@ -418,7 +467,7 @@ def test_missing_key_is_refused_by_name(read: Read, place: str) -> None:
         (
             "synthesize:views",
             None,
-            "params.yaml: synthesize (for toy).views must be keys; got None",
+            "params.yaml: synthesize.views must be keys; got None",
         ),
         ("sets", 3, "toy.yaml: sets must be rows; got 3"),
         ("bases:toy/base", 3, "toy.yaml: bases.toy/base must be keys; got 3"),
@@ -528,6 +577,63 @@ def test_numbers_that_are_not_finite_or_too_long_are_refused(
     read({f"synthesize:{key}": 123})
     path.write_text(path.read_text().replace(f'"{key}": 123', f'"{key}": {number}'))
     refused(lambda: Declared(tmp_path), str(path), key if len(number) < 100 else "digits")
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "expected"),
+    [
+        ("synthesize:lr", -1, "params.yaml: synthesize.lr must be above 0"),
+        ("datasets:toy:synthesize", {"lr": -1}, "params.yaml: datasets.toy.synthesize.lr must be"),
+        (f"sets:{PRIOR}:lr", "x", f"{TOY}: sets.{PRIOR}.lr must be a number; got 'x'"),
+        (f"sets:{PRIOR}:draw", 0, f"{TOY}: sets.{PRIOR}.draw must be at least 1; got 0"),
+        (f"sets:{PRIOR}:views", {"roll": [2, 1]}, f"{TOY}: sets.{PRIOR}.views: roll must be [low"),
+        (f"sets:{PRIOR}:dsa", {"scale": 0}, f"{TOY}: sets.{PRIOR}.dsa.scale must be at least 1"),
+        ("datasets:toy:dsa", {"scale": 0}, "params.yaml: datasets.toy.dsa.scale must be at least"),
+        ("bases:toy/base:network", {"width": 0}, f"{TOY}: bases.toy/base.network.width must be"),
+        ("pools:toy/prior:prior", {"last": 0}, f"{TOY}: pools.toy/prior.prior.last must be at"),
+        ("prepared:toy:channels", 2, f"{TOY}: prepared.toy.channels must be one of 1, 3"),
+        (f"sets:{PRIOR}:relabel", {"epochs": 0}, f"{TOY}: sets.{PRIOR}.relabel.epochs must be"),
+        (
+            f"evaluations:{AGAIN}:evaluate",
+            {"temperature": 0},
+            f"{TOY}: evaluations.{AGAIN}.evaluate.temperature must be above 0; got 0",
+        ),
+        (
+            f"learners:{LEARNER}:evaluate",
+            {"network": {"arch": "resnet18", "norm": "none"}},
+            f"{TOY}: learners.{LEARNER}.evaluate.network: norm must be batch with arch resnet18",
+        ),
+        (
+            "step_teachers:toy/by-step:epochs",
+            0,
+            f"{TOY}: step_teachers.toy/by-step.epochs must be at least 1; got 0",
+        ),
+    ],
+)
+def test_a_value_is_refused_with_the_file_and_key_that_it_stands_at(
+    read: Read, tmp_path: Path, place: str, value: Any, expected: str
+) -> None:
+    assert refusal(read, {place: value}).startswith(f"{tmp_path}/{expected}")
+
+
+def test_a_value_of_a_datasets_own_file_is_refused_with_that_file(tmp_path: Path) -> None:
+    own = {"title": "Toy", "synthesize": {"lr": -0.1}}
+    files = {"params.yaml": PARAMS | {"datasets": {}}, TOY: ROWS, "params/toy.yaml": own}
+    write(tmp_path, files)
+    words = f"{tmp_path}/params/toy.yaml: synthesize.lr must be above 0; got -0.1"
+    refused(lambda: Declared(tmp_path), words)
+
+
+@pytest.mark.parametrize(("key", "value"), [("lr", "abc"), ("alpha_bn", -3)])
+def test_a_default_that_a_dataset_hides_is_checked(read: Read, key: str, value: Any) -> None:
+    edits = {f"synthesize:{key}": value, "datasets:toy:synthesize": {key: 1}}
+    refusal(read, edits, f"params.yaml: synthesize.{key} must be")
+
+
+def test_a_default_that_is_not_there_is_no_fault_of_the_dataset(read: Read) -> None:
+    edits = {"synthesize:iterations": MISSING, "datasets:toy:synthesize": {"iterations": 1}}
+    refusal(read, edits, "params.yaml: synthesize lacks the key 'iterations'")
+    refusal(read, {"synthesize:dsa": DSA}, "params.yaml: synthesize: unknown key 'dsa'")
 
 
 PAPER = [
@@ -798,8 +904,51 @@ def test_a_target_shows_the_rows_named_after_it_and_those_beside(read: Read) -> 
     assert declared.shown("table1", "toy") == [PRIOR, SRE2L, RANDOM]
     assert declared.shown("fig3b", "toy") == [PRIOR, AGAIN]
     assert declared.shown("fig3e", "toy") == [LEARNER]
-    folder = {"targets:fig3b:toy": {"beside": ["main/ipc1"], "after": "main"}}
-    assert read(folder).shown("fig3b", "toy") == [PRIOR, SRE2L, RANDOM, AGAIN]
+    for beside in (["main/ipc1"], ["main/ipc1/prior", "main/ipc1"]):
+        folder = {"targets:fig4-6-7": {"toy": {"beside": beside, "after": "main"}}}
+        assert read(folder).shown("fig4-6-7", "toy") == [PRIOR, SRE2L, RANDOM], "each once"
+
+
+@pytest.mark.parametrize(
+    ("edits", "words"),
+    [
+        (
+            {"sets:toy/main/other": {**ROWS["sets"][PRIOR], "draw": 2}},
+            f"sets.toy/main/other: {PRIOR} (hard) and toy/main/other (hard) would share a place in "
+            "table1 of toy (arch convnet3, method teddy, ipc 1, labels hard): change one of these",
+        ),
+        (
+            {"evaluations:toy/fig3b/again": ROWS["evaluations"][AGAIN]},
+            f"evaluations.toy/fig3b/again: {AGAIN} (soft) and toy/fig3b/again (soft) would share a "
+            "place in fig3b of toy (arch convnet3, members 2, ipc 1, labels soft)",
+        ),
+        (
+            {f"evaluations:{AGAIN}:members": 0},
+            f"evaluations.{AGAIN}: {PRIOR} (soft) and {AGAIN} (soft) would share a place in fig3b "
+            "of toy (arch convnet3, members 4, ipc 1, labels soft)",
+        ),
+        (
+            {"sets:toy/fig2c/post": {**ROWS["sets"][PRIOR], "pool": "toy/post"}},
+            "sets.toy/fig2c/post: it has no stages, along which fig2c of toy shows it",
+        ),
+        (
+            {"sets:toy/fig3a/random": ROWS["sets"][RANDOM]},
+            "sets.toy/fig3a/random: it has no teachers drawn, along which fig3a of toy shows it",
+        ),
+    ],
+)
+def test_rows_that_would_share_a_place_in_a_table_are_refused(
+    read: Read, edits: dict[str, Any], words: str
+) -> None:
+    after = {"after": "main/ipc1/prior.json", "beside": ["main/ipc1/prior"]}
+    added = {
+        f"targets:{target}": {"toy": row}
+        for target, row in (("fig2c", {}), ("fig3a", after))
+        if any(target in place for place in edits)
+    }
+    refusal(read, added | edits, f"{TOY}: {words}")
+    apart = {"sets:toy/main/other": {**ROWS["sets"][PRIOR], "ipc": 2}}
+    assert read(apart).shown("table1", "toy")[-1] == "toy/main/other"
 
 
 def test_a_row_that_nobody_shows_is_refused(read: Read) -> None:
@@ -906,6 +1055,63 @@ def test_a_key_that_stands_twice_is_refused(read: Read, tmp_path: Path) -> None:
     refused(lambda: Declared(tmp_path), "the key 'data' stands there twice (line 3)")
 
 
+@pytest.mark.parametrize("stem", [*OPTIONS, "out=x", "a b", "a;b", "ä"])
+def test_an_experiment_file_that_would_be_an_option_is_refused(
+    read: Read, tmp_path: Path, stem: str
+) -> None:
+    read()
+    file = f"experiments/{stem}.yaml"
+    write(tmp_path, {file: {"on": {stem: True}}}, (TOY, file))
+    words = f"{tmp_path / file}: rename this file: DVC gives the stage resolve its name as the"
+    refused(lambda: Declared(tmp_path), words, f"option --{stem}, which")
+    write(
+        tmp_path,
+        {"experiments/h.v-2.yaml": {"on": {"h.v-2": True}}},
+        (TOY, "experiments/h.v-2.yaml"),
+    )
+    assert Declared(tmp_path).sets
+
+
+def test_options_of_the_stage_are_known() -> None:
+    resolve = COMMANDS["resolve"]
+    assert {*OPTIONS} == {"help", *resolve.reads, *resolve.writes, *resolve.optional}
+
+
+@pytest.mark.parametrize("entry", [f"{TOY}:sets", 3, None, ["a"], "a: b"])
+def test_an_entry_of_vars_that_is_no_path_is_refused(
+    read: Read, tmp_path: Path, entry: object
+) -> None:
+    read()
+    (tmp_path / "dvc.yaml").write_text(json.dumps({"vars": [entry]}))
+    words = (
+        "dvc.yaml: vars: an entry must be a path, with all that the file has, or keys and values"
+    )
+    refused(lambda: Declared(tmp_path), words, str(entry))
+    (tmp_path / "dvc.yaml").write_text(json.dumps({"vars": [TOY, {"a": 3}]}))
+    assert Declared(tmp_path).sets
+
+
+def test_a_file_of_vars_whose_edits_would_rerun_nothing_is_refused(
+    read: Read, tmp_path: Path
+) -> None:
+    read()
+    for file in ("toy.yaml", "rows/toy.yaml"):
+        write(tmp_path, {file: ROWS}, (file,))
+        words = f"dvc.yaml: vars: {file} does not lie in what the stage resolve depends on (params"
+        refused(lambda: Declared(tmp_path), words, "move it there, or add its folder to deps")
+    for file in (f"{tmp_path}/{TOY}", f"../{tmp_path.name}/{TOY}"):
+        write(tmp_path, {}, (file,))
+        words = f"dvc.yaml: vars: {file}: expected a path inside the checkout"
+        refused(lambda: Declared(tmp_path), words)
+
+
+@pytest.mark.parametrize("stages", [[1], {"a": "hello"}, {"a": None}, "text", {"resolve": [1]}])
+def test_stages_that_dvc_would_refuse_are_none(read: Read, tmp_path: Path, stages: object) -> None:
+    read()
+    (tmp_path / "dvc.yaml").write_text(json.dumps({"vars": [TOY], "stages": stages}))
+    assert Declared(tmp_path).sets
+
+
 def test_missing_files_are_refused(read: Read, tmp_path: Path) -> None:
     read()
     for file in (TOY, "dvc.yaml", "params.yaml"):
@@ -965,6 +1171,9 @@ class Own(Method):
     def make(self, ipc, work):
         raise NotImplementedError
 
+class Net:
+    pass
+
 class Other:
     pass
 
@@ -976,7 +1185,8 @@ number = 3
 def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> str:
     """A file of the user's own in the checkout, under a name that no other test has."""
     monkeypatch.chdir(tmp_path)
-    name = f"own_{abs(hash(request.node.name))}.py"
+    name = f"examples/own_{abs(hash(request.node.name))}.py"
+    (tmp_path / "examples").mkdir()
     (tmp_path / name).write_text(OWN)
     return name
 
@@ -988,6 +1198,14 @@ def test_a_method_of_the_users_own_is_known_by_its_file(read: Read, own: str) ->
     assert own in files[f"synthesize/{RANDOM}"].code
     assert own not in files[f"synthesize/{PRIOR}"].code
     assert "teddy" in files[f"synthesize/{RANDOM}"].code, "and this package's, as ever"
+
+
+def test_keys_of_a_set_of_the_users_own_method_are_checked(read: Read, own: str) -> None:
+    edits: dict[str, Any] = {"methods:random:algorithm": f"{own}:Own"}
+    words = "; did you mean 'repeat'?"
+    refusal(read, edits | {f"sets:{RANDOM}:repat": 1}, f"sets.{RANDOM}: unknown key 'repat'", words)
+    mistyped = {f"sets:{RANDOM}:pool": MISSING, f"sets:{RANDOM}:pol": "toy/prior"}
+    refusal(read, edits | mistyped, "unknown key 'pol'; did you mean 'pool'?")
 
 
 @pytest.mark.parametrize(
@@ -1006,19 +1224,111 @@ def test_names_that_are_no_method_are_refused(read: Read, own: str, name: str, w
      ("raise ValueError('two\\nlines')", "ValueError: two lines")],
 )  # fmt: skip
 def test_a_file_that_fails_is_refused(read: Read, own: str, text: str, words: str) -> None:
-    Path(own).write_text(text)
+    Path(own).write_text(f"{text}\n{OWN}")
     refused(lambda: read({"methods:random:algorithm": f"{own}:Own"}), own, words)
 
 
-def test_a_file_that_is_not_there_is_refused(read: Read, own: str) -> None:
+REFERENCES = {
+    "methods:random:algorithm": ("experiments/toy.yaml: methods.random.algorithm", None),
+    "prepare:source": ("params.yaml: prepare.source", None),
+    "datasets:toy:prepare": ("params.yaml: datasets.toy.prepare.source", "source"),
+    "prepared:toy:source": ("experiments/toy.yaml: prepared.toy.source", None),
+    "train_teacher:network:arch": ("params.yaml: train_teacher.network.arch", None),
+    "bases:toy/base:network": ("experiments/toy.yaml: bases.toy/base.network.arch", "arch"),
+    "fig1:teacher:arch": ("params.yaml: fig1.teacher.arch", None),
+    f"sets:{PRIOR}:evaluate": (f"sets.{PRIOR}.evaluate.network.arch", "network"),
+    f"evaluations:{AGAIN}:evaluate": (f"evaluations.{AGAIN}.evaluate.network.arch", "network"),
+    f"learners:{LEARNER}:evaluate": (f"learners.{LEARNER}.evaluate.network.arch", "network"),
+}
+
+
+def naming(place: str, reference: str) -> dict[str, Any]:
+    """An edit that names code of the user's own at one of the places above."""
+    key = REFERENCES[place][1]
+    value: Any = {"arch": reference} if key == "network" else reference
+    return {place: {key: value} if key else value}
+
+
+@pytest.mark.parametrize("place", REFERENCES)
+def test_code_that_settings_name_must_be_there(read: Read, own: str, place: str) -> None:
+    where = REFERENCES[place][0]
+    refusal(read, naming(place, f"{own}:Nat"), f"{where}: {own}: does not define 'Nat'")
+    Path(own).write_text("def (")
+    refusal(read, naming(place, f"{own}:Net"), f"{where}: {own}: SyntaxError: ")
     Path(own).unlink()
-    words = f"{own}: expected a Python file that defines Own"
-    refused(lambda: read({"methods:random:algorithm": f"{own}:Own"}), words)
-    declared = read({f"sets:{PRIOR}:evaluate": {"network": {"arch": f"{own}:Net"}}})
-    refused(lambda: list(stage_files(declared)), f"{own}: cannot read: No such file")
-    for outside in (f"../{own}", f"/tmp/{own}"):
-        edits = {"methods:random:algorithm": f"{outside}:Own"}
-        refusal(read, edits, "methods.random.algorithm", "expected a path inside the checkout")
+    words = f"{where}: {own}: expected a Python file that defines Net"
+    refusal(read, naming(place, f"{own}:Net"), words)
+    for outside in (f"../{own}", f"/tmp/{own}", f"src/../{own}"):
+        words = f"{where}: {outside}: expected a path inside the checkout"
+        refusal(read, naming(place, f"{outside}:Net"), words)
+
+
+@pytest.mark.parametrize("place", REFERENCES)
+def test_code_whose_edits_would_rerun_nothing_is_refused(
+    read: Read, own: str, place: str, tmp_path: Path
+) -> None:
+    for file in ("mine.py", "models/mine.py", "examples2/mine.py"):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_text(OWN)
+        words = f"{REFERENCES[place][0]}: {file} does not lie in what the stage resolve depends on"
+        refusal(read, naming(place, f"{file}:Own"), words, "add its folder to deps of resolve")
+
+
+def test_code_in_a_folder_that_resolve_depends_on_is_accepted(
+    read: Read, own: str, tmp_path: Path
+) -> None:
+    edits = naming("train_teacher:network:arch", "models/mine.py:Net")
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "mine.py").write_text(OWN)
+    refusal(read, edits, "does not lie in")
+    text = (tmp_path / "dvc.yaml").read_text()
+    for deps in ("[params.yaml, {models: {}}, experiments]", "['${folders}']", "here"):
+        changed = re.sub(r"(?m)^    deps:\n(      - .*\n)+", f"    deps: {deps}\n", text, count=1)
+        (tmp_path / "dvc.yaml").write_text(changed)
+        assert Declared(tmp_path).train_teacher("toy/base").network.arch == "models/mine.py:Net"
+    (tmp_path / "dvc.yaml").write_text(f"vars: [{TOY}]")
+    assert Declared(tmp_path).sets, "without a stage resolve nothing is known"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "def Net(shape, classes): ...",
+        "async def Net(): ...",
+        "Net = 3",
+        "a = (b, Net) = 1, 2",
+        "Net: object = 3",
+        "if True:\n    class Net: ...",
+        "try:\n    import a\nexcept ImportError:\n    Net = 3",
+        "from torch.nn import Module as Net",
+        "import Net.b",
+        "from torch.nn import *",
+        "for Net in range(3): pass",
+        "match 3:\n    case 3:\n        Net = 4",
+        "def __getattr__(name): ...",
+    ],
+)
+def test_every_way_to_define_a_name_counts(read: Read, own: str, text: str) -> None:
+    Path(own).write_text(text)
+    assert read(naming("train_teacher:network:arch", f"{own}:Net")).sets
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["class Nets: ...", "def f():\n    Net = 3", "Net.a = 3", "print(Net)", "class A:\n Net=1"],
+)
+def test_other_mentions_of_a_name_do_not_count(read: Read, own: str, text: str) -> None:
+    Path(own).write_text(text)
+    words = "does not define 'Net'"
+    refusal(read, naming("train_teacher:network:arch", f"{own}:Net"), words)
+
+
+def test_a_source_that_is_not_built_in_is_refused(read: Read) -> None:
+    words = "params.yaml: prepare.source must be path/to/file.py:name or known, got 'digit'; did "
+    refusal(read, {"prepare:source": "digit"}, words, "did you mean 'digits'?")
+    words = f"{TOY}: prepared.toy.source must be path/to/file.py:name or known, got 'x'"
+    refusal(read, {"prepared:toy:source": "x"}, words)
+    assert set(SOURCES) == set(sources.SOURCES)
 
 
 def test_a_network_of_the_users_own_is_part_of_what_stages_run(read: Read, own: str) -> None:
@@ -1031,6 +1341,53 @@ def test_a_network_of_the_users_own_is_part_of_what_stages_run(read: Read, own: 
     Path(own).write_text("# changed")
     again = {path: settings for _, path, settings in stage_files(declared)}
     assert again[f"evaluate/{PRIOR}"].code[own] != before
+
+
+# --------------------------------------------------------------------------- what resolve replaces
+
+
+def test_what_the_stage_wrote_is_replaced(read: Read, tmp_path: Path) -> None:
+    read({"targets:fig4-6-7": {"toy": {"beside": ["main"], "after": "main"}}})
+    out = tmp_path / "inputs"
+    assert write_inputs(tmp_path, out) > 20
+    read()
+    count = write_inputs(tmp_path, out)
+    assert count == len([path for path in out.rglob("*.json")])
+    assert not (out / "fig4-6-7").exists()
+
+
+@pytest.mark.parametrize(
+    "file",
+    ["notes.txt", "prepare/notes.txt", "evaluations/toy/a.json", "a.json", ".git/config",
+     "prepare/toy/.hidden", "evaluate/a.json.txt"],
+)  # fmt: skip
+def test_a_folder_with_anything_else_is_not_removed(read: Read, tmp_path: Path, file: str) -> None:
+    read()
+    out = tmp_path / "inputs"
+    write_inputs(tmp_path, out)
+    (out / file).parent.mkdir(parents=True, exist_ok=True)
+    (out / file).write_text("kept")
+    before = sorted(out.rglob("*"))
+    words = f"{out}: cannot replace a folder that has other files than this stage's, such as "
+    assert file.startswith(refused(partial(write_inputs, tmp_path, out), words)
+                           .removeprefix(words).split(";")[0])  # fmt: skip
+    assert sorted(out.rglob("*")) == before
+
+
+def test_links_and_folders_without_a_name_are_not_replaced(
+    read: Read, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read()
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to("empty")
+    monkeypatch.chdir(tmp_path / "empty")
+    for out in (Path(), Path("/"), Path("../empty/.."), tmp_path / "link"):
+        refused(partial(write_inputs, tmp_path, out), f"{out}: cannot replace this; name a folder")
+    inputs = tmp_path / "inputs"
+    inputs.mkdir()
+    (inputs / "prepare").symlink_to(tmp_path / "experiments")
+    refused(partial(write_inputs, tmp_path, inputs), "such as prepare; name another, or remove it")
+    assert (tmp_path / TOY).is_file()
 
 
 # --------------------------------------------------------------------------- the repository's own

@@ -56,28 +56,28 @@ def on_device() -> Any:
 def test_iterations_of_synthesis_do_not_wait(
     synthesiser: Teddy, tmp_path: Path, monkeypatch: Any, mode: Mode, changes: Any
 ) -> None:
-    """All of an item between its first draw and its last look."""
+    """All of a batch between its first draw and its last look."""
     made = with_config(synthesiser, gradient=mode, **changes)
-    item, draw = made.batches(1)[0], made.teachers_drawn
-    made.load([item])
+    batch, draw = made.batches(1)[0], made.teachers_drawn
+    made.load([batch])
     watch = on_device()
     drawn: list[int] = []
 
-    def watched(item: Any, iteration: int) -> list[int]:
+    def watched(batch: Any, iteration: int) -> list[int]:
         if iteration == made.config.iterations - 1:
             watch.__exit__(None, None, None)
         if iteration == 0 and not drawn:
             watch.__enter__()
         drawn.append(iteration)
-        return draw(item, iteration)
+        return draw(batch, iteration)
 
     views = made._views
     monkeypatch.setattr(made, "teachers_drawn", watched)
     monkeypatch.setattr(made, "_views", lambda *args: iter(list(views(*args))))
-    made.run(item, tmp_path / "resume")
+    made.run(batch, tmp_path / "resume")
     assert len(drawn) == made.config.iterations
     with watch:
-        list(views(item, 0))
+        list(views(batch, 0))
 
 
 def test_batches_of_a_teacher_do_not_wait(dataset: ImageDataset, view_config: ViewConfig) -> None:
@@ -116,6 +116,15 @@ class OneDevice(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+def test_a_mix_of_devices_is_seen() -> None:
+    here, there = torch.zeros(2), torch.zeros(2, device=META)
+    with OneDevice():  # type: ignore[no-untyped-call]
+        assert (here + torch.tensor(1.0)).sum() == 2
+        there.copy_(here)
+        with pytest.raises(AssertionError, match=r"aten::add: "):
+            here + there
+
+
 class Elsewhere(Pool):
     """A pool whose members lie on a device that only knows shapes."""
 
@@ -132,7 +141,7 @@ def shapes_only(monkeypatch: pytest.MonkeyPatch) -> None:
     def mean_and_variance(x: Tensor) -> tuple[Tensor, Tensor]:
         return x.mean((0, 2, 3)), x.var((0, 2, 3))
 
-    def class_target(self: Teddy, member: int, item: Any) -> list[Moments]:
+    def class_target(self: Teddy, member: int, batch: Any) -> list[Moments]:
         return self._teacher(member).running
 
     def elsewhere(kind: str, **named: Any) -> Any:
@@ -160,9 +169,9 @@ def test_iterations_of_synthesis_mix_no_devices(
     made = with_config(synthesiser, gradient=mode, iterations=9, **changes)
     pool = Elsewhere(made.pool.folder, made.pool.entries)
     there = Teddy(made.config, replace(made.given, pool=pool, device=META))
-    item = there.batches(1)[0]
-    there.load([item])
-    run = BatchRun(there, item, tmp_path / "resume", save_every=float("inf"))
+    batch = there.batches(1)[0]
+    there.load([batch])
+    run = BatchRun(there, batch, tmp_path / "resume", save_every=float("inf"))
     steps: Iterator[Any] = run.steps(Lane())
     next(steps)
     with OneDevice():  # type: ignore[no-untyped-call]

@@ -1,4 +1,4 @@
-"""Distribution matching: its loss by hand, what it depends on, independence of items, resuming.
+"""Distribution matching: its loss by hand, what it depends on, independence of batches, resuming.
 
 No GPU, no downloads.
 """
@@ -146,7 +146,7 @@ def test_real_batch_has_distinct_images_of_its_class(matcher: DistributionMatchi
     assert len(changed(matcher, real_batch=256).real_batch(0, 0)) == 16, "all that there are"
 
 
-# ------------------------------------------------------------------------------------------ items
+# ---------------------------------------------------------------------------------------- batches
 
 
 def test_matching_brings_images_nearer_to_their_class(

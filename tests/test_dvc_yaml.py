@@ -23,13 +23,13 @@ from checkouts import (
     module,
     outs,
     own_inputs,
-    variables,
 )
 
 from teddy.settings import code
 from teddy.settings.declared import Declared
 from teddy.settings.resolve import stage_files
 from teddy.stages.commands import COMMANDS
+from tools.by_hand import variables
 
 SOURCE = ROOT / "src" / "teddy"
 EXPERIMENTS = sorted(path.name for path in (ROOT / "experiments").glob("*.yaml"))
@@ -94,10 +94,21 @@ def test_command_of_a_table_or_figure_uses_its_outputs_and_where_its_records_lie
     assert all(any(f"{dep}/".startswith(f"{path}/") for dep in deps) for path in folders)
 
 
-def test_resolve_depends_on_all_that_it_reads() -> None:
+def test_resolve_depends_on_all_that_it_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert RESOLVE["cmd"] == "python -m teddy resolve --out inputs ${on}"
-    assert {"params.yaml", "params", "experiments", "src"} <= set(RESOLVE["deps"])
     assert RESOLVE["outs"] == [{"inputs": {"cache": False}}]
+    for name in ("params.yaml", "params", "experiments", "examples"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    files = [f"experiments/{name}" for name in EXPERIMENTS] + ["examples/shapes.yaml"]
+    (tmp_path / "dvc.yaml").write_text(listed(files), encoding="utf-8")
+    monkeypatch.chdir(ROOT)  # code of the user's own is named from there
+    declared = Declared(tmp_path)
+    named = {file for _, _, made in stage_files(declared) for file in made.code if "." in file}
+    read = {*declared.files, *named, "src/teddy"} - {"dvc.yaml"}
+    assert {*files, "params.yaml", "params/cifar10.yaml", "examples/shapes.py"} <= read
+    assert not {f for f in read if not any(Path(f).is_relative_to(d) for d in RESOLVE["deps"])}
 
 
 def test_stages_run_for_the_rows_of_their_section() -> None:

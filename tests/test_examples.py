@@ -122,8 +122,8 @@ def test_all_three_go_through_the_whole_pipeline(
     for key, value in TINY.items():
         assign(shapes["datasets"]["shapes"], key, value)
     yaml.dump(shapes, checkout / "examples" / "shapes.yaml")
-    (checkout / "mine.yaml").write_text(MINE.lstrip(), encoding="utf-8")
-    files = [METHODS, "examples/shapes.yaml", "mine.yaml", DIGITS]
+    (checkout / "experiments" / "mine.yaml").write_text(MINE.lstrip(), encoding="utf-8")
+    files = [METHODS, "examples/shapes.yaml", "experiments/mine.yaml", DIGITS]
     (checkout / "dvc.yaml").write_text(listed(files), encoding="utf-8")
     shutil.copytree(ROOT / "metrics" / "reference", checkout / "metrics" / "reference")
     for name, value in (("WORKERS", "1"), ("DEVICE", "cpu"), ("LOGS", "logs")):

@@ -1,4 +1,4 @@
-"""Items beside each other give the bytes of items alone, however many fit and pay."""
+"""Batches beside each other give the bytes of batches alone, however many fit and pay."""
 
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -238,7 +238,7 @@ def one_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 def at_a_time(made: OptimisedMethod, count: int, monkeypatch: Any) -> tuple[Tensor, Any]:
-    """Images and records of a set of four items."""
+    """Images and records of a set of four batches."""
     monkeypatch.setenv("TEDDY_LANES", str(count))
     images, _, records = synthesise(made, 3, WorkDir("synthesize", f"set{count}"))
     return images, records
@@ -246,7 +246,7 @@ def at_a_time(made: OptimisedMethod, count: int, monkeypatch: Any) -> tuple[Tens
 
 @pytest.mark.parametrize("replayed", [False, True])
 @pytest.mark.parametrize("changes", [{}, {"draw_per": "iteration", "gradient": "joint"}])
-def test_items_beside_each_other_have_the_bytes_of_items_alone(
+def test_batches_beside_each_other_have_the_bytes_of_batches_alone(
     synthesiser: Teddy, workplace: Path, one_process: Path, pools: list[FakePool],
     monkeypatch: Any, changes: Any, replayed: bool,
 ) -> None:  # fmt: skip
@@ -267,7 +267,7 @@ def test_items_beside_each_other_have_the_bytes_of_items_alone(
 
 
 @pytest.mark.parametrize("fit", [1, 2])
-def test_exhausted_memory_lets_fewer_items_run_and_changes_no_byte(
+def test_exhausted_memory_lets_fewer_batches_run_and_changes_no_byte(
     synthesiser: Teddy, workplace: Path, one_process: Path, pools: list[FakePool],
     monkeypatch: Any, capfd: Any, fit: int,
 ) -> None:  # fmt: skip
@@ -350,7 +350,7 @@ def test_distribution_matching_without_memory_lets_fewer_run(
     assert torch.equal(got, want)
 
 
-def test_killed_items_that_ran_beside_each_other_go_on(
+def test_killed_batches_that_ran_beside_each_other_go_on(
     synthesiser: Teddy, workplace: Path, one_process: Path, monkeypatch: Any
 ) -> None:
     monkeypatch.setattr("teddy.synthesis.engine.runs.CHECK_EVERY", 1)
@@ -375,7 +375,7 @@ def test_killed_items_that_ran_beside_each_other_go_on(
 
 @pytest.mark.cuda
 @pytest.mark.parametrize("replayed", [False, True])
-def test_items_beside_each_other_on_a_gpu_have_the_bytes_of_items_alone(
+def test_batches_beside_each_other_on_a_gpu_have_the_bytes_of_batches_alone(
     synthesiser: Teddy, workplace: Path, one_process: Path, monkeypatch: Any, replayed: bool
 ) -> None:
     monkeypatch.setattr("teddy.synthesis.engine.cuda_graphs._LEAST_REPLAYS", 0)

@@ -997,7 +997,7 @@ def test_a_method_looks_the_same_whatever_else_is_shown() -> None:
 
 
 def test_labels_move_apart_only_where_they_must() -> None:
-    assert figures.spread([0.1, 0.5, 0.9], [0.1] * 3, 0, 1) == pytest.approx([0.1, 0.5, 0.9])
-    assert figures.spread([0.5, 0.5, 0.9], [0.1] * 3, 0, 1) == pytest.approx([0.45, 0.55, 0.9])
-    assert figures.spread([0.98, 1.0], [0.1, 0.3], 0, 1) == pytest.approx([0.8, 1.0])
-    assert figures.spread([0.0, 0.01], [0.1, 0.1], 0, 1) == pytest.approx([0.0, 0.1])
+    assert figures.moved_apart([0.1, 0.5, 0.9], [0.1] * 3, 0, 1) == pytest.approx([0.1, 0.5, 0.9])
+    assert figures.moved_apart([0.5, 0.5, 0.9], [0.1] * 3, 0, 1) == pytest.approx([0.45, 0.55, 0.9])
+    assert figures.moved_apart([0.98, 1.0], [0.1, 0.3], 0, 1) == pytest.approx([0.8, 1.0])
+    assert figures.moved_apart([0.0, 0.01], [0.1, 0.1], 0, 1) == pytest.approx([0.0, 0.1])

@@ -1,4 +1,4 @@
-"""Synthesis: Eq. 7 and its gradient, independence of items, resuming, refusals.
+"""Synthesis: Eq. 7 and its gradient, independence of batches, resuming, refusals.
 
 `katNN` are the known-answer tests of the specification, by its numbering. No GPU, no downloads.
 """
@@ -517,24 +517,24 @@ def test_class_statistics_do_not_depend_on_the_convention_of_the_batch_variance(
         torch.testing.assert_close(a.var, b.var, rtol=1e-5, atol=1e-6)
 
 
-# ------------------------------------------------------------------------------------------ items
+# ---------------------------------------------------------------------------------------- batches
 
 
 @pytest.mark.parametrize("ipc", [1, 2, 3, 7])
 @pytest.mark.parametrize("num_classes", [2, 3, 5])
-def test_items_cover_every_image_once(
+def test_batches_cover_every_image_once(
     synthesis_config: SynthesizeConfig, ipc: int, num_classes: int
 ) -> None:
-    items = cut(ipc, num_classes, synthesis_config)
-    pairs = [(i, c) for batch in items for i in batch.indices for c in batch.classes]
+    batches = cut(ipc, num_classes, synthesis_config)
+    pairs = [(i, c) for batch in batches for i in batch.indices for c in batch.classes]
     rounded = 2 * math.ceil(ipc / 2)
     assert sorted(pairs) == [(i, c) for i in range(rounded) for c in range(num_classes)]
-    assert len({batch.name for batch in items}) == len(items)
-    for batch in items:
+    assert len({batch.name for batch in batches}) == len(batches)
+    for batch in batches:
         assert batch.labels().tolist() == [c for _ in batch.indices for c in batch.classes]
 
 
-def test_item_does_not_change_when_more_images_are_asked_for(
+def test_batch_does_not_change_when_more_images_are_asked_for(
     synthesis_config: SynthesizeConfig,
 ) -> None:
     few, many = cut(1, 3, synthesis_config), cut(5, 3, synthesis_config)
@@ -543,22 +543,22 @@ def test_item_does_not_change_when_more_images_are_asked_for(
 
 
 @pytest.mark.parametrize("changes", [{}, {"views_per": "image"}, {"draw_per": "iteration"}])
-def test_order_and_company_of_items_do_not_change_their_images(
+def test_order_and_company_of_batches_do_not_change_their_images(
     synthesiser: Teddy, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
-    items = with_config(synthesiser, **changes).batches(4)
+    batches = with_config(synthesiser, **changes).batches(4)
     forward = with_config(synthesiser, **changes)
-    in_order = {batch.name: result(forward, batch, tmp_path) for batch in items}
+    in_order = {batch.name: result(forward, batch, tmp_path) for batch in batches}
     backward = with_config(synthesiser, **changes)
-    for batch in reversed(items):
+    for batch in reversed(batches):
         assert_equal(result(backward, batch, tmp_path), in_order[batch.name])
     alone = with_config(synthesiser, **changes)
-    assert_equal(result(alone, items[2], tmp_path), in_order[items[2].name])
+    assert_equal(result(alone, batches[2], tmp_path), in_order[batches[2].name])
 
 
-def test_items_differ_from_each_other(synthesiser: Teddy, tmp_path: Path) -> None:
-    items = with_config(synthesiser, classes_per_batch=1).batches(4)
-    pictures = [result(synthesiser, batch, tmp_path)["images"] for batch in items]
+def test_batches_differ_from_each_other(synthesiser: Teddy, tmp_path: Path) -> None:
+    batches = with_config(synthesiser, classes_per_batch=1).batches(4)
+    pictures = [result(synthesiser, batch, tmp_path)["images"] for batch in batches]
     rows = torch.cat(pictures).flatten(1)
     assert len(rows.unique(dim=0)) == len(rows)
 
@@ -573,9 +573,9 @@ def test_seed_changes_the_images(synthesiser: Teddy, tmp_path: Path) -> None:
 def test_kat21_draw_is_constant_over_chunks_and_differs_between_indices(
     synthesiser: Teddy,
 ) -> None:
-    items = synthesiser.batches(40)
+    batches = synthesiser.batches(40)
     of_group: dict[int, set[tuple[int, ...]]] = {}
-    for batch in items:
+    for batch in batches:
         draws = {tuple(synthesiser.teachers_drawn(batch, iteration)) for iteration in (0, 1, 5)}
         of_group.setdefault(batch.group, set()).update(draws)
     assert all(len(draws) == 1 for draws in of_group.values())
@@ -768,7 +768,7 @@ def test_larger_set_starts_with_the_images_of_the_smaller(
         assert len(record["drawn"]) == 2
 
 
-def test_images_of_a_set_are_those_of_its_items(
+def test_images_of_a_set_are_those_of_its_batches(
     synthesiser: Teddy, workplace: Path, tmp_path: Path
 ) -> None:
     images, _, _ = synthesise(synthesiser, 3, WorkDir("synthesize", "set"))
@@ -781,7 +781,7 @@ def test_images_of_a_set_are_those_of_its_items(
                 assert torch.equal(grid[index, list(batch.classes)], block[place])
 
 
-def test_finished_items_are_not_made_again(
+def test_finished_batches_are_not_made_again(
     synthesiser: Teddy, workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     images, _, records = synthesise(synthesiser, 2, WorkDir("synthesize", "set"))
@@ -864,7 +864,7 @@ def test_killed_set_is_finished_by_the_next_call(
 # ----------------------------------------------------------------------------------------- refusals
 
 
-def test_diverging_run_is_refused_with_item_and_iteration(
+def test_diverging_run_is_refused_with_batch_and_iteration(
     synthesiser: Teddy, tmp_path: Path
 ) -> None:
     wild = with_config(synthesiser, lr=1e30, clip=False)
@@ -935,7 +935,7 @@ def test_targets_of_another_network_are_refused(synthesis_config: SynthesizeConf
 # -------------------------------------------------------------------------------------- engine room
 
 
-def test_finished_items_leave_a_log_line_and_their_mode(
+def test_finished_batches_leave_a_log_line_and_their_mode(
     synthesiser: Teddy, workplace: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("TEDDY_LOGS", str(tmp_path / "logs"))
@@ -965,16 +965,16 @@ def test_teachers_are_loaded_once_and_only_those_that_are_drawn(
         return member(self, index, device)
 
     monkeypatch.setattr(Pool, "member", counted)
-    items = synthesiser.batches(1)
-    synthesiser.load(items)
-    assert loaded == synthesiser.teachers_drawn(items[0], 0)
-    synthesiser.load(items)
+    batches = synthesiser.batches(1)
+    synthesiser.load(batches)
+    assert loaded == synthesiser.teachers_drawn(batches[0], 0)
+    synthesiser.load(batches)
     assert len(loaded) == 2
-    with_config(synthesiser, draw_per="iteration").load(items)
+    with_config(synthesiser, draw_per="iteration").load(batches)
     assert loaded[2:] == [0, 1, 2]
 
 
-def test_bar_tells_speed_and_time_until_all_items_are_finished(
+def test_bar_tells_speed_and_time_until_all_batches_are_finished(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     place = Place(finished=2, total=5, ahead=1)

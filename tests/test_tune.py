@@ -90,10 +90,14 @@ def test_settings_are_changed_where_those_of_the_dataset_stand(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["digits/main/ipc3/priro"], "no row 'digits/main/ipc3/priro' in sets; did you mean"),
+        (
+            ["digits/main/ipc3/priro", "seed=1"],
+            "no row 'digits/main/ipc3/priro' in sets; did you mean",
+        ),
+        ([PRIOR], f"{PRIOR}: expected settings to try"),
         ([PRIOR, "synthesize.lr"], "expected key=value, got 'synthesize.lr'"),
         ([PRIOR, "synthesize.lr="], "expected key=value"),
-        ([PRIOR, "synthesize.lr=fast"], "lr must be a number; got 'fast'"),
+        ([PRIOR, "synthesize.lr=fast"], "error: synthesize.lr=fast: params.yaml: "),
         ([PRIOR, "synthesize.rate=1"], "unknown key 'rate'"),
         ([PRIOR, "synthesize.lr=0.1"], "{'synthesize.lr': 0.1} changes nothing for"),
         ([PRIOR, "synthesize.lr=["], "synthesize.lr=[: not valid YAML"),

@@ -1,9 +1,12 @@
 """YAML: our reader against DVC's, which reads the same files for rows and for ``exp run -S``."""
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from teddy.settings.schema import read_yaml
 
@@ -86,3 +89,37 @@ def test_anchors_merges_and_styles_are_read_as_dvc_reads_them(tmp_path: Path) ->
     assert ours == as_dvc(path)
     assert ours["rows"]["both"] == {"lr": 2, "draw": 5, "views": {"hflip": "no", "roll": [0, 1]}}
     assert ours["rows"]["over"] == {"draw": 1, "lr": 2}
+
+
+MERGES = st.recursive(
+    st.dictionaries(st.sampled_from(["k", "lr", "draw", "1"]), st.integers(0, 9), max_size=3),
+    lambda deeper: st.tuples(st.lists(deeper, min_size=1, max_size=3), st.booleans(), deeper),
+    max_leaves=6,
+)
+"""Mappings, and merges: of what (one or a list), before or after what is a mapping's own."""
+
+
+def with_anchors(merge: Any, lines: list[str]) -> str:
+    """Name of a mapping's anchor; what it needs stands in lines before it."""
+    if isinstance(merge, dict):
+        body = [f'"{key}": {value}' for key, value in merge.items()]
+    else:
+        parts, before, own = merge
+        names = [f"*{with_anchors(part, lines)}" for part in parts]
+        merged = "<<: " + (names[0] if len(names) == 1 else f"[{', '.join(names)}]")
+        own = own if isinstance(own, dict) else {}
+        body = [f'"{key}": {value}' for key, value in own.items()]
+        body = [merged, *body] if before else [*body, merged]
+    name = f"m{len(lines)}"
+    lines.append(f"{name}: &{name} {{{', '.join(body)}}}")
+    return name
+
+
+@given(MERGES)
+def test_merges_are_read_as_dvc_reads_them(merge: Any) -> None:
+    lines: list[str] = []
+    with_anchors(merge, lines)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "some.yaml"
+        path.write_text("\n".join(lines))
+        assert read_yaml(path) == as_dvc(path)

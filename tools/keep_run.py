@@ -35,9 +35,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--target", default="table1", choices=MAKERS, metavar="TARGET",
         help="table or figure whose results to keep (default: table1)",
     )  # fmt: skip
-    options.add_argument("--inputs", type=Path, default=Path("inputs"))
-    options.add_argument("--metrics", type=Path, default=Path("metrics"))
-    options.add_argument("--lock", type=Path, default=Path("dvc.lock"))
+    options.add_argument(
+        "--inputs", type=Path, default=Path("inputs"),
+        help="settings files of the stages (default: %(default)s)",
+    )  # fmt: skip
+    options.add_argument(
+        "--metrics", type=Path, default=Path("metrics"),
+        help="folder of the records, and of reference/, which is written (default: %(default)s)",
+    )  # fmt: skip
+    options.add_argument(
+        "--lock", type=Path, default=Path("dvc.lock"),
+        help="says which stages made the results (default: %(default)s)",
+    )  # fmt: skip
     args = options.parse_args(argv)
 
     def command() -> str:

@@ -231,8 +231,14 @@ def _given(cls: type, key: str) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command."""
     options = parser(__doc__)
-    options.add_argument("--params", type=Path, default=Path("params.yaml"))
-    options.add_argument("--out", type=Path, default=Path("docs/parameters.md"))
+    options.add_argument(
+        "--params", type=Path, default=Path("params.yaml"),
+        help="file that has the defaults (default: %(default)s)",
+    )  # fmt: skip
+    options.add_argument(
+        "--out", type=Path, default=Path("docs/parameters.md"),
+        help="page to write (default: %(default)s)",
+    )  # fmt: skip
     args = options.parse_args(argv)
 
     def command() -> str:

@@ -4,11 +4,11 @@ A block ``<!-- results of metrics/bench/targets.md … -->`` to ``<!-- /results 
 before the file's tables and its first table.
 """
 
-import argparse
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from teddy.core.console import parser, run_command
 from teddy.core.errors import TeddyError
 from teddy.core.files import atomic_path
 
@@ -17,20 +17,27 @@ FILES = [Path("README.md"), Path("docs/experiments.md")]
 _BLOCK = re.compile(r"(<!-- results of ([^\s,]+)[^>]*-->\n).*?(<!-- /results -->)", re.DOTALL)
 
 
-def with_results(readme: str, root: Path) -> str:
-    """README text with the first table of the file that each block names, its notes included.
+def with_results(file: Path, root: Path) -> str:
+    """Text of a file with the first table of the file that each block names, its notes included.
+
+    Args:
+        file: that has blocks.
+        root: what the blocks' paths are relative to.
 
     Raises:
-        TeddyError: the README has no block, or a block's file is not there.
+        TeddyError: the file is not there or has no block, or a block's file is not there.
     """
-    if not _BLOCK.search(readme):
-        raise TeddyError("README.md: expected <!-- results of FILE --> and <!-- /results -->")
-    return _BLOCK.sub(lambda match: match[1] + _first_table(root / match[2]) + match[3], readme)
+    if not file.is_file():
+        raise TeddyError(f"{file}: not found")
+    text = file.read_text(encoding="utf-8")
+    if not _BLOCK.search(text):
+        raise TeddyError(f"{file}: expected <!-- results of FILE --> and <!-- /results -->")
+    return _BLOCK.sub(lambda match: match[1] + _first_table(root / match[2]) + match[3], text)
 
 
 def _first_table(path: Path) -> str:
     if not path.is_file():
-        raise TeddyError(f"README.md: {path}: not found; run the pipeline first")
+        raise TeddyError(f"{path}: not found; run the pipeline first")
     before, first, *_ = path.read_text(encoding="utf-8").split("\n## ")
     title, table = first.split("\n", 1)
     lead = "".join(f"{line}\n" for line in before.splitlines()[1:] if line.strip())
@@ -40,17 +47,20 @@ def _first_table(path: Path) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
+    options = parser(__doc__)
+    options.add_argument(
         "files", nargs="*", type=Path, default=FILES, help=f"default: {' '.join(map(str, FILES))}"
     )
-    args = parser.parse_args(argv)
-    for path in args.files:
-        text = with_results(path.read_text(encoding="utf-8"), Path())
-        with atomic_path(path) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+    args = options.parse_args(argv)
+
+    def command() -> str:
+        for path in args.files:
+            text = with_results(path, Path())
+            with atomic_path(path) as temporary:
+                temporary.write_text(text, encoding="utf-8")
+        return f"wrote {', '.join(map(str, args.files))}"
+
+    run_command("readme", command)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ that most others wait for come first. What each takes goes to ``logs/``, which
 :mod:`tools.target_costs` reads.
 """
 
-import argparse
 import contextlib
 import os
 import subprocess
@@ -17,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any
 
-from teddy.core.console import append_line, run_command
+from teddy.core.console import append_line, parser, run_command
 from teddy.core.errors import TeddyError
 
 Graph = Mapping[str, Set[str]]
@@ -26,9 +25,7 @@ Graph = Mapping[str, Set[str]]
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command."""
-    options = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    options = parser(__doc__)
     options.add_argument("targets", nargs="*", help="stages; none means all")
     options.add_argument("-j", "--jobs", type=int, default=2, help="stages at a time")
     args = options.parse_args(argv)

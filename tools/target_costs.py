@@ -5,12 +5,11 @@ After ``python -m tools.repro`` has made everything, ``python -m tools.target_co
 all that it needs, and beyond what Table 1 has made already.
 """
 
-import argparse
 import json
 from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 
-from teddy.core.console import logs_folder, run_command
+from teddy.core.console import logs_folder, parser, run_command
 from teddy.core.errors import TeddyError
 from teddy.core.files import Json, write_json
 from teddy.core.hardware import describe
@@ -23,10 +22,11 @@ _FIRST = "table1"
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command."""
-    options = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    options.add_argument("--out", type=Path, default=Path("metrics/bench"), metavar="FOLDER")
+    options = parser(__doc__)
+    options.add_argument(
+        "--out", type=Path, default=Path("metrics/bench"), metavar="FOLDER",
+        help="folder to write to (default: %(default)s)",
+    )  # fmt: skip
     args = options.parse_args(argv)
 
     def command() -> str:

@@ -7,43 +7,49 @@ looked at. A stage's key means that of the set's dataset. Upstream artifacts are
 ``work/tune`` and shared between combinations that do not change them.
 """
 
-import argparse
 import hashlib
 import itertools
 import json
 import os
 import shutil
+import statistics
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from teddy.core.artifacts import source_digest
+from teddy.core.console import parser
 from teddy.core.errors import TeddyError
 from teddy.core.files import Json, read_json
 from teddy.core.runtime import log, run_stage
+from teddy.report.results import spread
 from teddy.settings.configs import STAGES
 from teddy.settings.declared import Declared
 from teddy.settings.schema import parse_yaml, read_yaml, suggest, to_json
 from teddy.stages import commands
 from teddy.stages.resolve import write_inputs
-from teddy.students.evaluation import mean_and_std
 
 Override = tuple[str, Any]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    options = parser(__doc__)
+    options.add_argument("name", help="row of sets in an experiment file that is switched on")
+    options.add_argument(
+        "settings", nargs="*", help="key=value[,value…] of params.yaml, at least one"
     )
-    parser.add_argument("name", help="row of sets in an experiment file that is switched on")
-    parser.add_argument("settings", nargs="*", help="key=value[,value…] of params.yaml")
-    parser.add_argument("--record", type=Path, default=Path("metrics/tuning.jsonl"))
-    args = parser.parse_args(argv)
+    options.add_argument(
+        "--record", type=Path, default=Path("metrics/tuning.jsonl"),
+        help="file to append a line per combination to (default: %(default)s)",
+    )  # fmt: skip
+    args = options.parse_args(argv)
     os.environ["TEDDY_WORKERS"] = "1"  # workers are forked, and this process trains networks itself
 
     def stage() -> str:
+        if not args.settings:
+            raise TeddyError(f"{args.name}: expected settings to try, key=value[,value…]")
         combinations = list(itertools.product(*(_values(text) for text in args.settings)))
         for overrides in combinations:
             with tempfile.TemporaryDirectory() as folder:
@@ -70,16 +76,22 @@ def _try(name: str, overrides: Sequence[Override], folder: Path) -> Json:
     declared = Declared(Path())
     if name not in declared.sets:
         raise TeddyError(f"no row {name!r} in sets; {suggest(name, declared.sets)}")
-    changed = _checkout(declared, declared.dataset_of(declared.sets[name].data), overrides, folder)
-    settings = _resolved(changed, name)
-    if overrides and settings == _resolved(declared, name):
+    dataset = declared.dataset_of(declared.sets[name].data)
+    try:
+        changed = _checkout(declared, dataset, overrides, folder)
+        settings = _resolved(changed, name)
+        write_inputs(folder, folder / "inputs")
+    except TeddyError as error:  # of files that are gone when the message is read
+        tried = ", ".join(f"{key}={value}" for key, value in overrides)
+        raise TeddyError(f"{tried}: {str(error).replace(f'{folder}/', '')}") from None
+    if settings == _resolved(declared, name):
         raise TeddyError(f"{dict(overrides)} changes nothing for {name}; does its row decide it?")
-    write_inputs(folder, folder / "inputs")
     record = _evaluate(changed, name, folder, _upstream(changed, name, folder))
     result: Json = {"set": name, "tried": dict(overrides), "split": "val", "settings": settings}
     for kind, runs in record["labels"].items():
-        mean, std = mean_and_std([run["top1_last"] for run in runs])
-        result[kind] = {"top1_mean": round(mean, 2), "top1_std": round(std, 2), "n": len(runs)}
+        top1 = [run["top1_last"] for run in runs]
+        mean, std = round(statistics.fmean(top1), 2), round(spread(top1), 2)
+        result[kind] = {"top1_mean": mean, "top1_std": std, "n": len(runs)}
     return result
 
 

@@ -63,7 +63,20 @@ def statistics_loss(
     first_weight: float,
     norm: Literal["l2", "l2_squared"] = "l2",
 ) -> Tensor:
-    """R_BN of one teacher (Eq. 7): the layers' gaps summed, the first one weighted."""
+    """R_BN of one teacher (Eq. 7): the layers' gaps summed, the first one weighted.
+
+    Args:
+        batch: statistics of the synthetic batch, one pair of ``(C,)`` per BatchNorm layer.
+        stored: what is matched, likewise and in the same order.
+        first_weight: weight of the first layer (§8-5).
+        norm: as for :func:`batchnorm_gap`.
+
+    Returns:
+        Scalar ≥ 0.
+
+    Raises:
+        ValueError: different numbers of layers, or of channels in one.
+    """
     if len(batch) != len(stored):
         raise ValueError(f"expected statistics of {len(stored)} layers, got {len(batch)}")
     gaps = [batchnorm_gap(b, s, norm) for b, s in zip(batch, stored, strict=True)]
@@ -113,6 +126,9 @@ def pool_class_statistics(means: Tensor, variances: Tensor) -> tuple[Tensor, Ten
 
     Returns:
         Mean and biased variance, each (d,).
+
+    Raises:
+        ValueError: not (C, d), or two shapes.
     """
     if means.ndim != 2 or variances.shape != means.shape:
         raise ValueError(

@@ -3,7 +3,7 @@
 Nothing here may change a result beyond floating-point rounding, so nothing here is in
 ``params.yaml``: the device comes from ``$TEDDY_DEVICE`` (``cpu``, ``cuda``; default: a GPU if there
 is one), the number of processor cores to use from ``$TEDDY_WORKERS`` (default: all), that of
-threads per item from ``$TEDDY_THREADS`` (default: 1), and how many items share a GPU from
+threads per batch from ``$TEDDY_THREADS`` (default: 1), and how many batches share a GPU from
 ``$TEDDY_LANES`` (default: as many as pay). ``$TEDDY_GRAPHS`` and ``$TEDDY_FUSED`` (1 or 0; default:
 1) say whether CUDA graphs are used where they pay, and fused kernels where they work. torchrun may
 start several processes, on one or several machines that share a file system.

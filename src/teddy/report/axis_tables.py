@@ -45,7 +45,13 @@ AXES = {
 
 
 def along(target: str) -> Maker:
-    """Maker of the tables of a figure with an axis: a row per value, sorted."""
+    """Maker of the tables of a figure with an axis: one per architecture, a row per value, sorted.
+
+    The maker raises a TeddyError if a result has no place on the axis, or two share one.
+
+    Raises:
+        KeyError: ``target`` is not in :data:`AXES`.
+    """
     axis = AXES[target]
 
     def make(results: Results, paper: Sequence[PaperResult], catalogue: Catalogue) -> list[Table]:

@@ -104,7 +104,7 @@ def label_ends(axes: Axes, ends: Sequence[LineEnd]) -> None:
     line = 10.5 / 72 / PANEL  # height of a line of text as a share of the panel
     heights = [line * (1 + end.text.count("\n")) for end in ordered]
     right = axes.get_xlim()[1]
-    for end, place in zip(ordered, spread(fractions, heights, 0, 1), strict=True):
+    for end, place in zip(ordered, moved_apart(fractions, heights, 0, 1), strict=True):
         axes.annotate(
             end.text, (right if end.x is None else end.x, end.y), (1.05, place),
             textcoords="axes fraction", color=end.colour, fontsize=7.5, va="center",
@@ -113,7 +113,7 @@ def label_ends(axes: Axes, ends: Sequence[LineEnd]) -> None:
         )  # fmt: skip
 
 
-def spread(
+def moved_apart(
     places: Sequence[float], heights: Sequence[float], low: float, high: float
 ) -> list[float]:
     """Ascending places between bounds, moved apart so that labels of these heights fit.

@@ -149,7 +149,11 @@ def _mean_of(students: Sequence[Json], key: str) -> float | None:
 
 
 def read_bases(rows: Sequence[ShownBase], teachers: Path) -> list[Base]:
-    """Base runs."""
+    """Base runs, in the order of the rows; NaN is the loss of an epoch that was not trained.
+
+    Raises:
+        TeddyError: a record is missing, incomplete or of another row.
+    """
     bases = []
     for row in rows:
         path = teachers / f"{row.name}.json"
@@ -167,7 +171,11 @@ def read_bases(rows: Sequence[ShownBase], teachers: Path) -> list[Base]:
 
 
 def read_pools(rows: Sequence[ShownPool], folder: Path) -> list[PoolFacts]:
-    """Pools of teachers."""
+    """Pools of teachers, in the order of the rows.
+
+    Raises:
+        TeddyError: a record is missing, incomplete or of another row.
+    """
     pools = []
     for row in rows:
         path = folder / f"{row.name}.json"
@@ -187,7 +195,11 @@ def _member(index: int, entry: Json) -> Member:
 
 
 def read_histories(rows: Sequence[ShownSet], syntheses: Path) -> list[History]:
-    """Loss curves of those of some sets that Eq. 7 has made; other images have none."""
+    """Loss curves of those of some sets that Eq. 7 has made; other images have none.
+
+    Raises:
+        TeddyError: a record is missing, incomplete or of another row.
+    """
     histories = []
     for row in rows:
         if not row.by_eq7:
@@ -280,13 +292,16 @@ def read_costs(rows: Sequence[ShownSet], path: Path) -> list[Cost]:
 def read_kept(folder: Path) -> list[Kept]:
     """Tables that need other hardware and are kept as files beside the paper's numbers.
 
-    These files are input, like the paper's, and no settings name them: all that are there count.
+    These files are input, like the paper's, and no settings name them: all that are there count,
+    but for those of :mod:`tools.gpu`.
 
     Raises:
         TeddyError: a file is of another kind.
     """
     kept = []
     for path in sorted(folder.glob("*.json")):
+        if path.name.startswith("gpu-"):
+            continue
         record = read_json(path)
         try:
             kept.append(kept_run(record))
@@ -298,7 +313,12 @@ def read_kept(folder: Path) -> list[Kept]:
 
 
 def kept_run(record: Json) -> Kept:
-    """The run that a record of :mod:`tools.keep_run` keeps."""
+    """The run that a record of :mod:`tools.keep_run` keeps.
+
+    Raises:
+        TeddyError: its settings are not those of a table, or do not name what they show.
+        KeyError: a part of the record is missing.
+    """
     settings = from_json(TableSettings, record["settings"], "settings")
     named = {*settings.catalogue.datasets, *settings.catalogue.methods}
     for row in settings.evaluations:

@@ -140,6 +140,13 @@ Precision = Literal["float32", "bfloat16"]
 # ------------------------------------------------------------------------------ stage sections
 
 
+SOURCES = (
+    "digits", "cifar10", "cifar100", "mnist", "fashion-mnist", "tiny-imagenet", "imagefolder",
+    "npz",
+)  # fmt: skip
+"""Names of the loaders in ``teddy.data.sources``."""
+
+
 @settings
 class PrepareConfig:
     """Which images, what is expected of them, and how they are split."""

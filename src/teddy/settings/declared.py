@@ -1,15 +1,18 @@
 """The parameter files of a checkout checked as a whole; the stage ``resolve`` asks it."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from teddy.core import user_code
 from teddy.core.errors import TeddyError
 from teddy.settings.configs import ALGORITHMS, STAGES
 from teddy.settings.parameters import Parameters
+from teddy.settings.places import AXES, PLACES, SOFT_ALONE
 from teddy.settings.rows import parents
 from teddy.settings.schema import Section, check, suggest
 from teddy.settings.theory import Fig1Config, Fig5Config
+from teddy.settings.user_files import check_reference
 
 
 class Declared(Parameters):
@@ -26,9 +29,13 @@ class Declared(Parameters):
 
     def __init__(self, root: Path) -> None:
         super().__init__(root)
-        self._stages = _target_stages(self._dvc)
-        for name in self.datasets:  # of stages that no row has too
-            for stage, cls in STAGES.items():
+        stages = self._dvc.get("stages")
+        self.stages: Section = stages if isinstance(stages, Mapping) else {}
+        """All that ``dvc.yaml`` has, as it has them."""
+        self._makers = _makers_of_targets(self.stages)
+        for stage, cls in STAGES.items():  # those that no row has too
+            self._layered(cls, stage)
+            for name in self.datasets:
                 self._resolved(cls, stage, name)
         of_rows = {
             "methods": self._check_method,
@@ -73,6 +80,7 @@ class Declared(Parameters):
                 f"{self.where('methods', name)}.algorithm must be path/to/file.py:Name or known, "
                 f"got {algorithm!r}; {suggest(algorithm, ALGORITHMS)}"
             )
+        check_reference(algorithm, f"{self.where('methods', name)}.algorithm", self._dvc)
 
     def _check_experiment(self, name: str) -> None:
         config = {"fig1": self.fig1, "fig5": self.fig5, "theory": self.theory}[name]()
@@ -217,13 +225,13 @@ class Declared(Parameters):
 
     def _check_target(self, target: str, dataset: str) -> None:
         row, where = self.targets[target][dataset], self.where("targets", f"{target}/{dataset}")
-        if self._stages and target not in self._stages:
+        if self._makers and target not in self._makers:
             raise TeddyError(
-                f"{where}: no stage of dvc.yaml makes {target!r}; {suggest(target, self._stages)}"
+                f"{where}: no stage of dvc.yaml makes {target!r}; {suggest(target, self._makers)}"
             )
         if dataset not in self.datasets:
             raise TeddyError(f"{where}: no dataset {dataset!r}; {suggest(dataset, self.datasets)}")
-        for key in re.findall(r"\$\{item\.(\w+)\}", self._stages.get(target, "")):
+        for key in re.findall(r"\$\{item\.(\w+)\}", self._makers.get(target, "")):
             check(
                 bool(getattr(row, key, "")), f"{where} lacks the key {key!r}, which its stage reads"
             )
@@ -249,12 +257,54 @@ class Declared(Parameters):
                 f"{where}: {path!r} does not lie in {row.after!r}, which DVC waits for",
             )
         own = any(name.startswith(f"{self._own(target)}/") for name in names)
-        needs_own = f"evaluations/${{key}}/{target}'" in self._stages.get(target, "")
+        needs_own = f"evaluations/${{key}}/{target}'" in self._makers.get(target, "")
         check(
             own or (len(row.beside) > 0 and not needs_own),
             f"{where}: shows no row{' of its own' if row.beside else ''}: name rows {dataset}/"
             f"{self._own(target)}/…, or remove it",
         )
+
+        self._check_places(target, dataset)
+
+    def _check_places(self, target: str, dataset: str) -> None:
+        """Two results must not share a place in a table, which training would show too late."""
+        keys, taken = PLACES.get(target, ()), dict[tuple[object, ...], str]()
+        for name in self.shown(target, dataset) if keys else ():
+            where = self.where("evaluations" if name in self.evaluations else "sets", name)
+            facts = self._facts(name)
+            for key in keys:
+                check(
+                    key not in AXES or facts[key] is not None,
+                    f"{where}: it has no {key.replace('_', ' ')}, along which {target} of "
+                    f"{dataset} shows it; name it after another table or figure",
+                )
+            for labels in self.evaluation(name).labels:
+                if target in SOFT_ALONE and labels != "soft":
+                    continue
+                at = {key: {**facts, "labels": labels}[key] for key in keys}
+                own, shown = f"{name} ({labels})", tuple(at.values())
+                if shown in taken:
+                    place = ", ".join(f"{key} {value}" for key, value in at.items())
+                    raise TeddyError(
+                        f"{where}: {taken[shown]} and {own} would share a place in {target} of "
+                        f"{dataset} ({place}): change one of these, remove a row, or name it after "
+                        "another table or figure"
+                    )
+                taken[shown] = own
+
+    def _facts(self, name: str) -> dict[str, object]:
+        """What the place of an evaluation in a table depends on, apart from the labels."""
+        row, size = self.evaluation(name), self.pool_size(self.evaluation(name).pool)
+        config, pool = self.algorithm_config(row.set), self.pools[row.pool]
+        base, stages = self.train_teacher(pool.base), self.prior_epochs(row.pool)
+        if pool.kind == "converged":
+            stages = (1 if base.checkpoint else base.epochs,)
+        return {
+            "arch": self.evaluate(name).network.arch, "method": row.method, "data": row.data,
+            "ipc": row.ipc, "init": getattr(config, "initialise", None),
+            "teachers_drawn": getattr(config, "draw", None), "members": row.members or size,
+            "pool_size": size, "stages": None if pool.kind == "post" else (stages[0], stages[-1]),
+        }  # fmt: skip
 
     def _used(self, name: str) -> bool:
         """Whether something that is shown is made of a set."""
@@ -262,10 +312,12 @@ class Declared(Parameters):
         return name in made | {row.set for row in self.learners.values()}
 
 
-def _target_stages(dvc: Section) -> dict[str, str]:
-    """Targets that stages of a ``dvc.yaml`` make, one for each dataset, and all that these say."""
+def _makers_of_targets(stages: Section) -> dict[str, str]:
+    """Targets that stages make, one for each dataset, and all that these say."""
     found: dict[str, str] = {}
-    for stage in dict(dvc.get("stages") or {}).values():
+    for stage in stages.values():
+        if not isinstance(stage, Mapping):
+            continue
         target = re.fullmatch(r"\$\{targets\.([\w-]+)\}", str(stage.get("foreach")))
         if target:
             found[target[1]] = found.get(target[1], "") + str(stage.get("do"))

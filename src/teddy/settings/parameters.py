@@ -18,6 +18,7 @@ from teddy.core import user_code
 from teddy.core.errors import TeddyError
 from teddy.settings.configs import (
     ALGORITHMS,
+    SOURCES,
     STAGES,
     WITH_DSA,
     Algorithm,
@@ -31,6 +32,7 @@ from teddy.settings.configs import (
     SynthesizeConfig,
     TrainTeacherConfig,
 )
+from teddy.settings.places import EVALUATIONS, OTHERS
 from teddy.settings.rows import (
     ROWS,
     BaseRow,
@@ -48,8 +50,10 @@ from teddy.settings.rows import (
 from teddy.settings.schema import (
     Section,
     check,
+    config_keys,
     from_json,
     merge,
+    nearest,
     read_yaml,
     refuse_unknown,
     shown,
@@ -57,15 +61,17 @@ from teddy.settings.schema import (
     to_json,
 )
 from teddy.settings.theory import EXPERIMENTS, Fig1Config, Fig5Config, TheoryConfig
+from teddy.settings.user_files import check_reference, experiment_files
 
 T = TypeVar("T")
 _NAME = re.compile(r"[A-Za-z0-9][\w-]*(/[A-Za-z0-9][\w-]*)*", re.ASCII)
 _LONGEST = 150
+_STEM = re.compile(r"[\w.-]+", re.ASCII)
 _OF_DATASETS = (*STAGES, "dsa")
+OPTIONS = ("help", "out", "root")
+"""Options of the stage resolve, which no experiment file may have the name of."""
 MAIN = "main"
 """Part of the names of Table 1's rows."""
-_SHOWN = {"fig3d": ("sets",), "fig3e": ("learners",), "fig4-6-7": ("sets",)}
-"""Sections whose rows a table or figure shows; those of all others are evaluated."""
 
 
 class Parameters:
@@ -88,7 +94,7 @@ class Parameters:
         }
         self._known: dict[tuple[object, ...], Any] = {}
         self._dvc = dvc = read_yaml(root / "dvc.yaml")
-        listed = _experiment_files(dvc, root / "dvc.yaml")
+        listed = experiment_files(dvc, root / "dvc.yaml")
         self.files = ["dvc.yaml", "params.yaml", *listed]
         """All that were read, relative to the root."""
         for path in listed:
@@ -125,6 +131,12 @@ class Parameters:
     def _take(self, path: Path) -> None:
         """The rows of an experiment file."""
         raw = read_yaml(path)
+        check(
+            path.stem not in OPTIONS and _STEM.fullmatch(path.stem) is not None,
+            f"{path}: rename this file: DVC gives the stage resolve its name as the option "
+            f"--{path.stem}, which must be letters, digits, '_', '-' and '.', and none of "
+            f"{', '.join(OPTIONS)}",
+        )
         refuse_unknown(raw, {"on", "kinds", "methods", "targets", "datasets", *ROWS}, str(path))
         check(
             raw.get("on") == {path.stem: True},
@@ -173,15 +185,35 @@ class Parameters:
         return f"{self._files[section, name]}: {section}.{name}"
 
     def _all(self, section: str, cls: type[T]) -> dict[str, T]:
-        identity = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+        identity = config_keys(cls)
         _, stage, nested = ROWS.get(section, (cls, "", ()))
         made = {}
         for name, raw in self._rows.get(section, {}).items():
             where = self.where(section, name)
-            if not stage:
+            if stage:
+                self._refuse_mistyped(section, name)
+            else:
                 refuse_unknown(raw, identity | set(nested), where)
             made[name] = from_json(cls, {k: v for k, v in raw.items() if k in identity}, where)
         return made
+
+    def _refuse_mistyped(self, section: str, name: str) -> None:
+        """Refuse a key of a row that neither the row nor the stage that it overrides has."""
+        cls, stage, nested = ROWS[section]
+        raw, identity = self._rows[section][name], dataclasses.fields(cls)
+        known = {field.name for field in identity} | set(nested)
+        given: set[Any] = set(raw)
+        method = self.methods.get(str(raw.get("method")))
+        if stage != "algorithm":
+            known |= config_keys(STAGES[stage])
+        elif method is None:
+            known |= {key for made in ALGORITHMS.values() for key in config_keys(made.config)}
+        elif method.algorithm in ALGORITHMS:
+            known |= config_keys(ALGORITHMS[method.algorithm].config)
+        else:  # whose settings are known when its code is loaded
+            missing = {f.name for f in identity if f.default is dataclasses.MISSING} - given
+            given = {key for key in given if nearest(str(key), missing)}
+        refuse_unknown((key for key in raw if key in given), known, self.where(section, name))
 
     def _targets(self) -> dict[str, dict[str, TargetRow]]:
         found: dict[str, dict[str, TargetRow]] = {}
@@ -215,8 +247,7 @@ class Parameters:
                 f"{self.where('prepared', rows)}: no settings of the dataset {name!r}: expected "
                 f"{path}, or datasets.{name} in params.yaml; {suggest(name, known)}"
             )
-        facts = {field.name for field in dataclasses.fields(DatasetRow)}
-        refuse_unknown(sections.raw, {*facts, *_OF_DATASETS}, sections.where())
+        refuse_unknown(sections.raw, {*config_keys(DatasetRow), *_OF_DATASETS}, sections.where())
         return sections
 
     # --------------------------------------------------------------------------- what is asked
@@ -277,7 +308,11 @@ class Parameters:
         return sizes[kind]
 
     def algorithm(self, method: str) -> Algorithm:
-        """What is to be known of the algorithm of a method."""
+        """What is to be known of the algorithm of a method.
+
+        Raises:
+            TeddyError: the user's own file fails, or what it defines is no method.
+        """
         name = self.methods[method].algorithm
         if not user_code.is_reference(name):
             return ALGORITHMS[name]
@@ -300,9 +335,10 @@ class Parameters:
         if algorithm.section:
             dataset = self.dataset_of(row.data)
             return self._resolved(algorithm.config, algorithm.section, dataset, ("sets", name))
-        return from_json(
-            algorithm.config, self._overrides("sets", name, ""), self.where("sets", name)
-        )
+        own, where = self._overrides("sets", name, ""), self.where("sets", name)
+        cls, _, nested = ROWS["sets"]
+        refuse_unknown(own, config_keys(algorithm.config) | config_keys(cls) | set(nested), where)
+        return from_json(algorithm.config, own, where)
 
     def synthesize_of(self, dataset: str) -> SynthesizeConfig:
         """Settings of Eq. 7 for sets of a dataset that say nothing of their own."""
@@ -334,7 +370,7 @@ class Parameters:
         for part in (*self.targets[target][dataset].beside, self._own(target)):
             path = f"{dataset}/{part}/"
             found += [name for name in names if f"{name}/".startswith(path)]
-        return found
+        return list(dict.fromkeys(found))
 
     def is_default(self, name: str) -> bool:
         """Whether an evaluation has the default settings, that is, Table 1 shows it."""
@@ -356,23 +392,60 @@ class Parameters:
 
     def _resolved(self, cls: type[T], stage: str, dataset: str, *rows: tuple[str, str]) -> T:
         """Settings of a stage: its section, the dataset's, and those of rows, later ones on top."""
-        known = (stage, dataset, *rows)
-        if known not in self._known:
-            where = f"{self._params.where(stage)} (for {'.'.join(rows[-1]) if rows else dataset})"
-            self._known[known] = from_json(cls, self._merged(stage, dataset, *rows), where)
-        found: T = self._known[known]
+        found: T = self._layered(cls, stage, (("datasets", dataset), *rows))[1]
         return found
 
-    def _merged(self, stage: str, dataset: str, *rows: tuple[str, str]) -> Section:
-        own = self._datasets[dataset]
-        merged: dict[str, Any] = dict(self._params.keys(stage))
-        if stage in WITH_DSA:
-            dsa = from_json(DsaConfig, self._params.keys("dsa"), self._params.where("dsa"))
-            merged["dsa"] = merge(to_json(dsa), own.keys("dsa"), own.where("dsa"))
-        merged = merge(merged, own.keys(stage), own.where(stage))
-        for section, name in rows:
-            merged = merge(merged, self._overrides(section, name, stage), self.where(section, name))
-        return merged
+    def _layered(
+        self, cls: type, stage: str, layers: tuple[tuple[str, str], ...] = ()
+    ) -> tuple[Section, Any]:
+        """Keys of a stage's section with layers on top, and the settings that these are.
+
+        Every layer is checked, so that a message names the file and key where the value stands.
+        """
+        known = (stage, *layers)
+        if known not in self._known:
+            where, own = self._layer(stage, *layers[-1:])
+            below = own
+            if layers:
+                below = self._layered(cls, stage, layers[:-1])[0]
+                if layers[-1][0] == "datasets" and stage in WITH_DSA:
+                    below = {**below, "dsa": self._dsa(below["dsa"], self._datasets[layers[-1][1]])}
+            elif stage in WITH_DSA:
+                refuse_unknown(own, config_keys(cls) - {"dsa"}, where)
+                below = {**own, "dsa": self._dsa({}, self._params)}
+            merged = merge(below, own, where)
+            self._known[known] = merged, from_json(cls, merged, where)
+            self._check_references(own, where)
+        found: tuple[Section, Any] = self._known[known]
+        return found
+
+    def _layer(self, stage: str, row: tuple[str, str] = ("", "")) -> tuple[str, Section]:
+        """What the defaults, a dataset or a row says of a stage, and file and key of that."""
+        section, name = row
+        if section in ("", "datasets"):
+            sections = self._datasets[name] if section else self._params
+            return sections.where(stage), sections.keys(stage)
+        where = self.where(section, name)
+        nested = stage in ROWS[section][2]
+        return f"{where}.{stage}" if nested else where, self._overrides(section, name, stage)
+
+    def _check_references(self, own: Section, where: str) -> None:
+        """What settings name must be built in, or defined in a file of the user's own."""
+        source = own.get("source")
+        if source is not None and not user_code.is_reference(source) and source not in SOURCES:
+            raise TeddyError(
+                f"{where}.source must be path/to/file.py:name or known, got {source!r}; "
+                f"{suggest(source, SOURCES)}"
+            )
+        check_reference(source or "", f"{where}.source", self._dvc)
+        for network in ("network", "student", "teacher"):
+            arch = own.get(network, {}).get("arch", "")
+            check_reference(arch, f"{where}.{network}.arch", self._dvc)
+
+    def _dsa(self, below: Section, sections: "_Sections") -> Section:
+        """Strengths of DSA, which the section ``dsa`` has for all stages."""
+        own, where = sections.keys("dsa"), sections.where("dsa")
+        return to_json(from_json(DsaConfig, merge(below, own, where) if below else own, where))
 
     def _overrides(self, section: str, name: str, stage: str) -> Section:
         """What a row says of a stage: by its further keys, or under the stage's name."""
@@ -387,7 +460,7 @@ class Parameters:
             return found
         if own != "algorithm" and own != stage:
             return {}
-        identity = {field.name for field in dataclasses.fields(cls)} | set(nested)
+        identity = config_keys(cls) | set(nested)
         return {key: value for key, value in raw.items() if key not in identity}
 
     def _chain(self, name: str) -> tuple[Any, ...]:
@@ -400,7 +473,10 @@ class Parameters:
         return self.dataset_of(again.data), ("sets", again.set), ("evaluations", name)
 
     def _experiment(self, name: str, cls: type[T]) -> T:
-        return from_json(cls, self._params.keys(name), self._params.where(name))
+        own, where = self._params.keys(name), self._params.where(name)
+        config = from_json(cls, own, where)
+        self._check_references(own, where)
+        return config
 
     @property
     def experiments(self) -> tuple[str, ...]:
@@ -416,7 +492,7 @@ class Parameters:
         return [name for section in self._sections_of(target) for name in getattr(self, section)]
 
     def _sections_of(self, target: str) -> tuple[str, ...]:
-        return _SHOWN.get(target, ("sets", "evaluations"))
+        return OTHERS.get(target, EVALUATIONS).sections
 
     def _parent(self, where: str, section: str, name: str) -> Any:
         rows = getattr(self, section)
@@ -452,10 +528,3 @@ class _Sections:
         if not isinstance(found, Mapping):
             raise TeddyError(f"{self.where(key)} must be keys; got {shown(found)}")
         return found
-
-
-def _experiment_files(dvc: Section, where: Path) -> list[str]:
-    """Files that ``vars`` of a ``dvc.yaml`` names."""
-    listed = dvc.get("vars", [])
-    check(isinstance(listed, list), f"{where}: vars must be a list; got {shown(listed)}")
-    return [entry.split(":")[0] for entry in listed if isinstance(entry, str)]

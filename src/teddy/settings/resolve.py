@@ -10,10 +10,8 @@ from teddy.settings import stages
 from teddy.settings.code import checksums
 from teddy.settings.configs import PoolConfig, SynthesizeConfig
 from teddy.settings.declared import Declared
+from teddy.settings.places import EVALUATIONS, OTHERS
 from teddy.settings.schema import to_json
-
-MODULES = {"fig3d": "costs", "fig3e": "learners", "fig4-6-7": "grids"}
-"""Stages that make a table or figure; all others, which show evaluations, are by ``target``."""
 
 
 def stage_files(declared: Declared) -> Iterator[tuple[str, str, Any]]:
@@ -38,7 +36,7 @@ def stage_files(declared: Declared) -> Iterator[tuple[str, str, Any]]:
     for target, datasets in declared.targets.items():
         for dataset in datasets:
             shown = _shown_target(declared, target, dataset)
-            yield MODULES.get(target, "target"), f"{target}/{dataset}", shown
+            yield OTHERS.get(target, EVALUATIONS).module, f"{target}/{dataset}", shown
     yield "overview", "overview", _overview(declared)
     yield "report", "report", _report(declared)
     for name, made in {"fig1": _fig1, "fig5": _fig5, "theory": _theory}.items():
@@ -176,7 +174,12 @@ def _measure_costs(declared: Declared, dataset: str) -> stages.MeasureCostsSetti
         for base in dict.fromkeys(pool.base for pool in pools.values())
     }
     return stages.MeasureCostsSettings(
-        dataset=dataset, seed=declared.seed, sets=sets, pools=pools, bases=bases
+        dataset=dataset,
+        seed=declared.seed,
+        sets=sets,
+        pools=pools,
+        bases=bases,
+        code=_code(*(base.config.network.arch for base in bases.values())),
     )
 
 
@@ -184,7 +187,7 @@ def _fig1(declared: Declared) -> stages.Fig1Settings:
     config = declared.fig1()
     return stages.Fig1Settings(
         seed=declared.seed, title=declared.datasets[config.dataset].title, config=config,
-        synthesize=declared.synthesize_of(config.dataset),
+        synthesize=declared.synthesize_of(config.dataset), code=_code(config.teacher.arch),
     )  # fmt: skip
 
 
@@ -228,10 +231,11 @@ def catalogue(declared: Declared) -> stages.Catalogue:
 def _shown_target(declared: Declared, target: str, dataset: str) -> object:
     """What a table or figure of a dataset shows: evaluations, learners or sets."""
     names, own = declared.shown(target, dataset), catalogue(declared)
-    if MODULES.get(target) in ("costs", "grids"):
+    module = OTHERS.get(target, EVALUATIONS).module
+    if module in ("costs", "grids"):
         sets = tuple(_shown_set(declared, n) for n in _sets_shown(declared, target, dataset))
         return stages.SetsSettings(target=target, dataset=dataset, catalogue=own, sets=sets)
-    if MODULES.get(target) == "learners":
+    if module == "learners":
         learners = tuple(shown_learner(declared, n) for n in names if n in declared.learners)
         return stages.LearnersSettings(
             target=target, dataset=dataset, catalogue=own, learners=learners

@@ -41,6 +41,11 @@ def to_json(config: Any) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
+def config_keys(cls: type) -> set[str]:
+    """Keys of a settings dataclass."""
+    return {field.name for field in dataclasses.fields(cls)}
+
+
 def from_json(cls: type[T], section: Any, where: str) -> T:
     """A settings dataclass from the keys of a section.
 
@@ -99,7 +104,7 @@ def _message(cls: type, errors: list[Any], where: str) -> str:
     at = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
     parent = where + "".join(at.rpartition("." if at.rfind(".") > at.rfind("[") else "[")[:1])
     if kind == "unexpected_keyword_argument":
-        known = [field.name for field in dataclasses.fields(_at(cls, path[:-1]))]
+        known = config_keys(_at(cls, path[:-1]))
         return f"{parent}: unknown key {path[-1]!r}; {suggest(str(path[-1]), known)}"
     if (kind == "missing" and isinstance(path[-1], int)) or kind == "too_long":
         return f"{parent if kind == 'missing' else where + at} {_entries(context, path, first)}"
@@ -145,18 +150,28 @@ def refuse_unknown(given: Iterable[Any], known: Iterable[str], where: str) -> No
 def suggest(name: str, known: Iterable[str]) -> str:
     """What a message says of a name that is not known."""
     choices = sorted(known)
-    close = difflib.get_close_matches(name, choices, n=1)
+    close = nearest(name, choices)
     listed = ", ".join(choices[:20]) + (
         f" and {len(choices) - 20} more" if len(choices) > 20 else ""
     )
-    return f"did you mean {close[0]!r}?" if close else f"expected one of: {listed or 'nothing'}"
+    return f"did you mean {close!r}?" if close else f"expected one of: {listed or 'nothing'}"
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The known name that another is most likely to mean, or "" if none is near."""
+    close = difflib.get_close_matches(name, sorted(known), n=1)
+    return close[0] if close else ""
 
 
 # ----------------------------------------------------------------------------------------- YAML
 
 
 def merge(base: Section, override: Any, where: str) -> dict[str, Any]:
-    """``base`` with what ``override`` names replaced, key by key; it may name no new key."""
+    """``base`` with what ``override`` names replaced, key by key; it may name no new key.
+
+    Raises:
+        TeddyError: ``override`` is no mapping where ``base`` is one, or names a new key.
+    """
     if not isinstance(override, Mapping):
         raise TeddyError(f"{where} must be keys; got {shown(override)}")
     refuse_unknown(override, base, where)
@@ -206,6 +221,27 @@ class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[mi
 
     Source: the core schema of yaml.org/spec/1.2.2, section 10.3.2, and ``<<`` of 1.1.
     """
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Put merged keys beside a mapping's own, which win, as the first of a list does.
+
+        PyYAML 6.0.4 lets the last win, or an overridden key, by the length of its name.
+        """
+        for place, (key, value) in enumerate(node.value):
+            if key.tag.endswith(":merge") and isinstance(value, yaml.SequenceNode):
+                if not all(isinstance(part, yaml.MappingNode) for part in value.value):
+                    break  # PyYAML says what is wrong
+                pairs: dict[object, tuple[yaml.Node, yaml.Node]] = {}
+                for part in value.value:
+                    self.flatten_mapping(part)
+                    pairs = {_identity(pair[0]): pair for pair in part.value} | pairs
+                node.value[place] = key, yaml.MappingNode(value.tag, list(pairs.values()))
+        super().flatten_mapping(node)
+        node.value = list({_identity(pair[0]): pair for pair in node.value}.values())
+
+
+def _identity(key: yaml.Node) -> object:
+    return (key.tag, key.value) if isinstance(key, yaml.ScalarNode) else id(key)
 
 
 _Loader.yaml_implicit_resolvers = {}

@@ -19,19 +19,17 @@ from typing import Any
 import torch
 
 from teddy.core.artifacts import WorkDir
-from teddy.core.files import Json, read_json, write_json
+from teddy.core.files import Json, write_json
 from teddy.core.hardware import describe
 from teddy.core.runtime import pick_device, use_threads
 from teddy.core.seeding import derive
 from teddy.data.datasets import read_dataset
-from teddy.settings.configs import ViewConfig
-from teddy.settings.schema import from_json
 from teddy.settings.stages import MeasureCostsSettings
 from teddy.synthesis.engine.batches import cut_batches
 from teddy.synthesis.methods import Ingredients
 from teddy.synthesis.teddy import Teddy
 from teddy.teachers.making import train_base
-from teddy.teachers.pools import MANIFEST, open_pool
+from teddy.teachers.pools import open_pool, training_views
 
 _EPOCHS, _ITERATIONS, _ROUNDS = 2, 25, 3
 
@@ -85,9 +83,8 @@ def _iterations(settings: MeasureCostsSettings, name: str, data: Path, pools: Pa
     own = settings.sets[name]
     dataset, device, folder = read_dataset(data / own.data), pick_device(), pools / own.pool
     use_threads(device, dataset.image_shape)
-    views = from_json(ViewConfig, read_json(folder / MANIFEST)["training_views"], str(folder))
     short = dataclasses.replace(own.config, iterations=_ITERATIONS)
-    given = Ingredients(dataset, settings.seed, device, open_pool(folder), views)
+    given = Ingredients(dataset, settings.seed, device, open_pool(folder), training_views(folder))
     teddy = Teddy(short, given)
     batch = teddy.batches(own.ipc)[0]
     work = WorkDir("measure_costs", name).claim()

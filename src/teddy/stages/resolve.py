@@ -8,6 +8,7 @@ takes from ``on`` in each of them.
 import os
 import shutil
 from argparse import Namespace
+from collections.abc import Set
 from pathlib import Path
 
 from teddy.core.errors import TeddyError
@@ -15,7 +16,7 @@ from teddy.core.files import as_text, check_writable
 from teddy.settings.code import checksums
 from teddy.settings.declared import Declared
 from teddy.settings.resolve import stage_files
-from teddy.settings.schema import to_json
+from teddy.settings.schema import check, to_json
 
 
 def main(_: None, args: Namespace) -> str:
@@ -24,22 +25,42 @@ def main(_: None, args: Namespace) -> str:
 
 
 def write_inputs(root: Path, out: Path) -> int:
-    """Write the files of a checkout in place of what lies in ``out``; how many."""
+    """Write the files of a checkout in place of what lies in ``out``; how many.
+
+    Raises:
+        TeddyError: the parameter files are wrong, or ``out`` has other files or is not to be
+            written.
+    """
+    declared = Declared(root)
+    files = list(stage_files(declared))
+    _check_replaceable(out, {*declared.stages, *(name.split("/")[0] for _, name, _ in files)})
     check_writable(out / "x.json")
-    declared, count = Declared(root), 0
     new = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
-        for module, name, settings in stage_files(declared):
+        for module, name, settings in files:
             code = checksums(f"teddy.stages.{module}") | settings.code
             path = new / f"{name}.json"
             path.parent.mkdir(parents=True, exist_ok=True)
             text = as_text(to_json(settings) | {"code": code}, in_order=True)
             path.write_text(text, encoding="utf-8")
-            count += 1
         shutil.rmtree(out)
         new.rename(out)
     except OSError as error:
         raise TeddyError(f"{out}: cannot write here: {error.strerror}") from error
     finally:
         shutil.rmtree(new, ignore_errors=True)
-    return count
+    return len(files)
+
+
+def _check_replaceable(out: Path, stages: Set[str]) -> None:
+    """Refuse to remove anything but what this stage writes: JSON, by the name of a stage."""
+    named = out.name not in ("", "..") and not out.is_symlink()
+    check(named, f"{out}: cannot replace this; name a folder that is neither . nor .. nor a link")
+    for path in out.rglob("*") if out.is_dir() else ():
+        stage = path.relative_to(out).parts[0].removesuffix(".json")
+        ours = path.is_dir() or path.suffix == ".json"
+        check(
+            stage in stages and ours and not path.is_symlink(),
+            f"{out}: cannot replace a folder that has other files than this stage's, such as "
+            f"{path.relative_to(out)}; name another, or remove it",
+        )

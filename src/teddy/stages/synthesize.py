@@ -8,16 +8,15 @@ import torch
 
 import teddy
 from teddy.core.artifacts import WorkDir
-from teddy.core.files import Json, manifest_digest, read_json, write_json
+from teddy.core.files import Json, manifest_digest, write_json
 from teddy.core.runtime import pick_device
 from teddy.core.seeding import derive
 from teddy.data.datasets import ImageDataset, read_dataset
 from teddy.data.distilled import DistilledSet, save_distilled
-from teddy.settings.configs import ViewConfig
 from teddy.settings.schema import from_json
 from teddy.settings.stages import SynthesizeSettings
 from teddy.synthesis.methods import Ingredients, method_class
-from teddy.teachers.pools import MANIFEST, open_pool
+from teddy.teachers.pools import open_pool, training_views
 
 
 def main(settings: SynthesizeSettings, args: Namespace) -> str:
@@ -56,6 +55,4 @@ def main(settings: SynthesizeSettings, args: Namespace) -> str:
 def _ingredients(dataset: ImageDataset, pool: Path | None, seed: int) -> Ingredients:
     if pool is None:
         return Ingredients(dataset, seed, pick_device())
-    record = read_json(pool / MANIFEST)["training_views"]
-    views = from_json(ViewConfig, record, f"{pool / MANIFEST}: training_views")
-    return Ingredients(dataset, seed, pick_device(), open_pool(pool), views)
+    return Ingredients(dataset, seed, pick_device(), open_pool(pool), training_views(pool))

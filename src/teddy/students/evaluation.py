@@ -156,10 +156,3 @@ def _hard_loss(batch: Batch, outputs: Tensor) -> Tensor:
 
 def _soft_loss(config: EvaluateConfig, teacher: Tensor, outputs: Tensor) -> Tensor:
     return soft_label_loss(outputs, teacher, config.temperature, squared=config.temperature_squared)
-
-
-def mean_and_std(values: list[float]) -> tuple[float, float]:
-    """Mean and sample standard deviation (n − 1; 0 for a single value)."""
-    tensor = torch.tensor(values, dtype=torch.float64)
-    std = tensor.std().item() if len(values) > 1 else 0.0
-    return tensor.mean().item(), std

@@ -67,7 +67,7 @@ class Teddy(OptimisedMethod):
     # ----------------------------------------------------------------------------- Algorithm 1
 
     def optimise(self, batch: Batch, state: State) -> Iterator[None]:
-        """Algorithm 1, lines 3 to 10, for one batch, from iteration ``state.done`` on.
+        """Algorithm 1, line 3 and lines 6 to 9, for one batch, from ``state.done`` on.
 
         Line numbers are those of docs/method.md; lines 2 and 4, the loops over IPC indices and
         chunks of classes, are :meth:`batches`.
@@ -79,9 +79,10 @@ class Teddy(OptimisedMethod):
             lr = cosine_lr(config.lr, i, config.iterations)  # line 6
             members = self.teachers_drawn(batch, i)  # line 3
             view = next(views)(x)  # line 7
-            losses = self._eq7(view, y, members, batch, state)  # line 8
+            # line 8: L = CE(ens) + α·mean R_BN, and its gradient
+            losses = self._eq7(view, y, members, batch, state)
             state.update(lr)  # line 9: Adam
-            if config.clip:
+            if config.clip:  # line 9: clip
                 with torch.no_grad():
                     torch.clamp(x, low, high, out=x)
             state.finish_step(losses)

@@ -13,6 +13,8 @@ from torch import nn
 from teddy.core.errors import TeddyError
 from teddy.core.files import Json, digest, read_json
 from teddy.core.seeding import permutation
+from teddy.settings.configs import ViewConfig
+from teddy.settings.schema import from_json
 from teddy.teachers.networks import load_network
 
 MANIFEST = "manifest.json"
@@ -51,6 +53,16 @@ def open_pool(folder: Path) -> Pool:
     if not (folder / MANIFEST).is_file():
         raise TeddyError(f"{folder}: expected a pool; run the build_pool stage first")
     return Pool(folder, read_json(folder / MANIFEST)["members"])
+
+
+def training_views(folder: Path) -> ViewConfig:
+    """Views of the real images that the pool's base run was trained on.
+
+    Raises:
+        TeddyError: the manifest's settings of views are not valid.
+    """
+    record = read_json(folder / MANIFEST)["training_views"]
+    return from_json(ViewConfig, record, f"{folder / MANIFEST}: training_views")
 
 
 def evenly(pool_size: int, count: int) -> list[int]:

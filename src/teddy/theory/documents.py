@@ -9,6 +9,7 @@ from pathlib import Path
 
 from teddy.core.files import Json, write_json
 from teddy.core.tables import Column, Table, write_text
+from teddy.report.results import spread
 from teddy.report.verdicts import CLAIMS, Verdict, to_record
 
 MIB = 2**20
@@ -154,7 +155,7 @@ def peaks(record: Json, objective: str) -> tuple[list[float], list[float]]:
 
 
 def _mean_std(values: Sequence[float]) -> tuple[float, float]:
-    return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+    return statistics.mean(values), spread(values)
 
 
 def _shown(values: Sequence[float], spec: str) -> str:
