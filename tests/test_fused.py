@@ -13,10 +13,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from packaging.version import Version
 from test_frozen import gradient, inputs, network
 from test_kernels import values, vector
 from torch import Tensor
@@ -122,7 +124,9 @@ def test_programs_cover_a_tensor_and_none_is_idle(rows: int, channels: int, most
 
 
 def test_values_by_tritons_interpreter() -> None:
-    pytest.importorskip("triton")
+    triton = pytest.importorskip("triton")
+    if Version(triton.__version__) < Version("3.7") and Version(np.__version__) >= Version("2.4"):
+        pytest.skip("this Triton interprets no loop under this NumPy (findings/)")
     file = Path(__file__).with_name("interpreted_kernels.py")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(file)]
     environment = os.environ | {"TRITON_INTERPRET": "1"}

@@ -21,6 +21,7 @@ from teddy.synthesis.engine import fused
 # One call sums its rows one after the other in float32, which loses a digit at 10⁴ rows (8·10⁻⁶
 # relative, measured); the parts' results are combined exactly enough (10⁻⁶).
 _ROWS = 4096
+_EPS = 2.0**-24
 
 
 class Activation(NamedTuple):
@@ -194,9 +195,12 @@ def observe(
 
 
 def _transform(x: Tensor, factor: Tensor, summand: Tensor) -> Tensor:
-    """``x·factor + summand`` per channel, in one pass and x's dtype."""
-    zero, one = torch.zeros_like(factor), torch.ones_like(factor)
-    return functional.batch_norm(x, zero, one, factor, summand, training=False, eps=0.0)
+    """``x·factor + summand`` per channel, in one pass and x's dtype.
+
+    Not every PyTorch takes an ε of 0; with this one, variance + ε is 1 to the last bit.
+    """
+    zero, variance = torch.zeros_like(factor), torch.full_like(factor, 1 - _EPS)
+    return functional.batch_norm(x, zero, variance, factor, summand, training=False, eps=_EPS)
 
 
 def _channels(values: Tensor) -> Tensor:
