@@ -13,7 +13,7 @@ export PATH := $(BIN):$(PATH)
 export PYTHONPATH := $(CURDIR)/src
 export DVC_NO_ANALYTICS := 1
 
-.PHONY: help install repro table1 report tables-check test test-slow bench lint format docs readme \
+.PHONY: help install repro table1 report tables-check test test-slow bench gpu lint format docs readme \
 	clean
 
 help:  ## Show the targets
@@ -63,6 +63,11 @@ bench: install  ## Measure speeds beside plain loops into metrics/bench (a quart
 	python -m benchmarks synthesis
 	python -m benchmarks evaluation
 	python -m benchmarks scaling
+
+# Without `install`: such a machine may have no network. Pack first, on another: see docs/gpu.md.
+gpu:  ## On a machine with a GPU: tests, speeds, accuracies and verdicts in twelve minutes
+	python -m tools.gpu run
+	python -m tools.gpu decide work/gpu-results
 
 lint: install  ## Format check, lint and types
 	ruff format --check .

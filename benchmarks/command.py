@@ -116,15 +116,21 @@ def ratio(over: Sequence[float], under: Sequence[float]) -> float:
 def seconds(work: Callable[[], Any], device: torch.device) -> float:
     """Seconds of ``work``, on a GPU until it has nothing left to do.
 
-    With one thread on a CPU of processor time, so that others on the machine do not count;
-    otherwise of wall-clock time.
+    With one thread on a CPU of processor time, so that others on the machine do not count; on a GPU
+    by CUDA events, after all its streams; otherwise of wall-clock time.
     """
-    alone = device.type == "cpu" and torch.get_num_threads() == 1
-    clock = time.process_time if alone else time.perf_counter
     synchronise(device)
+    if device.type == "cuda":
+        first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        first.record()
+        work()
+        synchronise(device)
+        last.record()
+        last.synchronize()
+        return float(first.elapsed_time(last)) / 1e3
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     start = clock()
     work()
-    synchronise(device)
     return clock() - start
 
 

@@ -55,6 +55,8 @@ class Mode:
     """PyTorch's default for convolutions."""
     bfloat16: bool = False
     """Autocast."""
+    compiled: bool = False
+    """``torch.compile`` of the network and the loss, with its defaults."""
 
 
 class RecoverLoop:
@@ -88,6 +90,7 @@ class RecoverLoop:
             transforms.RandomResizedCrop(images.shape[-1], (config.views.crop_scale, 1.0)),
             transforms.RandomHorizontalFlip(0.5 if config.views.hflip else 0.0),
         ])  # fmt: skip
+        self._loss = torch.compile(recover_loss) if mode.compiled else recover_loss
         self._iteration = 0
 
     def step(self) -> None:
@@ -106,7 +109,7 @@ class RecoverLoop:
             with torch.autocast(
                 view.device.type, torch.bfloat16, enabled=self.mode.bfloat16
             ):  # fmt: skip
-                loss = recover_loss(
+                loss = self._loss(
                     self.network, self.hooks, view, self.labels, config.alpha_bn,
                     config.first_bn_weight,
                 )  # fmt: skip

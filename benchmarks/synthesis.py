@@ -1,9 +1,15 @@
-"""The synthesis engine beside a peer's loop, and beside the network's convolutions alone."""
+"""The synthesis engine beside a plain loop as peers have it, and beside the convolutions alone.
+
+On a GPU each mechanism of the engine is switched on by itself, and the plain loop is compiled too,
+which is what a user would try first.
+"""
 
 import argparse
+import contextlib
 import copy
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -32,7 +38,7 @@ from benchmarks.memory import peak_bytes, saved_bytes
 from benchmarks.peers import Mode, RecoverLoop
 from teddy.core.errors import TeddyError
 from teddy.core.files import Json
-from teddy.core.runtime import graphs_wanted, log
+from teddy.core.runtime import fused_wanted, graphs_wanted, log
 from teddy.core.tables import Column, Table
 from teddy.settings.configs import Precision, SynthesizeConfig
 from teddy.settings.schema import from_json, read_yaml, to_json
@@ -42,16 +48,20 @@ from teddy.synthesis.engine.passes import MakePasses, eager
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_REFERENCE = "reference"
+PLAIN = "plain loop, float32"
+ENGINE, FUSED, RECORDED = "engine", "engine, fused", "engine, fused, CUDA graphs"
+BESIDE = (2, 3)
+"""Batches that share a GPU."""
 _PAPER_BATCH = 100  # images, which the paper's passes are counted in
-_BESIDE = (2, 3)  # batches that share a GPU
 _GPU_ITERATIONS = 20  # per round; on the CPU one is long enough to time
 _MODES = {
-    _REFERENCE: Mode(tf32=False),
-    "reference, TF32 (PyTorch's default)": Mode(tf32=True),
-    "reference, bfloat16 autocast": Mode(tf32=True, bfloat16=True),
+    PLAIN: Mode(tf32=False),
+    "plain loop, TF32": Mode(),
+    "plain loop, bfloat16": Mode(bfloat16=True),
+    "plain loop, TF32, compiled": Mode(compiled=True),
+    "plain loop, bfloat16, compiled": Mode(bfloat16=True, compiled=True),
 }
-
+_UNFUSED = {"TEDDY_FUSED": "0"}
 
 WORKLOADS = {
     "resnet18-32": Workload("ResNet18, 3×3 stem, 32 px", "resnet18", 32, 10, 30),
@@ -97,6 +107,8 @@ class Spec:
     """Precisions that the device has instructions for; the engine runs in the others too."""
     teachers: tuple[int, ...]
     device: str
+    compiled: bool
+    """Whether the plain loop is compiled too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +121,9 @@ class Program:
     beside: int = 1
     """Batches that take an iteration each."""
     kind: str = "engine"
-    """engine, reference or floor."""
+    """engine, plain or floor."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """Variables that it runs under."""
     replayed: bool = False
     """Whether its memory lies in the pools of CUDA graphs, where it cannot be told apart."""
 
@@ -126,6 +140,10 @@ def _options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--teachers", type=positive, nargs="+", default=[1, 3], help="numbers k (default: 1 3)"
     )
+    command.add_argument(
+        "--compile", action=argparse.BooleanOptionalAction, default=True,
+        help="run the plain loop compiled too (default)",
+    )  # fmt: skip
     command.add_argument("--params", type=Path, default=Path("params.yaml"))
 
 
@@ -144,7 +162,9 @@ def _measure(args: argparse.Namespace) -> Result:
 
     def measure(workload: Workload, sides: dict[bool, Side]) -> Json:
         batch = args.batch or (_PAPER_BATCH if device.type == "cuda" else workload.cpu_batch)
-        spec = Spec(workload, batch, config, precisions, tuple(args.teachers), str(device))
+        spec = Spec(
+            workload, batch, config, precisions, tuple(args.teachers), str(device), args.compile
+        )
         return _workload(spec, sides, iterations, args.repeats, max(speeds.values()))
 
     measured = each_workload(args, WORKLOADS, measure)
@@ -153,8 +173,8 @@ def _measure(args: argparse.Namespace) -> Result:
         "bfloat16 is run by the processor's own instructions"
         if native
         else f"bfloat16 has no instructions here: a matrix product takes {slowdown:.0f} times as "
-        "long as in float32. The engine computes its convolutions in float32 and rounds; reference "
-        "and floor are left out"
+        "long as in float32. The engine computes its convolutions in float32 and rounds; the plain "
+        "loop and the floor are left out"
     )
     record = {
         "settings": shared_settings(args, device)
@@ -168,7 +188,7 @@ def _measure(args: argparse.Namespace) -> Result:
         f"Median of {args.repeats} rounds, {machine(device)}. {remark[0].upper()}{remark[1:]}.",
         "An iteration goes from images to updated images; a pass is an iteration divided by its "
         "teachers, and by the batches that it updates. Ratios are medians of ratios within a "
-        "round. Reference: SRe2L's Tiny-ImageNet loop, written anew. Floor: forward and input "
+        "round. Plain loop: SRe2L's for Tiny-ImageNet, written anew. Floor: forward and input "
         "gradient of the convolutions alone. Bound: the network's arithmetic at the speed of a "
         "large matrix product. Saved: most bytes that autograd keeps at a time. Peak: most that "
         "PyTorch allocates above what lay there before.",
@@ -217,7 +237,7 @@ def _workload(
             "ms": times[name],
             "ms_per_iteration": median(times[name]),
             "ms_per_pass": median(per_pass),
-            "times_reference_speed": ratio(times[_REFERENCE], per_pass),
+            "times_plain_speed": ratio(times[PLAIN], per_pass),
             "share_of_floor_speed": ratio(times[lowest], per_pass),
             "share_of_bound_speed": bound / median(per_pass),
             **memory.get(name, {}),
@@ -231,6 +251,51 @@ def _workload(
     }
 
 
+@dataclass(frozen=True, slots=True)
+class Way:
+    """A way to run the engine, without anything that lies on a device."""
+
+    precision: Precision
+    teachers: int
+    environment: Mapping[str, str] = field(default_factory=dict)
+    graphs: bool = False
+    beside: int = 1
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    """Of the settings of synthesis."""
+
+
+def ways(teachers: tuple[int, ...], fused: bool, graphs: bool) -> dict[str, Way]:
+    """The engine with each mechanism by itself, by the name of its program.
+
+    Args:
+        teachers: numbers k.
+        fused: whether the kernels for a GPU run.
+        graphs: whether CUDA graphs do.
+    """
+    found = {}
+    for precision in get_args(Precision):
+        for k in teachers:
+            own = f"{precision}, k = {k}"
+            found[f"{ENGINE}, {own}"] = Way(precision, k, _UNFUSED)
+            if fused:
+                found[f"{FUSED}, {own}"] = Way(precision, k)
+            if fused and graphs:
+                found[f"{RECORDED}, {own}"] = Way(precision, k, graphs=True)
+    most = max(teachers)
+    own = f"bfloat16, k = {most}"
+    if graphs:
+        found[f"engine, CUDA graphs, {own}"] = Way("bfloat16", most, _UNFUSED, graphs=True)
+    if fused:
+        for gradient in ("joint", "two_pass") if most > 1 else ():
+            way = Way("bfloat16", most, changes={"gradient": gradient})
+            found[f"{FUSED}, {gradient}, {own}"] = way
+    if fused and graphs:
+        for beside in BESIDE:
+            way = Way("bfloat16", most, graphs=True, beside=beside)
+            found[f"{RECORDED}, {beside} batches at a time, {own}"] = way
+    return found
+
+
 @lru_cache(maxsize=1)
 def programs_of(spec: Spec, ours: bool) -> dict[str, Program]:
     """Programs of one side by name, on the same random networks, images and labels."""
@@ -240,35 +305,40 @@ def programs_of(spec: Spec, ours: bool) -> dict[str, Program]:
     batch = workload.batch_of(spec.batch)
     images = engine(workload, networks, spec.config, device).initial_images(batch).to(device)
     if not ours:
-        return _references(networks[0], images, batch.labels().to(device), spec.config)
+        return _plain_loops(networks[0], images, batch.labels().to(device), spec)
+    on_gpu, graphs = device.type == "cuda", Graphs()  # recordings share memory: they take turns
     programs = {}
-
-    def add(title: str, precision: Precision, k: int, passes: MakePasses, beside: int = 1) -> None:
-        settings = replace(spec.config, precision=precision)
-        maker = engine(workload, networks[:k], settings, device, passes)
-        step = Batches(maker, batch, beside).step
-        replayed = isinstance(passes, Graphs)
-        if beside > 1:
-            try:
+    for name, way in ways(
+        spec.teachers, on_gpu and fused_wanted(), on_gpu and graphs_wanted()
+    ).items():
+        settings = replace(spec.config, precision=way.precision, **way.changes)
+        passes: MakePasses = graphs if way.graphs else eager
+        maker = engine(workload, networks[: way.teachers], settings, device, passes)
+        program = Program(
+            Batches(maker, batch, way.beside).step, way.teachers, way.beside,
+            environment=way.environment, replayed=way.graphs,
+        )  # fmt: skip
+        try:
+            with running(program) as step:
                 step()
-            except TeddyError as error:
-                log(f"bench: {title} is left out: {error}")
-                return
-        programs[f"{title}, {precision}, k = {k}"] = Program(step, k, beside, replayed=replayed)
-
-    ways: dict[str, MakePasses] = {"engine": eager}
-    graphs = Graphs()  # whose recordings share memory: programs take turns
-    if device.type == "cuda" and graphs_wanted():
-        ways["engine, CUDA graphs"] = graphs
-    for precision in get_args(Precision):
-        for k in spec.teachers:
-            for way, passes in ways.items():
-                add(way, precision, k, passes)
-    if len(ways) > 1:
-        for beside in _BESIDE:
-            title = f"engine, CUDA graphs, {beside} batches at a time"
-            add(title, "bfloat16", max(spec.teachers), graphs, beside)
+        except TeddyError as error:
+            log(f"bench: {name} is left out: {error}")
+            continue
+        programs[name] = program
     return programs | _floors(networks[0], images, spec.native)
+
+
+@contextlib.contextmanager
+def running(program: Program) -> Iterator[Callable[[], Any]]:
+    """A program's step, under its variables."""
+    assert program.step is not None
+    before = {name: os.environ.get(name) for name in program.environment}
+    os.environ.update(program.environment)
+    try:
+        yield program.step
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
 def _described(spec: Spec, ours: bool) -> dict[str, Program]:
@@ -279,30 +349,39 @@ def _described(spec: Spec, ours: bool) -> dict[str, Program]:
 
 def _milliseconds(spec: Spec, ours: bool, name: str, iterations: int) -> float:
     """Of an iteration."""
-    step = programs_of(spec, ours)[name].step
-    assert step is not None
-    many = range(iterations)
-    return 1e3 * seconds(lambda: [step() for _ in many], torch.device(spec.device)) / iterations
+    many, device = range(iterations), torch.device(spec.device)
+    with running(programs_of(spec, ours)[name]) as step:
+        return 1e3 * seconds(lambda: [step() for _ in many], device) / iterations
 
 
 def _memory(spec: Spec, ours: bool, name: str) -> Json:
     """Of an iteration."""
-    step, device = programs_of(spec, ours)[name].step, torch.device(spec.device)
-    assert step is not None
-    step()  # whatever is made once
-    return {"saved_bytes": saved_bytes(step), "peak_bytes": peak_bytes(step, device)}
+    with running(programs_of(spec, ours)[name]) as step:
+        step()  # whatever is made once
+        peak = peak_bytes(step, torch.device(spec.device))
+        return {"saved_bytes": saved_bytes(step), "peak_bytes": peak}
 
 
-def _references(
-    network: nn.Module, images: Tensor, labels: Tensor, config: SynthesizeConfig
+def _plain_loops(
+    network: nn.Module, images: Tensor, labels: Tensor, spec: Spec
 ) -> dict[str, Program]:
-    modes = _MODES if images.device.type == "cuda" else {_REFERENCE: Mode()}
+    on_gpu = images.device.type == "cuda"
+    modes = _MODES if on_gpu else {PLAIN: Mode(), f"{PLAIN}, compiled": Mode(compiled=True)}
     programs = {}
     for name, mode in modes.items():
+        if mode.compiled and not spec.compiled:
+            continue
         own = copy.deepcopy(network).to(images.device)
         bounds = NORMALISATION.bounds(images.device)
-        loop = RecoverLoop(own, images, labels, config, bounds, mode)
-        programs[name] = Program(loop.step, kind="reference")
+        loop = RecoverLoop(own, images, labels, spec.config, bounds, mode)
+        try:
+            loop.step()
+        except Exception as error:  # whatever a compiler finds
+            if not mode.compiled:
+                raise
+            log(f"bench: {name} is left out: {' '.join(str(error).split())[:200]}")
+            continue
+        programs[name] = Program(loop.step, kind="plain")
     return programs
 
 
@@ -336,7 +415,7 @@ def _extrapolated(measured: dict[str, Json], params: Any) -> list[Json]:
         hours = {
             name: passes * program["ms_per_pass"] * scale
             for name, program in found["programs"].items()
-            if program["kind"] == "reference" or program["teachers"] == _nearest(found, job)
+            if program["kind"] == "plain" or program["teachers"] == _nearest(found, job)
         }
         record = {"job": job.title, "workload": job.workload, "teachers": job.teachers}
         jobs.append(record | {"passes_of_100_images": passes, "hours": hours})
@@ -361,17 +440,17 @@ def _table(measured: dict[str, Json], notes: tuple[str, ...]) -> Table:
                 continue
             rows.append((
                 title, name, program["ms_per_iteration"], program["ms_per_pass"],
-                program["times_reference_speed"], program["share_of_floor_speed"],
+                program["times_plain_speed"], program["share_of_floor_speed"],
                 _mib(program.get("saved_bytes")), _mib(program.get("peak_bytes")),
             ))  # fmt: skip
-        reference = found["programs"][_REFERENCE]["ms_per_pass"]
+        plain = found["programs"][PLAIN]["ms_per_pass"]
         floor_ms = found["programs"][found["floor"]]["ms_per_pass"]
         bound = found["bound_ms_per_pass"]
-        rows.append((title, "bound", None, bound, reference / bound, floor_ms / bound, None, None))
+        rows.append((title, "bound", None, bound, plain / bound, floor_ms / bound, None, None))
     columns = (
         Column("workload", text=True), Column("program", text=True),
         Column("ms/iteration", spec=",.1f"), Column("ms/pass", spec=",.1f"),
-        Column("× reference", spec=".2f"), Column("of floor's speed", spec=".2f"),
+        Column("× plain", spec=".2f"), Column("of floor's speed", spec=".2f"),
         Column("saved MiB", spec=",.0f"), Column("peak MiB", spec=",.0f"),
     )  # fmt: skip
     return Table("Synthesis: one iteration", columns, tuple(rows), notes)
@@ -399,7 +478,7 @@ def _job_table(jobs: list[Json]) -> Table:
 
 
 def _draw(measured: dict[str, Json], figure: "Figure") -> None:
-    """Speed per pass over the reference's, a group of bars per workload."""
+    """Speed per pass over the plain loop's, a group of bars per workload."""
     axes = figure.subplots()
     names: list[str] = []
     for found in measured.values():
@@ -408,23 +487,23 @@ def _draw(measured: dict[str, Json], figure: "Figure") -> None:
     names = [n for n in names if n != "floor"] + ["floor", "bound"]
     height = 0.8 / len(names)
     for place, name in enumerate(names):
-        values = [_times_reference(found, name) for found in measured.values()]
+        values = [_times_plain(found, name) for found in measured.values()]
         at = [row + (place - (len(names) - 1) / 2) * height for row in range(len(values))]
         bars = axes.barh(at, values, height, label=name, color=f"C{place}")
         axes.bar_label(bars, fmt="%.2f", padding=2, fontsize=6)
     titles = [f"{found['title']}\nbatch {found['batch']}" for found in measured.values()]
     axes.set_yticks(range(len(titles)), titles)
     axes.invert_yaxis()
-    axes.set_xlabel("speed of a teacher pass over the reference's")
+    axes.set_xlabel("speed of a teacher pass over the plain loop's")
     axes.margins(x=0.1)  # for the numbers
     figure.legend(loc="outside right upper", fontsize=6)
 
 
-def _times_reference(found: Json, name: str) -> float:
+def _times_plain(found: Json, name: str) -> float:
     programs = found["programs"]
     if name == "bound":
-        return float(programs[_REFERENCE]["ms_per_pass"] / found["bound_ms_per_pass"])
-    return float(programs[found["floor"] if name == "floor" else name]["times_reference_speed"])
+        return float(programs[PLAIN]["ms_per_pass"] / found["bound_ms_per_pass"])
+    return float(programs[found["floor"] if name == "floor" else name]["times_plain_speed"])
 
 
 BENCHMARK = Benchmark(

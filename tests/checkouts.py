@@ -11,6 +11,7 @@ from ruamel.yaml import YAML
 from teddy.core.files import digest
 from teddy.settings.schema import read_yaml
 from teddy.stages.resolve import write_inputs
+from tools.by_hand import lookup, variables
 
 ROOT = Path(__file__).parents[1]
 DVC: dict[str, Any] = dict(read_yaml(ROOT / "dvc.yaml")["stages"])
@@ -68,39 +69,19 @@ def listed(files: Sequence[str]) -> str:
     return re.sub(r"(?m)^vars:\n(?:  - .*\n)+", f"vars:\n{lines}", text)
 
 
-def variables(root: Path) -> dict[str, Any]:
-    """What ``${…}`` of ``dvc.yaml`` means: ``params.yaml`` and the files that ``vars`` names."""
-    found: dict[str, Any] = {}
-    for file in ("params.yaml", *read_yaml(root / "dvc.yaml")["vars"]):
-        found = _joined(found, read_yaml(root / file))
-    return found
-
-
-def _joined(one: Any, other: Any) -> Any:
-    if not (isinstance(one, Mapping) and isinstance(other, Mapping)):
-        return other
-    return {**one, **{key: _joined(one.get(key), value) for key, value in other.items()}}
-
-
-def instances(known: Mapping[str, Any], stage: str) -> Iterator[dict[str, str]]:
+def instances(known: Any, stage: str) -> Iterator[dict[str, str]]:
     """What DVC puts for each placeholder, for every instance of a stage.
 
     Args:
-        known: of :func:`variables`.
+        known: of :func:`tools.by_hand.variables`.
         stage: name.
     """
     if "foreach" not in DVC[stage]:
         names = set(re.findall(r"(?<!\\)\$\{([\w.]+)\}", str(body(stage))))
-        yield {f"${{{name}}}": str(_lookup(known, name)) for name in names}
+        yield {f"${{{name}}}": str(lookup(known, name)) for name in names}
         return
-    for key, row in _lookup(known, DVC[stage]["foreach"][2:-1]).items():
+    for key, row in lookup(known, DVC[stage]["foreach"][2:-1]).items():
         yield {"${key}": key, **{f"${{item.{name}}}": str(value) for name, value in row.items()}}
-
-
-def _lookup(known: Any, name: str) -> Any:
-    for part in name.split("."):
-        known = known[part]
-    return known
 
 
 def filled(text: str, fields: Mapping[str, str]) -> str:

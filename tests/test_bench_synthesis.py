@@ -13,6 +13,7 @@ from benchmarks.__main__ import main
 from benchmarks.engine import NORMALISATION, Batches, Workload, engine, frozen_network
 from benchmarks.memory import peak_bytes, saved_bytes
 from benchmarks.peers import FeatureHook, Mode, RecoverLoop, recover_loss
+from benchmarks.synthesis import PLAIN
 from teddy.core.errors import TeddyError
 from teddy.core.files import read_json
 from teddy.settings.configs import SynthesizeConfig, ViewConfig
@@ -26,7 +27,7 @@ SMALL = Workload("small", "resnet18", 8, 10, 4)
 MIB = 2**20
 
 
-def test_the_reference_has_our_gradient(synthesis_config: SynthesizeConfig) -> None:
+def test_the_plain_loop_has_our_gradient(synthesis_config: SynthesizeConfig) -> None:
     torch.manual_seed(0)
     view, labels = torch.randn(4, 3, 8, 8, requires_grad=True), torch.arange(4)
     ours = view.detach().clone().requires_grad_()
@@ -41,7 +42,7 @@ def test_the_reference_has_our_gradient(synthesis_config: SynthesizeConfig) -> N
     assert (view.grad - ours.grad).norm() < 1e-5 * view.grad.norm()
 
 
-def test_an_iteration_of_the_reference_changes_images_within_the_pixel_range(
+def test_an_iteration_of_the_plain_loop_changes_images_within_the_pixel_range(
     synthesis_config: SynthesizeConfig,
 ) -> None:
     config = replace(synthesis_config, views=ViewConfig(crop_scale=0.5, hflip=True, roll=(0, 2)))
@@ -172,8 +173,8 @@ def test_the_peak_counts_what_lives_together() -> None:
 
 def test_the_papers_jobs_have_the_passes_of_the_specification() -> None:
     program = {"ms_per_pass": 36.0, "kind": "engine", "teachers": 3}
-    reference = {"ms_per_pass": 72.0, "kind": "reference", "teachers": 1}
-    found = {"batch": 10, "programs": {"engine": program, "reference": reference}}
+    plain = {"ms_per_pass": 72.0, "kind": "plain", "teachers": 1}
+    found = {"batch": 10, "programs": {"engine": program, PLAIN: plain}}
     measured = dict.fromkeys(bench.WORKLOADS, found)
     jobs = bench._extrapolated(measured, read_yaml(Path("params.yaml")))
     passes = {job["job"]: job["passes_of_100_images"] for job in jobs}
@@ -181,7 +182,7 @@ def test_the_papers_jobs_have_the_passes_of_the_specification() -> None:
     assert passes["ImageNet-1K IPC 10"] == 1.8e6
     (hours,) = [job["hours"] for job in jobs if job["job"] == "ImageNet-1K IPC 10"]
     assert hours["engine"] == pytest.approx(1.8e6 * 0.36 / 3600), "a batch of 100 is ten of 10"
-    assert hours["reference"] == pytest.approx(2 * hours["engine"])
+    assert hours[PLAIN] == pytest.approx(2 * hours["engine"])
 
 
 def test_synthesis_writes_a_record_a_table_and_a_figure(
@@ -190,13 +191,22 @@ def test_synthesis_writes_a_record_a_table_and_a_figure(
     monkeypatch.setenv("TEDDY_LOGS", str(tmp_path / "logs"))
     monkeypatch.setitem(bench.WORKLOADS, "resnet18-64", SMALL)  # one with extrapolated jobs
     out = tmp_path / "synthesis.json"
-    options = ["--workloads", "resnet18-64", "--repeats", "2", "--teachers", "1", "2"]
+    options = [
+        "--workloads",
+        "resnet18-64",
+        "--repeats",
+        "2",
+        "--teachers",
+        "1",
+        "2",
+        "--no-compile",
+    ]
     main(["synthesis", *options, "--out", str(out)])
     record = read_json(out)
     found = record["workloads"]["resnet18-64"]
     assert found["batch"] == 4
     programs = found["programs"]
-    assert {"reference", "engine, float32, k = 1", "engine, float32, k = 2"} <= programs.keys()
+    assert {PLAIN, "engine, float32, k = 1", "engine, float32, k = 2"} <= programs.keys()
     assert "engine, bfloat16, k = 1" in programs
     floors = [name for name, entry in programs.items() if entry["kind"] == "floor"]
     assert any("bfloat16" in name for name in floors) == record["bfloat16"]["native"]
@@ -205,9 +215,9 @@ def test_synthesis_writes_a_record_a_table_and_a_figure(
         assert len(program["ms"]) == 2
         assert program["ms_per_pass"] == program["ms_per_iteration"] / program["teachers"]
         assert ("saved_bytes" in program) == (program["kind"] != "floor"), name
-    assert programs["reference"]["times_reference_speed"] == 1
+    assert programs[PLAIN]["times_plain_speed"] == 1
     assert programs[found["floor"]]["share_of_floor_speed"] == 1
-    ours, theirs = programs["engine, float32, k = 1"], programs["reference"]
+    ours, theirs = programs["engine, float32, k = 1"], programs[PLAIN]
     assert ours["saved_bytes"] < theirs["saved_bytes"], "no copy for the variance"
     assert "Tiny-ImageNet IPC 50" in out.with_suffix(".md").read_text(encoding="utf-8")
     assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")

@@ -155,7 +155,7 @@ def start(folder: Path, jobs: list[Job], **variables: str) -> "subprocess.Popen[
     return subprocess.Popen(
         [sys.executable, *launcher, __file__, json.dumps(jobs)],
         cwd=folder, text=True, stderr=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": str(ROOT / "src"), "TEDDY_DEVICE": "cpu",
+        env={**os.environ, "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}", "TEDDY_DEVICE": "cpu",
              "TEDDY_WORK": str(folder / "work"), "TEDDY_WORKERS": "4", **variables},
     )  # fmt: skip
 

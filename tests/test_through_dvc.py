@@ -10,9 +10,10 @@ import time
 from pathlib import Path
 
 import pytest
-from checkouts import COMPUTING, DVC, PRIOR, ROOT, instances, listed, tiny_checkout, variables
+from checkouts import COMPUTING, DVC, PRIOR, ROOT, instances, listed, tiny_checkout
 
 from teddy.core.files import read_json
+from tools.by_hand import variables
 
 DM, RANDOM = "digits/table5/dm", "digits/main/ipc3/random"
 
