@@ -22,7 +22,7 @@ help:  ## Show the targets
 # Stages at a time; each gets its share of the cores.
 JOBS ?= 2
 
-repro: install  ## Install, then make every table and figure on the digits dataset (half an hour)
+repro: install  ## Install, then make every table and figure on the digits (half an hour or more)
 	python -m tools.repro --jobs $(JOBS)
 	@echo
 	@sed '/^## Best-epoch/,$$d' metrics/tables/digits/table1/table.md

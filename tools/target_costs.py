@@ -27,6 +27,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--out", type=Path, default=Path("metrics/bench"), metavar="FOLDER",
         help="folder to write to (default: %(default)s)",
     )  # fmt: skip
+    options.add_argument(
+        "--note", default="", metavar="SENTENCE",
+        help="what readers should know of the run, such as that the machine had other work",
+    )  # fmt: skip
     args = options.parse_args(argv)
 
     def command() -> str:
@@ -39,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "stages": len(run["stages"]),
             "jobs": run["jobs"],
             "wall_minutes": round(run["seconds"] / 60, 1),
+            "note": args.note,
             "targets": costs(parents, run["stages"], targets),
         }
         write_json(args.out / "targets.json", record)
@@ -114,6 +119,8 @@ def table(record: Json) -> Table:
         f"{record['wall_minutes']:.0f} minutes on "
         f"{hardware['cores']} cores of {hardware['cpu']}."
     )
+    if record["note"]:
+        note += f" {record['note']}"
     return Table("Minutes of every target", columns, rows, (note,))
 
 
