@@ -97,3 +97,6 @@ def test_whole_images_come_in_order(images: Images) -> None:
     assert torch.equal(torch.cat([labels for _, labels in got]), images.labels)
     chosen = torch.tensor([3, 3, 0])
     assert torch.equal(images.pick(chosen), images.images[chosen])
+    parts = list(images.whole_batches([chosen, chosen[:1]]))
+    assert [len(part) for part in parts] == [3, 1]
+    assert torch.equal(torch.cat(parts), images.images[[3, 3, 0, 3]])

@@ -146,6 +146,9 @@ def test_evaluation_sees_what_torchvision_would_show(folder: Path, size: int, wo
     assert torch.equal(torch.cat([labels for _, labels in batches]), images.labels)
     chosen = torch.tensor([74, 3, 3])
     assert torch.equal(images.pick(chosen), want[chosen])
+    assert torch.equal(
+        torch.cat(list(images.whole_batches([chosen, chosen[:1]])))[:3], want[chosen]
+    )
 
 
 def test_image_of_the_right_size_is_seen_as_it_is() -> None:

@@ -116,6 +116,11 @@ class Images:
                 pixels = self.images.index_select(0, part)  # several times faster than images[part]
                 yield view(normalisation.apply(pixels)), self.labels[part]
 
+    def whole_batches(self, parts: Iterable[Tensor]) -> Iterator[Tensor]:
+        """Whole images of each part's int64 indices, uint8 ``(n, C, H, W)``."""
+        for part in parts:
+            yield self.images.index_select(0, part.to(self.images.device))
+
     def test_batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Whole images in order, uint8 ``(n, C, H, W)``, and their labels."""
         yield from zip(self.images.split(batch_size), self.labels.split(batch_size), strict=True)

@@ -97,10 +97,13 @@ class ImageFiles:
         for part, pixels in zip(parts, self._batches(parts, decoder), strict=True):
             yield normalisation.apply(pixels), self.labels[part.to(self.labels.device)]
 
+    def whole_batches(self, parts: Iterable[Tensor]) -> Iterator[Tensor]:
+        """Whole images of each part's int64 indices, uint8 ``(n, C, S, S)``; see :meth:`pick`."""
+        yield from self._batches(parts, _Decoder(self.root, self.shape))
+
     def test_batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Whole images in order, uint8 ``(n, C, S, S)``, and their labels; see :meth:`pick`."""
-        parts = torch.arange(len(self)).split(batch_size)
-        pixels = self._batches(parts, _Decoder(self.root, self.shape))
+        pixels = self.whole_batches(torch.arange(len(self)).split(batch_size))
         yield from zip(pixels, self.labels.split(batch_size), strict=True)
 
     def _batches(self, parts: Iterable[Tensor], decoder: "_Decoder") -> Iterator[Tensor]:

@@ -17,8 +17,7 @@ from teddy.core.errors import TeddyError
 from teddy.core.files import Json, digest, read_json
 from teddy.core.runtime import log
 from teddy.core.seeding import derive
-from teddy.data.datasets import ImageDataset, LabelledImages
-from teddy.data.images import Normalisation
+from teddy.data.datasets import ImageDataset
 from teddy.settings.configs import (
     NetworkConfig,
     OptimizerConfig,
@@ -27,7 +26,6 @@ from teddy.settings.configs import (
 )
 from teddy.settings.schema import from_json
 from teddy.teachers.networks import (
-    batchnorms,
     build,
     count_parameters,
     load_network,
@@ -36,6 +34,7 @@ from teddy.teachers.networks import (
     save_network,
 )
 from teddy.teachers.pruning import count_macs, prune_randomly
+from teddy.teachers.recalibration import recalibrate
 from teddy.teachers.training import Run, accuracy, fit, real_batches
 
 RECORD = "record.json"
@@ -273,7 +272,7 @@ def _finetune(
     )
     history = fit(network, _sgd(config, lr), run, device)
     if not history and config.bn_recalibrate:
-        recalibrate(network, train, data.normalisation)
+        recalibrate(network, train, data.normalisation, seed)
         before = accuracy(network, val, data.normalisation)
     top1 = history[-1]["val_top1"] if history else before
     return {"finetune_epochs": len(history) / segments, "val_top1": top1}
@@ -292,22 +291,6 @@ def _sgd(config: PostConfig, lr: float) -> OptimizerConfig:
         step_factor=1.0,
         warmup_epochs=0,
     )
-
-
-def recalibrate(network: nn.Module, images: LabelledImages, normalisation: Normalisation) -> None:
-    """Replace running statistics by those of one pass over the images (mean over batches)."""
-    layers = batchnorms(network)
-    before = [layer.momentum for layer in layers]
-    for layer in layers:
-        layer.reset_running_stats()
-        layer.momentum = None  # cumulative average
-    network.train()
-    with torch.no_grad():
-        for part, _ in images.test_batches(512):
-            network(normalisation.apply(part))
-    for layer, momentum in zip(layers, before, strict=True):
-        layer.momentum = momentum
-    network.eval()
 
 
 def interpolate(curve: Sequence[float], points: int) -> list[float]:
