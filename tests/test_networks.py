@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn import functional
 
 from teddy.core.artifacts import write_tensors
 from teddy.core.errors import TeddyError
@@ -91,8 +92,55 @@ def convolution(network: nn.Module, name: str = "conv1") -> nn.Conv2d:
 def test_convnet_has_the_right_shapes(channels: int, side: int, norm: str) -> None:
     network = build(convnet(8, norm), (channels, side, side), 5, seed=0)
     assert network(torch.zeros(2, channels, side, side)).shape == (2, 5)
-    assert classifier(network).in_features == 8 * (side // 8) ** 2
+    after_conv = side + 4 if channels == 1 else side
+    assert classifier(network).in_features == 8 * (after_conv // 8) ** 2
     assert len(batchnorms(network)) == (3 if norm == "batch" else 0)
+
+
+# Counts of DM's own networks.ConvNet (VICO-UoE/DatasetCondensation), width 128, 10 classes.
+@pytest.mark.parametrize(
+    ("shape", "features", "parameters"),
+    [
+        ((1, 28, 28), 2048, 317_706),
+        ((1, 32, 32), 2048, 317_706),
+        ((3, 32, 32), 2048, 320_010),
+        ((1, 8, 8), 128, 298_506),
+    ],
+)
+def test_convnet_has_the_size_of_dms(
+    shape: tuple[int, int, int], features: int, parameters: int
+) -> None:
+    network = build(convnet(128, "instance"), shape, 10, seed=0)
+    assert classifier(network).in_features == features
+    assert count_parameters(network) == parameters
+
+
+def dms_convnet(state: dict[str, Tensor], images: Tensor, norm: str) -> Tensor:
+    """DM's ConvNet-3 written out: grey images are padded by 3, which other maps are by 1."""
+    x = images
+    for block in range(3):
+        padding = 3 if block == 0 and images.shape[1] == 1 else 1
+        conv, after = f"features.{4 * block}", f"features.{4 * block + 1}"
+        x = functional.conv2d(x, state[f"{conv}.weight"], state[f"{conv}.bias"], padding=padding)
+        if norm != "none":
+            scale, shift = state[f"{after}.weight"], state[f"{after}.bias"]
+            groups = {"instance": x.shape[1], "group": 4}.get(norm)
+            if groups:
+                x = functional.group_norm(x, groups, scale, shift)
+            else:
+                mean, var = state[f"{after}.running_mean"], state[f"{after}.running_var"]
+                x = functional.batch_norm(x, mean, var, scale, shift)
+        x = functional.avg_pool2d(functional.relu(x), kernel_size=2, stride=2)
+    return functional.linear(x.flatten(1), state["classifier.weight"], state["classifier.bias"])
+
+
+@pytest.mark.parametrize("norm", ["batch", "instance", "group", "none"])
+@pytest.mark.parametrize("shape", [(1, 28, 28), (1, 8, 8), (1, 9, 14), (3, 32, 32), (3, 8, 8)])
+def test_convnet_computes_what_dms_does(norm: str, shape: tuple[int, int, int]) -> None:
+    network = randomise(build(convnet(8, norm), shape, 5, seed=0))
+    images = torch.randn(3, *shape, generator=torch.Generator().manual_seed(0))
+    expected = dms_convnet(network.state_dict(), images, norm)
+    torch.testing.assert_close(network(images), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -130,7 +178,8 @@ def test_every_architecture_takes_every_size(arch: str, shape: tuple[int, int, i
     stem = next(m for m in network.modules() if isinstance(m, nn.Conv2d))
     assert stem.in_channels == shape[0]
     if shape[1] <= 64:
-        assert (stem.kernel_size, stem.stride, stem.padding) == ((3, 3), (1, 1), (1, 1))
+        padding = (3, 3) if arch == "convnet3" and shape[0] == 1 else (1, 1)
+        assert (stem.kernel_size, stem.stride, stem.padding) == ((3, 3), (1, 1), padding)
         assert not any(isinstance(m, nn.MaxPool2d) for m in network.modules())
 
 
@@ -345,9 +394,9 @@ def test_pruning_of_a_frozen_network_by_nothing_changes_nothing() -> None:
 
 def test_multiply_accumulates_of_a_convnet_are_counted_by_hand() -> None:
     network = build(convnet(4, "none"), (1, 8, 8), 3, seed=0)
-    convolutions = 64 * 9 * 1 * 4 + 16 * 9 * 4 * 4 + 4 * 9 * 4 * 4
+    convolutions = 144 * 9 * 1 * 4 + 36 * 9 * 4 * 4 + 9 * 9 * 4 * 4
     activations = (
-        64 + 16 + 4
+        144 + 36 + 9
     ) * 4  # one each for bias, ReLU and pooling, as DepGraph's tool counts
     assert count_macs(network, (1, 8, 8)) == convolutions + 3 * activations + (4 + 1) * 3
 

@@ -13,6 +13,7 @@ from teddy.core.errors import TeddyError
 from teddy.data.datasets import ImageDataset
 from teddy.settings.configs import NetworkConfig, SynthesizeConfig
 from teddy.settings.theory import Fig1Config, Fig5Config
+from teddy.teachers.networks import build
 from teddy.theory import unrolled
 from teddy.theory.equations import Weights
 from teddy.theory.problem import Student, plain_convnet
@@ -137,6 +138,14 @@ def test_worth_holds_the_losses_of_both_objectives() -> None:
 def test_plain_network_refuses_images_it_cannot_halve() -> None:
     with pytest.raises(TeddyError, match="at least 16×16 pixels, got 8×8"):
         plain_convnet((1, 8, 8), 10, 4, 4, seed=0)
+
+
+@pytest.mark.parametrize("shape", [(1, 28, 28), (1, 8, 8), (3, 32, 32)])
+def test_plain_network_is_dms_without_normalisation(shape: tuple[int, int, int]) -> None:
+    plain = plain_convnet(shape, 5, 4, 3, seed=0)
+    same = build(NetworkConfig(arch="convnet3", width=4, norm="none"), shape, 5, seed=0)
+    images = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(plain(images), same(images))
 
 
 # ------------------------------------------------------------------------------------- figure 5

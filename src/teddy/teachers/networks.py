@@ -30,6 +30,9 @@ _OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)")
 class ConvNet(nn.Module):
     """DM's ConvNet: three blocks of 3×3 convolution, norm, ReLU, 2×2 average pooling; linear head.
 
+    As DM's, the first convolution pads grey images by 3 instead of 1, which makes 32×32 of MNIST's
+    28×28 pixels, and 12×12 of 8×8.
+
     Source: Zhao & Bilen, "Dataset condensation with distribution matching", VICO-UoE/
     DatasetCondensation ``networks.py``, re-implemented.
     """
@@ -39,20 +42,21 @@ class ConvNet(nn.Module):
     ) -> None:
         super().__init__()
         channels, height, rest = image_shape
+        if min(height, rest) < 8:
+            raise TeddyError(
+                f"convnet3 halves the image three times: expected at least 8×8 pixels, got "
+                f"{height}×{rest}"
+            )
         blocks: list[nn.Module] = []
-        for _ in range(3):
+        for padding in (dm_padding(channels), 1, 1):
             blocks += [
-                nn.Conv2d(channels, width, 3, padding=1),
+                nn.Conv2d(channels, width, 3, padding=padding),
                 _norm(norm, width),
                 nn.ReLU(inplace=True),
                 nn.AvgPool2d(2),
             ]
-            channels, height, rest = width, height // 2, rest // 2
-        if min(height, rest) < 1:
-            raise TeddyError(
-                f"convnet3 halves the image three times: expected at least 8×8 pixels, got "
-                f"{image_shape[1]}×{image_shape[2]}"
-            )
+            channels = width
+            height, rest = (side // 2 + padding - 1 for side in (height, rest))
         self.features = nn.Sequential(*blocks)
         self.classifier = nn.Linear(width * height * rest, num_classes)
 
@@ -60,6 +64,11 @@ class ConvNet(nn.Module):
         """Logits ``(N, K)`` of normalised images ``(N, C, H, W)``."""
         logits: Tensor = self.classifier(self.features(images).flatten(1))
         return logits
+
+
+def dm_padding(channels: int) -> int:
+    """Pixels by which the first 3×3 convolution of DM's ConvNet pads images on each side."""
+    return 3 if channels == 1 else 1
 
 
 def _norm(norm: str, width: int) -> nn.Module:

@@ -14,6 +14,7 @@ from teddy.core.errors import TeddyError
 from teddy.core.seeding import derive
 from teddy.data.datasets import ImageDataset, select_random
 from teddy.objectives import Moments, moments
+from teddy.teachers.networks import dm_padding
 from teddy.theory.equations import Weights
 from teddy.theory.unrolled import Batch, constants
 
@@ -77,9 +78,11 @@ def plain_convnet(
     blocks: list[nn.Module] = []
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(seed, "initialise"))
-        for _ in range(depth):
-            blocks += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU(), nn.AvgPool2d(2)]
-            channels, height, rest = width, height // 2, rest // 2
+        for block in range(depth):
+            padding = dm_padding(channels) if block == 0 else 1
+            blocks += [nn.Conv2d(channels, width, 3, padding=padding), nn.ReLU(), nn.AvgPool2d(2)]
+            channels = width
+            height, rest = (side // 2 + padding - 1 for side in (height, rest))
         head = nn.Linear(channels * height * rest, num_classes)
     return nn.Sequential(*blocks, nn.Flatten(), head)
 
