@@ -392,13 +392,36 @@ def test_pruning_of_a_frozen_network_by_nothing_changes_nothing() -> None:
     assert not any(p.requires_grad for p in network.parameters())
 
 
-def test_multiply_accumulates_of_a_convnet_are_counted_by_hand() -> None:
-    network = build(convnet(4, "none"), (1, 8, 8), 3, seed=0)
+@pytest.mark.parametrize("norm", ["none", "batch"])
+def test_multiply_accumulates_of_a_convnet_are_counted_by_hand(norm: str) -> None:
+    """Output pixels times 9 times input and output channels, of 12×12, 6×6 and 3×3 pixels."""
+    network = build(convnet(4, norm), (1, 8, 8), 3, seed=0)
     convolutions = 144 * 9 * 1 * 4 + 36 * 9 * 4 * 4 + 9 * 9 * 4 * 4
-    activations = (
-        144 + 36 + 9
-    ) * 4  # one each for bias, ReLU and pooling, as DepGraph's tool counts
-    assert count_macs(network, (1, 8, 8)) == convolutions + 3 * activations + (4 + 1) * 3
+    assert count_macs(network, (1, 8, 8)) == convolutions + 4 * 3
+    rgb = build(convnet(128, norm), (3, 32, 32), 10, seed=0)
+    convolutions = 1024 * 9 * 3 * 128 + 256 * 9 * 128**2 + 64 * 9 * 128**2
+    assert count_macs(rgb, (3, 32, 32)) == convolutions + 2048 * 10 == 50_745_344
+
+
+def resnet18_macs(widths: tuple[int, int, int, int], side: int) -> int:
+    """Of ResNet18 for 1000 classes: stem, four stages of two blocks, shortcuts, linear layer."""
+    macs = (side // 2) ** 2 * 49 * 3 * widths[0]
+    before = widths[0]
+    for stage, width in enumerate(widths):
+        pixels = (side // 4 // 2**stage) ** 2
+        macs += pixels * (9 * before * width + 3 * 9 * width**2)
+        macs += pixels * before * width if stage else 0
+        before = width
+    return macs + before * 1000
+
+
+def test_kat22_multiply_accumulates_of_resnet18_are_those_of_the_paper() -> None:
+    shape = (3, 224, 224)
+    network = build(RESNET, shape, 1000, seed=0)
+    assert count_macs(network, shape) == resnet18_macs((64, 128, 256, 512), 224) == 1_814_073_344
+    pruned = count_macs(prune_randomly(network, shape, 0.19, seed=0), shape)
+    assert pruned == resnet18_macs((51, 103, 207, 414), 224)
+    assert round(pruned / 1e9, 1) == 1.2, "as printed"
 
 
 def test_torchvisions_networks_ignore_the_width_and_have_their_own_norm() -> None:

@@ -26,7 +26,7 @@ def pool_table(pools: Sequence[PoolFacts]) -> Table:
     note = (
         "val_top1: accuracy on the validation split (%). A post member's fine-tuning stops when "
         "its accuracy reaches target_top1, a point of the prior pool's curve. macs: "
-        "multiply-accumulates for one image."
+        "multiply-accumulates of convolutions and linear layers for one image."
     )
     return Table("Members of the teacher pools", columns, tuple(rows), (note,))
 
