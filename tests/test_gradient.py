@@ -62,7 +62,7 @@ def test_one_teacher_needs_no_choice(
 
 def test_bytes_are_those_of_the_layers_outputs(synthesis_config: SynthesizeConfig) -> None:
     (teacher,), (view, _) = random_teachers([0]), random_view(count=20)
-    pixels = 8 * 8 + 4 * 4 + 2 * 2
+    pixels = 12 * 12 + 6 * 6 + 3 * 3
     least = 20 * 4 * pixels * 4  # images, channels, pixels of three layers, bytes
     assert least <= kept_bytes(teacher, view, synthesis_config) < 1.1 * least
 

@@ -457,7 +457,7 @@ def test_unbiased_variance_reaches_the_loss() -> None:
     network = random_network(0)
     biased = Teacher(network, "biased").observe(images.detach())[1][0].var
     unbiased = Teacher(network, "unbiased").observe(images.detach())[1][0].var
-    count = 6 * 8 * 8
+    count = 6 * 12 * 12
     torch.testing.assert_close(unbiased, biased * count / (count - 1))
 
 

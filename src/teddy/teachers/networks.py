@@ -23,6 +23,8 @@ from teddy.settings.schema import from_json, to_json
 
 _KIND = "teddy.network.v1"
 _SMALL = 64  # pixels: Tiny-ImageNet's, the largest images that SRe2L adapts the stem to
+# The stem's max-pool in torchvision's ResNets, ShuffleNets and DenseNets.
+_STEM_POOLS = ("maxpool", "features.pool0")
 # torchvision's published DenseNet weights have names of before its modules were renamed.
 _OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)")
 
@@ -88,10 +90,10 @@ def build(
 
     torchvision's networks are adapted to the images by one rule: up to 64 pixels (the larger of
     height and width) the stem keeps the resolution, that is, the first convolution becomes 3×3 of
-    stride 1 and padding 1, and a max-pool after the stem is removed. For ResNet18 this is MoCo's
-    and SRe2L's change for small images. Above 64 pixels the network is torchvision's. The first
-    convolution takes as many channels as the images have. A class of the user's own is called with
-    ``(image_shape, num_classes)``.
+    stride 1 and padding 1, and the stem's max-pool is removed; later ones, as VGG's, stay. For
+    ResNet18 this is MoCo's and SRe2L's change for small images. Above 64 pixels the network is
+    torchvision's. The first convolution takes as many channels as the images have. A class of the
+    user's own is called with ``(image_shape, num_classes)``.
 
     Args:
         config: architecture.
@@ -100,7 +102,8 @@ def build(
         seed: any int; equal seeds give equal weights.
 
     Raises:
-        TeddyError: images of less than 8×8 pixels, or 32×32 for torchvision's own stems.
+        TeddyError: images of less than 8×8 pixels, or 32×32 for torchvision's own stems and for
+            VGG; or a network with further outputs while it is trained, as GoogLeNet.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(seed, "initialise"))
@@ -123,22 +126,29 @@ def _torchvision(arch: str, image_shape: tuple[int, int, int], num_classes: int)
     from torchvision.models import get_model
 
     channels, height, width = image_shape
+    network: nn.Module = get_model(arch, weights=None, num_classes=num_classes)
+    if hasattr(network, "aux_logits"):
+        raise TeddyError(f"{arch} has auxiliary outputs while training, which are not supported")
     small = max(height, width) <= _SMALL
-    least = 8 if small else 32  # what later strides divide by, at most
+    if small:
+        _replace_stem(network, channels, kernel_size=3, stride=1, padding=1)
+        _remove_stem_pool(network)
+    elif channels != 3:
+        _replace_stem(network, channels)
+    pools = sum(isinstance(module, nn.MaxPool2d) for module in network.modules())
+    least = max(8, 2**pools) if small else 32  # what later strides divide by, at most
     if min(height, width) < least:
         raise TeddyError(
             f"{arch} expects at least {least}×{least} pixels with the stem for images of "
             f"{'up to' if small else 'more than'} {_SMALL} pixels, got {height}×{width}"
         )
-    network: nn.Module = get_model(arch, weights=None, num_classes=num_classes)
-    if small:
-        _replace_stem(network, channels, kernel_size=3, stride=1, padding=1)
-        for name, module in list(network.named_modules()):
-            if isinstance(module, nn.MaxPool2d):  # only stems have one
-                network.set_submodule(name, nn.Identity())
-    elif channels != 3:
-        _replace_stem(network, channels)
     return network
+
+
+def _remove_stem_pool(network: nn.Module) -> None:
+    for name, module in list(network.named_modules()):
+        if name in _STEM_POOLS and isinstance(module, nn.MaxPool2d):
+            network.set_submodule(name, nn.Identity())
 
 
 def _replace_stem(network: nn.Module, channels: int, **changes: int) -> None:
@@ -248,7 +258,8 @@ def _load(network: nn.Module, state: Mapping[str, Tensor], complaint: str) -> No
     for name in state:
         if name not in wanted:
             raise TeddyError(f"{complaint}: {name} is not in it")
-    network.load_state_dict({**wanted, **state})
+    wanted.update(state)  # with the version of its layout, which MNASNet asks for
+    network.load_state_dict(wanted)
 
 
 def _shape(tensor: Tensor) -> str:

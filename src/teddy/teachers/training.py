@@ -268,8 +268,8 @@ def _save(network: nn.Module, optimizer: Optimizer, history: list[Json], path: P
 
 def _restore(network: nn.Module, optimizer: Optimizer, path: Path) -> list[Json]:
     tensors, record = read_tensors(path, kind=_KIND)
-    network.load_state_dict(
-        {k.removeprefix("network."): v for k, v in tensors.items() if k.startswith("network.")}
-    )
+    state = network.state_dict()  # with the version of its layout, which MNASNet asks for
+    state.update({name: tensors[f"network.{name}"] for name in state})
+    network.load_state_dict(state)
     restore(optimizer, [tensors[f"optimizer.{i}"] for i in range(len(optimizer.state()))])
     return list(record["history"])
