@@ -490,6 +490,79 @@ def test_weights_of_any_usual_file_are_taken(
         assert torch.equal(tensor, state[key]), key
 
 
+PREFIXES = [
+    "_orig_mod.", "module.", "module._orig_mod.", "_orig_mod.module.", "model.", "net.",
+    "backbone.",
+]  # fmt: skip
+WRAPPERS: list[tuple[str, ...]] = [
+    (), ("state_dict",), ("model",), ("net",), ("model_state_dict",), ("model", "state_dict"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("prefix", ["", *PREFIXES])
+@pytest.mark.parametrize("wrappers", WRAPPERS, ids=".".join)
+def test_weights_are_taken_from_below_a_prefix_and_a_wrapper(
+    prefix: str, wrappers: tuple[str, ...], tmp_path: Path
+) -> None:
+    state = convnet_state()
+    content: State = {f"{prefix}{name}": tensor for name, tensor in state.items()}
+    for key in reversed(wrappers):
+        content = {"epoch": 3, key: content}
+    torch.save(content, tmp_path / "net.pth")
+    network = load_pretrained(convnet(), SHAPE, 3, str(tmp_path / "net.pth"))
+    assert all(torch.equal(value, state[key]) for key, value in network.state_dict().items())
+
+
+def test_names_that_begin_like_a_prefix_are_the_networks_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.py").write_text(
+        "from torch import nn\n"
+        "class Net(nn.Module):\n"
+        "    def __init__(self, shape, classes):\n"
+        "        super().__init__()\n"
+        "        self.module = nn.Sequential(nn.Flatten(), nn.Linear(64, classes))\n"
+        "    def forward(self, x):\n"
+        "        return self.module(x)\n"
+    )
+    config = NetworkConfig(arch="own.py:Net", width=4, norm="batch")
+    network = build(config, SHAPE, 3, seed=1)
+    torch.save(network.state_dict(), tmp_path / "net.pth")
+    assert_same(load_pretrained(config, SHAPE, 3, str(tmp_path / "net.pth")), network)
+
+
+def test_names_that_fit_nothing_are_shown(tmp_path: Path) -> None:
+    path = tmp_path / "net.pth"
+    torch.save({f"encoder.{name}": tensor for name, tensor in convnet_state().items()}, path)
+    shown = "features.0.weight is missing; found encoder.features.0.weight, encoder.features.0.bias"
+    assert shown in refused(path)
+    torch.save({"ema": convnet_state(), "epoch": 3}, path)
+    assert refused(path).endswith(
+        "state_dict, model_state_dict, model, net; found keys ema, epoch, …"
+    )
+
+
+def test_home_folder_of_a_checkpoint_is_expanded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    torch.save(convnet_state(), tmp_path / "net.pth")
+    load_pretrained(convnet(), SHAPE, 3, "~/net.pth")
+    with pytest.raises(TeddyError, match=rf"^{tmp_path}/gone.pth: expected a checkpoint"):
+        load_pretrained(convnet(), SHAPE, 3, "~/gone.pth")
+
+
+def test_incomplete_checkpoint_is_said_to_be(tmp_path: Path) -> None:
+    """PyTorch finds "Invalid argument" where its reader looks for the end before the beginning."""
+    path = tmp_path / "short.pth"
+    torch.save(convnet_state(), path)
+    whole = path.read_bytes()
+    for kept in (*range(0, 200, 9), *range(200, len(whole), 997)):
+        path.write_bytes(whole[:kept])
+        assert "damaged or incomplete" in refused(path), kept
+
+
 def test_weights_older_than_the_counters_of_batches_are_taken(tmp_path: Path) -> None:
     state = {k: v for k, v in convnet_state().items() if not k.endswith("num_batches_tracked")}
     torch.save(state, tmp_path / "old.pth")

@@ -19,7 +19,7 @@ def main(settings: TrainTeacherSettings, args: Namespace) -> str:
     name, config = settings.name, settings.config
     dataset, device = read_dataset(args.data), pick_device()
     use_threads(device, dataset.image_shape)
-    seed, checkpoint = derive(settings.seed, "base", name), Path(config.checkpoint)
+    seed, checkpoint = derive(settings.seed, "base", name), Path(config.checkpoint).expanduser()
     work = WorkDir(
         "train_teacher", name, config=to_json(config), seed=seed,
         data=manifest_digest(args.data), processes=world_size(),

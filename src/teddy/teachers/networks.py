@@ -1,6 +1,7 @@
 """Architectures, and networks as files: weights plus the record they are rebuilt from."""
 
 import argparse
+import errno
 import hashlib
 import re
 from collections.abc import Mapping
@@ -25,6 +26,13 @@ _KIND = "teddy.network.v1"
 _SMALL = 64  # pixels: Tiny-ImageNet's, the largest images that SRe2L adapts the stem to
 # The stem's max-pool in torchvision's ResNets, ShuffleNets and DenseNets.
 _STEM_POOLS = ("maxpool", "features.pool0")
+# Keys that training scripts put a state dict under, and what they and wrappers (DataParallel,
+# torch.compile, Lightning) put before the name of every weight.
+_WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
+_PREFIXES = (
+    "module._orig_mod.", "_orig_mod.module.", "_orig_mod.", "module.", "model.", "net.",
+    "backbone.",
+)  # fmt: skip
 # torchvision's published DenseNet weights have names of before its modules were renamed.
 _OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)")
 
@@ -251,7 +259,8 @@ def _load(network: nn.Module, state: Mapping[str, Tensor], complaint: str) -> No
     wanted = network.state_dict()
     for name, tensor in wanted.items():
         if name not in state and not name.endswith("num_batches_tracked"):
-            raise TeddyError(f"{complaint}: {name} is missing")
+            found = ", ".join(list(state)[:3]) or "nothing"
+            raise TeddyError(f"{complaint}: {name} is missing; found {found}, …")
         if name in state and state[name].shape != tensor.shape:
             got, expected = _shape(state[name]), _shape(tensor)
             raise TeddyError(f"{complaint}: {name} has shape {got}, expected {expected}")
@@ -281,8 +290,10 @@ def load_pretrained(
         checkpoint: ``torchvision`` for its published ImageNet weights (IMAGENET1K_V1; classes in
             the order of their WordNet IDs, pixels normalised with ImageNet's usual mean and
             deviation), or the path of a file: a network of ours, or a plain state dict as
-            ``.safetensors`` or as PyTorch's ``.pth``, alone or under the key ``state_dict`` or
-            ``model``, with or without DataParallel's prefix ``module.``. No pickled code is run.
+            ``.safetensors`` or as PyTorch's ``.pth``, alone or under a usual key (``state_dict``,
+            ``model_state_dict``, ``model``, ``net``), with or without one usual prefix that all
+            names have (``module.``, ``_orig_mod.``, ``model.``, ``net.``, ``backbone.``). ``~`` is
+            the home folder. No pickled code is run.
 
     Raises:
         TeddyError: missing or unreadable file, weights of other classes or another architecture,
@@ -291,9 +302,10 @@ def load_pretrained(
     if checkpoint == "torchvision":
         state, place = _published(config.arch, num_classes), f"torchvision's {config.arch}"
     else:
-        state, place = _read_state(Path(checkpoint)), checkpoint
+        state, place = _read_state(Path(checkpoint).expanduser()), checkpoint
     state = {_OLD_DENSENET.sub(r"\1\2", name): tensor for name, tensor in state.items()}
     network = build(config, image_shape, num_classes, seed=0)
+    state = _without_prefix(state, network)
     head = classifier(network)
     name = next(name for name, module in network.named_modules() if module is head) + ".bias"
     if name in state:
@@ -301,6 +313,18 @@ def load_pretrained(
     size = "×".join(map(str, image_shape))
     _load(network, state, f"{place}: weights do not fit {config.arch} for {size} images")
     return network
+
+
+def _without_prefix(state: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
+    """Weights without a usual prefix that all have, if the network has names of what is left."""
+    wanted = network.state_dict().keys()
+    if wanted & state.keys():
+        return state
+    for prefix in _PREFIXES:
+        short = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+        if all(name.startswith(prefix) for name in state) and wanted & short.keys():
+            return short
+    return state
 
 
 def _check_classes(place: str, found: int, num_classes: int) -> None:
@@ -344,16 +368,23 @@ def _check_hash(path: Path) -> None:
 
 
 def _read_state(path: Path) -> dict[str, Tensor]:
-    """Weights of a file by their names, without DataParallel's prefix."""
+    """Weights of a file by their names."""
     if not path.is_file():
         raise TeddyError(f"{path}: expected a checkpoint, found no file there")
     loaded: Any = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pth(path)
-    for key in ("state_dict", "model"):
-        if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
-            loaded = loaded[key]
+    while isinstance(loaded, Mapping):
+        inner = [loaded[key] for key in _WRAPPERS if isinstance(loaded.get(key), Mapping)]
+        if not inner:
+            break
+        loaded = inner[0]
     if not isinstance(loaded, Mapping) or not all(isinstance(t, Tensor) for t in loaded.values()):
-        raise TeddyError(f"{path}: expected a state dict, that is, tensors by name")
-    return {str(name).removeprefix("module."): tensor for name, tensor in loaded.items()}
+        keys = list(map(str, loaded))[:3] if isinstance(loaded, Mapping) else []
+        found = f"keys {', '.join(keys)}, …" if keys else f"a {type(loaded).__name__}"
+        raise TeddyError(
+            f"{path}: expected a state dict, that is, tensors by name, alone or under one of "
+            f"{', '.join(_WRAPPERS)}; found {found}"
+        )
+    return {str(name): tensor for name, tensor in loaded.items()}
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -370,10 +401,10 @@ def _read_pth(path: Path) -> Any:
         # torchvision's and SRe2L's training scripts leave their arguments in the file.
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise TeddyError(f"{path}: cannot read: {error.strerror or error}") from None
-    except Exception:  # what the unpickler raises on a damaged file depends on the damage
+    except Exception as error:  # what the unpickler raises on a damaged file depends on the damage
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # that is a short file's
+            raise TeddyError(f"{path}: cannot read: {error.strerror or error}") from None
         raise TeddyError(
-            f"{path}: damaged, or not a file of tensors alone; expected what "
+            f"{path}: damaged or incomplete, or not a file of tensors alone; expected what "
             "torch.save(network.state_dict(), …) writes"
         ) from None
