@@ -26,7 +26,8 @@ CATALOGUE = catalogue(Declared(Path(__file__).parents[1]))
 RESULT = EvaluationResult(
     name="digits/main/ipc10/prior", set="digits/main/ipc10/prior", dataset="digits", data="digits",
     method="teddy-prior", ipc=10, arch="convnet3", pool="digits/prior", labels="soft",
-    split="test", images_held_out=450, num_classes=10, keep=(1.0, 1.0), epochs=150, n=3,
+    split="test", images_held_out=450, num_classes=10, largest_class=None, keep=(1.0, 1.0),
+    epochs=150, n=3,
     top1_mean=90.0, top1_std=1.0, top1_best_mean=91.0, f1_mean=89.0, f1_std=1.0,
     kl_student_teacher=0.5, kl_teacher_student=0.4, members=8, pool_size=8, stages=(2, 16),
     teachers_drawn=3, ensemble="logits", first_bn_weight=10.0, precision="float32", repeat=0,
@@ -63,7 +64,15 @@ def test_students_as_accurate_as_guessing_are_no_evidence(
     pair.append(result("sre2l", sre2l, num_classes=classes, pool="p"))
     (verdict,) = of_target("table4", pair, CATALOGUE)
     assert verdict.outcome == outcome
-    assert ("guessing gives" in verdict.evidence) == (outcome == "no evidence")
+    assert ("frequent class gives" in verdict.evidence) == (outcome == "no evidence")
+
+
+def test_guessing_is_the_share_of_the_most_frequent_class() -> None:
+    facts = {"images_held_out": 200, "num_classes": 2, "largest_class": 180, "pool": "p"}
+    pair = [result("teddy-prior", 90.0, **facts), result("sre2l", 80.0, **facts)]
+    (verdict,) = of_target("table4", pair, CATALOGUE)
+    assert verdict.outcome == "no evidence"
+    assert "always guessing the most frequent class gives 90.0 and" in verdict.evidence
 
 
 @pytest.mark.parametrize(

@@ -88,6 +88,7 @@ def _evaluated(record: Json, row: ShownEvaluation, labels: str) -> EvaluationRes
         **{key: record[key] for key in of_record},
         labels=labels,
         num_classes=record.get("num_classes"),
+        largest_class=record.get("largest_class"),
         n=len(students),
         top1_mean=statistics.fmean(top1),
         top1_std=spread(top1),

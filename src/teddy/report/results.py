@@ -37,6 +37,8 @@ class EvaluationResult:
     images_held_out: int
     num_classes: int | None
     """None in kept runs from before it was recorded."""
+    largest_class: int | None
+    """Held-out images of the most frequent class; None in runs from before it was recorded."""
     epochs: int
     n: int
     """Students, one per seed."""

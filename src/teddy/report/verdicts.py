@@ -94,8 +94,9 @@ def compare(
             claim=claim,
             data=data,
             outcome="no evidence",
-            evidence=f"{better.top1_mean:.1f} against {worse.top1_mean:.1f}, where guessing gives "
-            f"{guessing:.1f} and {_STANDARD_ERRORS} standard errors more are {learnt:.1f}",
+            evidence=f"{better.top1_mean:.1f} against {worse.top1_mean:.1f}, where always guessing "
+            f"the most frequent class gives {guessing:.1f} and {_STANDARD_ERRORS} standard errors "
+            f"more are {learnt:.1f}",
         )
     means = [getattr(result, f"{metric}_mean") for result in (better, worse)]
     spreads = [getattr(result, f"{metric}_std") for result in (better, worse)]
@@ -103,11 +104,16 @@ def compare(
 
 
 def _guessing(result: EvaluationResult) -> tuple[float, float]:
-    """Accuracy of guessing, and the least of a student that has learnt; percent."""
+    """Accuracy of guessing the most frequent class, and the least of a student that has learnt.
+
+    Both in percent. A student that answers with one class alone has no more, however unequal the
+    classes are; where only their number is known, they count as equal.
+    """
     if result.num_classes is None:
         return 0.0, 0.0
-    share = 1 / result.num_classes
-    error = math.sqrt(share * (1 - share) / result.images_held_out)
+    images = result.images_held_out
+    share = (result.largest_class or images / result.num_classes) / images
+    error = math.sqrt(share * (1 - share) / images)
     return 100 * share, 100 * (share + _STANDARD_ERRORS * error)
 
 

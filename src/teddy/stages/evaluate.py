@@ -69,6 +69,7 @@ def main(settings: EvaluateSettings, args: Namespace) -> str:
         "split": args.split,
         "images_held_out": len(students.held_out),
         "num_classes": dataset.num_classes,
+        "largest_class": int(students.held_out.labels.bincount().max()),
         "epochs": relabel.epochs,
         "synthesis": distilled.provenance.get("settings"),
         "bytes": {"images": distilled.images.numel(), "labels": size},
