@@ -38,7 +38,7 @@ from teddy.data.preparation import measure, prepare, unbalanced, write_dataset
 from teddy.settings.schema import to_json
 from teddy.settings.stages import Demand, PrepareSettings
 from teddy.stages.commands import main
-from teddy.stages.prepare import _refuse_large_ipc
+from teddy.stages.prepare import _classes, _warn_of_large_ipc
 
 
 @pytest.fixture
@@ -259,12 +259,15 @@ def test_labels_out_of_range_are_refused(tmp_path: Path, label: int) -> None:
     labels = np.arange(6) % 3
     labels[4] = label
     path = write_npz(tmp_path / "own.npz", y_test=labels)
-    refused(f"the test images: expected labels from 0 to 2, got {label}", path, source="npz")
+    negative = f"own.npz: y_{{}}: expected labels from 0 on, got {label}"
+    beyond = f"the test images: expected labels from 0 to 2, got {label}"
+    refused(beyond if label > 0 else negative.format("test"), path, source="npz")
     labels = np.arange(24) % 3
     labels[4] = label
     names = np.array(["ant", "bee", "cat"])
     path = write_npz(tmp_path / "own.npz", y_train=labels, class_names=names)
-    refused(f"the training images: .* 0 to 2, got {label}", path, source="npz")
+    beyond = f"own.npz: class_names: expected a name for each label up to {label} of y_train, got 3"
+    refused(beyond if label > 0 else negative.format("train"), path, source="npz")
 
 
 def test_absurd_label_without_names_is_refused(tmp_path: Path) -> None:
@@ -546,7 +549,9 @@ def test_stage_names_the_dataset_and_prints_counts(
     write_json(tmp_path / "mine.json", to_json(settings))
     arguments = ["prepare", "--settings", str(tmp_path / "mine.json"), "--out", str(tmp_path / "o")]
     main(arguments)
-    assert "mine: 6 train, 2 val, 4 test images in 2 classes" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "mine: 6 train, 2 val, 4 test images in 2 classes" in err
+    assert "mine: images per class: 'ant' 6, 'bee' 6\n" in err
     assert len(read_dataset(tmp_path / "o").test) == 4
     shutil.rmtree(folders / "val" / "bee")
     with pytest.raises(SystemExit):
@@ -556,15 +561,33 @@ def test_stage_names_the_dataset_and_prints_counts(
     assert "only in the first: bee; only in the second: none" in line
 
 
-def test_sets_that_need_more_real_images_than_there_are_are_refused(dataset: ImageDataset) -> None:
+def test_sets_that_need_more_real_images_than_there_are_are_named(
+    dataset: ImageDataset, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Other rows may need none, so the images are prepared all the same."""
     nine = torch.arange(9)  # three of each class
     few = replace(dataset, train=Images(dataset.train.pick(nine), dataset.train.labels[nine]))
     three = Demand(row="mine", images=3, indices_per_batch=0)
-    _refuse_large_ipc(three, "digits", few)
-    for size, grouped in ((0, ","), (2, r" \(groups of .*_per_batch 2\),")):
-        four = replace(three, images=4, indices_per_batch=size)
-        with pytest.raises(TeddyError, match=rf"sets\.mine needs 4 real images per class{grouped}"):
-            _refuse_large_ipc(four, "digits", few)
+    _warn_of_large_ipc(three, "digits", few)
+    assert capsys.readouterr().err == ""
+    for size, grouped in ((0, ", but"), (2, " (groups of synthesize.indices_per_batch 2), but")):
+        _warn_of_large_ipc(replace(three, images=4, indices_per_batch=size), "digits", few)
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"warning: sets.mine needs 4 real images per class{grouped} class")
+        assert "has 3 for training: its stage synthesize will refuse it" in line
+
+
+def test_classes_are_counted_by_name_and_many_are_cut_short(dataset: ImageDataset) -> None:
+    counts = [
+        sum(int((dataset.split(name).labels == label).sum()) for name in SPLITS)
+        for label in range(dataset.num_classes)
+    ]
+    names = ("a,b", " ", "$x$")
+    assert _classes(replace(dataset, class_names=names)) == ", ".join(
+        f"{name!r} {count}" for name, count in zip(names, counts, strict=True)
+    )
+    many = _classes(replace(dataset, class_names=tuple(map(str, range(20)))))
+    assert many.startswith("'0' ") and "'4' 0, …, '15' 0" in many and many.endswith("'19' 0")
 
 
 # ------------------------------------------------------------------------------ the real images

@@ -677,6 +677,24 @@ def test_class_names_that_are_no_text_are_refused(
         load(prepare_config("npz", path))
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"class_names": np.array(["ant", "bee"])},
+            "class_names: expected a name for each label up to 2 of y_train, got 2; add names",
+        ),
+        ({"y_test": np.arange(6) % 3 - 1}, "y_test: expected labels from 0 on, got -1"),
+    ],
+)
+def test_labels_without_a_name_are_refused_by_file_and_key(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    path = write_npz(tmp_path / "own.npz", **changes)
+    with pytest.raises(TeddyError, match=rf"own\.npz: {message}"):
+        load(prepare_config("npz", path))
+
+
 @pytest.mark.parametrize("label", [2**63, 2**64 - 1])
 def test_labels_beyond_int64_are_refused_as_they_are(tmp_path: Path, label: int) -> None:
     labels = (np.arange(24) % 3).astype(np.uint64)

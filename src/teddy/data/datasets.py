@@ -125,8 +125,9 @@ def select_random(labels: Tensor, num_classes: int, indices: Sequence[int], seed
         members = torch.nonzero(labels == label)[:, 0]
         if max(indices) >= len(members):
             raise TeddyError(
-                f"ipc {max(indices) + 1} is more than the {len(members)} training images of "
-                f"class {label}; choose a smaller ipc"
+                f"expected {max(indices) + 1} real images of each class for training, but class "
+                f"{label} has {len(members)}; choose a smaller ipc, and of images that start from "
+                "real ones a divisor of it for synthesize.indices_per_batch"
             )
         order = members[permutation(len(members), seed, "random real", label)]
         columns.append(order[list(indices)])

@@ -24,6 +24,7 @@ from teddy.data.datasets import (
     Split,
 )
 from teddy.data.decoding import Found, decode, fit_arrays, inspect, mode_of
+from teddy.data.formats import as_text
 from teddy.data.images import Images, Normalisation
 from teddy.data.lazy_images import ImageFiles
 from teddy.data.sources import RawArrays, RawDataset, RawFiles, RawSplit, load
@@ -82,6 +83,8 @@ def _check(raw: RawDataset, config: PrepareConfig) -> None:
         )
     if count < 2:
         raise TeddyError(f"expected at least 2 classes, found {list(raw.class_names)}")
+    for name in raw.class_names:
+        as_text(name, f"{config.source}: class names")
     if len(set(raw.class_names)) < count:
         repeated = [name for name, times in Counter(raw.class_names).items() if times > 1]
         raise TeddyError(f"class names must be distinct; repeated: {_some(repeated)}")

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -185,7 +186,9 @@ def _npz(config: PrepareConfig) -> RawDataset:
                 found = ", ".join(sorted({*arrays, *unused}))
                 raise TeddyError(f"{path}: expected {x} and {y}, lacks {key}; has {found}")
         images = as_images(arrays[x], f"{path}: {x}")
-        return _arrays(images, as_labels(arrays[y], len(images), f"{path}: {y}"))
+        labels = as_labels(arrays[y], len(images), f"{path}: {y}")
+        _refuse_unnamed(labels, arrays.get("class_names"), path, y)
+        return _arrays(images, labels)
 
     train = split("train")
     held = {
@@ -204,6 +207,20 @@ def _npz(config: PrepareConfig) -> RawDataset:
     names = tuple(as_text(name, f"{path}: class_names") for name in given)
     sums = {path.name: checksum(path, "sha256")}
     return RawDataset(train, held.get("test"), names, sums, held.get("val"))
+
+
+def _refuse_unnamed(
+    labels: NDArray[np.int64], names: NDArray[Any] | None, path: Path, key: str
+) -> None:
+    """Refuse labels that ``class_names`` has no name for, and negative ones."""
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0:
+        raise TeddyError(f"{path}: {key}: expected labels from 0 on, got {low}")
+    if names is not None and high >= names.size:
+        raise TeddyError(
+            f"{path}: class_names: expected a name for each label up to {high} of {key}, got "
+            f"{names.size}; add names in the order of labels, or leave class_names out"
+        )
 
 
 def _arrays(images: NDArray[np.uint8], labels: NDArray[np.int64]) -> RawArrays:

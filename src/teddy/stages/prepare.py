@@ -2,10 +2,16 @@
 
 from argparse import Namespace
 
+import torch
+
 from teddy.core.errors import TeddyError
+from teddy.core.runtime import log
 from teddy.data.datasets import SPLITS, ImageDataset
 from teddy.data.preparation import prepare, write_dataset
+from teddy.settings.schema import shown
 from teddy.settings.stages import Demand, PrepareSettings
+
+_SHOWN = 5  # classes at each end of a long list
 
 
 def main(settings: PrepareSettings, args: Namespace) -> str:
@@ -15,19 +21,36 @@ def main(settings: PrepareSettings, args: Namespace) -> str:
     except TeddyError as error:
         raise TeddyError(f"{settings.where}: {error}") from error
     if settings.demand:
-        _refuse_large_ipc(settings.demand, settings.name, dataset)
+        _warn_of_large_ipc(settings.demand, settings.name, dataset)
     write_dataset(args.out, dataset, facts)
     counts = ", ".join(f"{len(dataset.split(split))} {split}" for split in SPLITS)
+    log(f"{settings.name}: images per class: {_classes(dataset)}")
     return f"{settings.name}: {counts} images in {dataset.num_classes} classes"
 
 
-def _refuse_large_ipc(demand: Demand, name: str, dataset: ImageDataset) -> None:
-    """Refuse sets that need more real images per class than there are, before hours are spent."""
-    smallest = int(dataset.train.labels.bincount(minlength=dataset.num_classes).min())
+def _warn_of_large_ipc(demand: Demand, name: str, dataset: ImageDataset) -> None:
+    """Warn of a set that needs more real images per class than there are.
+
+    Its own stage refuses it; other rows, which may need none, are made all the same.
+    """
+    counts = dataset.train.labels.bincount(minlength=dataset.num_classes)
+    smallest = int(counts.min())
     if demand.images > smallest:
         size = demand.indices_per_batch
         grouped = f" (groups of synthesize.indices_per_batch {size})" if size else ""
-        raise TeddyError(
-            f"sets.{demand.row} needs {demand.images} real images per class{grouped}, but the "
-            f"smallest class of {name} has {smallest} for training; choose a smaller ipc"
+        few = dataset.class_names[int(counts.argmin())]
+        log(
+            f"warning: sets.{demand.row} needs {demand.images} real images per class{grouped}, "
+            f"but class {shown(few)} of {name} has {smallest} for training: its stage synthesize "
+            "will refuse it; choose a smaller ipc"
         )
+
+
+def _classes(dataset: ImageDataset) -> str:
+    """Names of the classes with their images in all splits; of many, the first and last few."""
+    labels = torch.cat([dataset.split(split).labels for split in SPLITS])
+    counts = labels.bincount(minlength=dataset.num_classes).tolist()
+    each = [
+        f"{shown(name)} {count}" for name, count in zip(dataset.class_names, counts, strict=True)
+    ]
+    return ", ".join(each if len(each) <= 2 * _SHOWN else [*each[:_SHOWN], "…", *each[-_SHOWN:]])
