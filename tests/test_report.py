@@ -25,12 +25,12 @@ from teddy.core.errors import TeddyError
 from teddy.core.files import read_json, write_json
 from teddy.data.distilled import DistilledSet, save_distilled
 from teddy.data.images import Normalisation
-from teddy.report import accuracy_figures, records, training_figures
+from teddy.report import accuracy_figures, image_grids, records, training_figures
 from teddy.report import drawing as figures
 from teddy.report import targets as report
 from teddy.report.axis_tables import AXES
-from teddy.report.image_grids import method_grid
-from teddy.report.results import EvaluationResult, PaperResult
+from teddy.report.image_grids import class_grid, method_grid
+from teddy.report.results import EvaluationResult, ImageGrid, PaperResult
 from teddy.report.summary import summarise
 from teddy.settings.rows import DatasetRow, MethodRow
 from teddy.settings.schema import read_yaml, to_json
@@ -975,6 +975,31 @@ def test_grid_of_many_classes_shows_ten_in_colour(tmp_path: Path) -> None:
     found, pixels = np.unique(red[(green == 255 - red) & (blue == 9)], return_counts=True)
     assert found.tolist() == shown
     assert set(pixels) == {3 * 64 * 64}
+
+
+def test_any_class_name_is_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = (",", " ", "$a$ and $b", "$\\frac$", "two\nlines", "bell\a", "字母", "字")
+    images = np.zeros((1, len(names), 8, 8, 1), np.uint8)
+    grid = ImageGrid(
+        dataset="digits", method="sre2l", ipc=1, num_classes=8, class_names=names, images=images
+    )
+    for draw, path in ((class_grid, tmp_path / "one.png"), (class_grid, tmp_path / "again.png")):
+        draw(path, grid, catalogue())
+    method_grid(tmp_path / "all.png", [grid], catalogue())
+    assert {path.name for path in tmp_path.glob("*.png")} == {"one.png", "again.png", "all.png"}
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == "figures: the font lacks 2 letters, which are drawn as boxes: 字母"
+    assert [image_grids._class(name) for name in names[:6]] == [
+        "','", "' '", "$a$ and $b", "$\\frac$", "two lines", "bell\N{REPLACEMENT CHARACTER}",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("title", ["two\nlines", "", " ", "tab\t", "end "])
+def test_titles_are_one_line(title: str) -> None:
+    with pytest.raises(TeddyError, match="title must be one line of text"):
+        DatasetRow(title=title)
+    with pytest.raises(TeddyError, match="title must be one line of text"):
+        MethodRow(title=title, algorithm="random", labels=("hard",))
 
 
 def test_one_random_method_at_one_ipc_has_all_figures(tmp_path: Path, logs: Path) -> None:

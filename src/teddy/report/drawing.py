@@ -5,6 +5,10 @@ method has one colour and marker in every figure, by its place in ``experiments/
 """
 
 import contextlib
+import functools
+import re
+import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -29,6 +33,9 @@ DPI = 150
 WIDTH, PANEL = 7.2, 2.1
 """Width of a page's text and height of a panel; inches."""
 GREY = "#666666"
+
+_NO_GLYPH = re.compile(r"Glyph (\d+) .* missing from")
+"""What Matplotlib warns of, letter by letter."""
 
 # Okabe and Ito's palette, without its yellow, which is too light on white.
 COLOURS = ("#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -75,13 +82,49 @@ def looks(methods: Sequence[str]) -> dict[str, Look]:
 
 
 @contextlib.contextmanager
-def drawn(path: Path, width: float, height: float) -> Iterator[Figure]:
-    """Figure of a size in inches, written to ``path`` when the block has drawn it."""
-    with style.context(["default", _STYLE]):
+def drawn(path: Path, width: float, height: float, *, formulas: bool = False) -> Iterator[Figure]:
+    """Figure of a size in inches, written to ``path`` when the block has drawn it.
+
+    Args:
+        path: PNG to write.
+        width: inches.
+        height: inches.
+        formulas: whether text between dollars is a formula; names of classes may have dollars.
+    """
+    with styled(formulas=formulas):
         figure = Figure(figsize=(width, height), dpi=DPI)
         yield figure
         with atomic_path(path) as temporary:
             figure.savefig(temporary, format="png", dpi=DPI, metadata={"Software": None})
+
+
+@contextlib.contextmanager
+def styled(*, formulas: bool = False) -> Iterator[None]:
+    """The style of figures; of letters that the font lacks it tells once, not letter by letter."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.filterwarnings("always", _NO_GLYPH.pattern, UserWarning)
+        with style.context(["default", _STYLE | {"text.parse_math": formulas}]):
+            yield
+    missing = set()
+    for warning in caught:
+        if glyph := _NO_GLYPH.match(str(warning.message)):
+            missing.add(chr(int(glyph[1])))
+        else:
+            warnings.warn_explicit(
+                warning.message, warning.category, warning.filename, warning.lineno
+            )
+    if missing:
+        _say_missing("".join(sorted(missing)))
+
+
+@functools.cache
+def _say_missing(letters: str) -> None:
+    more = "…" if len(letters) > 10 else ""
+    print(
+        f"figures: the font lacks {len(letters)} letters, which are drawn as boxes: "
+        f"{letters[:10]}{more}",
+        file=sys.stderr,
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.textpath import TextPath
 from numpy.typing import NDArray
 
-from teddy.report.drawing import DPI, drawn, looks
+from teddy.report.drawing import DPI, drawn, looks, styled
 from teddy.report.results import ImageGrid
 from teddy.settings.stages import Catalogue
 
@@ -52,8 +52,15 @@ def _shown_classes(grid: ImageGrid) -> str:
 
 
 def _class(name: str) -> str:
-    """First of a class's comma-separated names, cut to what fits beside an image."""
-    first = name.split(",")[0].strip()
+    """First of a class's comma-separated names, cut to what fits beside an image.
+
+    A name without a letter is shown as it is, in quotes.
+    """
+    names = (" ".join(part.split()) for part in name.split(","))
+    first = next((part for part in names if part), repr(name))
+    first = "".join(
+        letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in first
+    )
     return first if len(first) <= 22 else first[:21] + "…"
 
 
@@ -77,16 +84,18 @@ def _picture(
         top: name of each column, or none at all.
         block_gap: white between blocks; pixels.
     """
+    with styled():  # which widths of text follow too
+        widths = {text: _pixels(text) for text in (title, *left, *top)}
     mosaics = [_mosaic(block) for block in blocks]
     width = mosaics[0].shape[1]
     pitch = (width + _GAP) / blocks[0].shape[1]
-    longest = max((_pixels(name) for name in top), default=0.0)
+    longest = max((widths[name] for name in top), default=0.0)
     slanted = longest > pitch - 4
     line = round(_TEXT * DPI / 72 * 1.5)
     header = _PAD + line + (round(longest * 0.64 + 0.8 * line) if slanted else line * bool(top))
-    margin = _PAD + round(max(_pixels(name) for name in left)) + _PAD
-    overhang = round(_pixels(top[-1]) * 0.77) if slanted else 0
-    total_width = margin + max(width + overhang, round(_pixels(title)) + 1 - margin) + _PAD
+    margin = _PAD + round(max(widths[name] for name in left)) + _PAD
+    overhang = round(widths[top[-1]] * 0.77) if slanted else 0
+    total_width = margin + max(width + overhang, round(widths[title]) + 1 - margin) + _PAD
     total_height = header + sum(m.shape[0] + block_gap for m in mosaics) - block_gap + _PAD
     canvas = np.full((total_height, total_width, 3), 255, np.uint8)
     with drawn(path, total_width / DPI, total_height / DPI) as figure:

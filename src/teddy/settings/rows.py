@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from teddy.settings.configs import Count, Whole
-from teddy.settings.schema import check, settings
+from teddy.settings.schema import check, settings, shown
 
 Labels = tuple[Literal["hard", "soft"], ...]
 
@@ -46,6 +46,13 @@ def _check_labels(labels: Labels) -> None:
     )
 
 
+def _check_title(title: str) -> None:
+    check(
+        title.isprintable() and title.strip() == title != "",
+        f"title must be one line of text, without blanks around it; got {shown(title)}",
+    )
+
+
 @settings
 class DatasetRow:
     """Facts about a dataset that no result depends on; its settings lie beside them."""
@@ -54,6 +61,9 @@ class DatasetRow:
     """Name shown in tables and figures."""
     paper: str = ""
     """Name of the dataset in the paper's tables, or "" if it is not there."""
+
+    def __post_init__(self) -> None:
+        _check_title(self.title)
 
 
 @settings
@@ -71,6 +81,7 @@ class MethodRow:
     """Name of the method in the paper's tables, or "" if it is not there."""
 
     def __post_init__(self) -> None:
+        _check_title(self.title)
         _check_labels(self.labels)
 
 

@@ -11,7 +11,7 @@ from teddy.theory.statistics import Isotropic
 
 def error(path: Path, law: ErrorLaw) -> None:
     """Error of Proposition 1's expansion against eta and against T."""
-    with drawn(path, WIDTH, PANEL + 0.5) as figure:
+    with drawn(path, WIDTH, PANEL + 0.5, formulas=True) as figure:
         figure.set_layout_engine("constrained", w_pad=0.06, h_pad=0.06)
         steps, growth = figure.subplots(1, 2)
         lrs = law.step_sizes
@@ -37,7 +37,7 @@ def error(path: Path, law: ErrorLaw) -> None:
 
 def bounds(path: Path, both: Bounds) -> None:
     """Value against bound for Eq. 15, and both bounds of Eq. 22 against eta L."""
-    with drawn(path, WIDTH, PANEL + 0.6) as figure:
+    with drawn(path, WIDTH, PANEL + 0.6, formulas=True) as figure:
         figure.set_layout_engine("constrained", w_pad=0.06, h_pad=0.06)
         cloud, curve = figure.subplots(1, 2)
         top = 1.05 * max(both.gap_bounds)
@@ -64,7 +64,7 @@ def bounds(path: Path, both: Bounds) -> None:
 
 def isotropic(path: Path, found: Isotropic) -> None:
     """Monte-Carlo means with their standard errors against the exact expectation."""
-    with drawn(path, WIDTH * 0.62, PANEL + 0.5) as figure:
+    with drawn(path, WIDTH * 0.62, PANEL + 0.5, formulas=True) as figure:
         figure.set_layout_engine("constrained", w_pad=0.06, h_pad=0.06)
         axes = figure.subplots()
         axes.axhline(found.expected, color=GREY, linewidth=0.9, linestyle=(0, (4, 3)),
@@ -81,7 +81,7 @@ def isotropic(path: Path, found: Isotropic) -> None:
 
 def segment(path: Path, segments: Segments, num_steps: int) -> None:
     """Distance of a k-step segment from one k-fold step, along either gradient."""
-    with drawn(path, WIDTH * 0.62, PANEL + 0.5) as figure:
+    with drawn(path, WIDTH * 0.62, PANEL + 0.5, formulas=True) as figure:
         figure.set_layout_engine("constrained", w_pad=0.06, h_pad=0.06)
         axes = figure.subplots()
         lrs, own, teacher = segments.step_sizes, segments.own, segments.teacher

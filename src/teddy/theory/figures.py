@@ -35,7 +35,7 @@ _DASHES: tuple[object, ...] = ("-", (0, (4, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)
 
 def cost(path: Path, record: Json) -> None:
     """Bytes kept and operations of an update against inner steps."""
-    with drawn(path, WIDTH, PANEL + 0.75) as figure:
+    with drawn(path, WIDTH, PANEL + 0.75, formulas=True) as figure:
         figure.set_layout_engine("constrained", w_pad=0.06, h_pad=0.06)
         memory, work = figure.subplots(1, 2)
         _cost_panel(memory, record["rows"], lambda row: row["saved_bytes"] / MIB)
@@ -50,7 +50,7 @@ def cost(path: Path, record: Json) -> None:
 
 def clocked(path: Path, record: Json, title: str) -> None:
     """Seconds of an update against inner steps; not the same in two runs."""
-    with drawn(path, WIDTH * 0.62, PANEL + 0.9) as figure:
+    with drawn(path, WIDTH * 0.62, PANEL + 0.9, formulas=True) as figure:
         figure.set_layout_engine("constrained", w_pad=0.06, h_pad=0.06)
         axes = figure.subplots()
         _cost_panel(axes, record["rows"], lambda row: row["seconds"])
@@ -85,7 +85,7 @@ def _cost_panel(axes: Axes, rows: Sequence[Json], value: Callable[[Json], float]
 
 def taylor(path: Path, record: Json) -> None:
     """Losses, gaps and accuracies along outer iterations, peaks, and the order of the error."""
-    with drawn(path, WIDTH, 2 * PANEL + 1.3) as figure:
+    with drawn(path, WIDTH, 2 * PANEL + 1.3, formulas=True) as figure:
         figure.set_layout_engine("constrained", w_pad=0.05, h_pad=0.07)
         (loss, gap, accuracy), (peak, law, gradient) = figure.subplots(2, 3)
         names = objectives(record)
