@@ -208,7 +208,8 @@ def write_set(root: Path, own: ShownEvaluation) -> None:
     }
     facts: Settings = {"evaluation": name}
     facts |= {key: getattr(own, key) for key in ("set", "dataset", "data", "method", "ipc", "pool")}
-    facts |= {"arch": "convnet3", "split": "test", "images_held_out": 450, "epochs": 150}
+    facts |= {"arch": "convnet3", "split": "test", "images_held_out": 450, "epochs": 150,
+              "machine": "a machine"}  # fmt: skip
     synthesis = {"draw": 1, "ensemble": "logits", "first_bn_weight": 10.0}
     facts |= {
         "members": 4,
@@ -748,8 +749,10 @@ def test_page_shows_kept_runs_of_datasets_that_are_not_switched_on(
 def test_page_shows_a_target_of_every_dataset_in_one_section(small: Path) -> None:
     out = run(small)
     shutil.copytree(out / "tables/digits", out / "tables/more")
-    (out / "figures/more").mkdir(parents=True)
-    (out / "figures/more/table1.png").write_bytes(b"")
+    for picture in ("more/table1", "more/fig4-6-7/more_teddy-prior", "overview/teachers"):
+        path = out / f"figures/{picture}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
     path = small / "inputs/report.json"
     settings = read_json(path)
     settings["catalogue"]["datasets"]["more"] = {"title": "More digits", "paper": ""}
@@ -759,9 +762,15 @@ def test_page_shows_a_target_of_every_dataset_in_one_section(small: Path) -> Non
     text = (out / "report.html").read_text(encoding="utf-8")
     section = text[text.index('<h2 id="table1">') : text.index('<h2 id="table2">')]
     assert section.count("<h3>Top-1 accuracy (%) on") == 2
-    assert 'alt="Table 1: accuracy, More digits"' in section
+    lines = "Lines of top-1 accuracy against images per class, one line per method"
+    assert f'alt="{lines}, More digits"' in section
+    assert re.search(r'alt="Grid of distilled images, [^"]*: Teddy \(prior\)"', text)
+    assert 'Accuracy and loss of each base run by epoch, with the teachers taken"' in text
+    assert re.search(r"Teddy [\d.]+: 1 datasets, 4 distilled sets, 24 students", text)
+    assert "Students trained on: a machine</li>" in text
     verdicts = read_json(out / "tables/digits/table1/verdicts.json")["verdicts"]
-    assert section.count("reproduced</td>") == 2 * len(verdicts) > 0
+    outcomes = re.findall(r"(reproduced|inconclusive)</td>", section)
+    assert len(outcomes) == 2 * len(verdicts) > 0
     assert "Members of the teacher pools" in text[text.index('<h2 id="pools">') :]
 
 

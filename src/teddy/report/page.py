@@ -28,22 +28,29 @@ th { border-bottom: 2px solid #888; } .text { text-align: left; }
 td:not(.text) { white-space: nowrap; } img { max-width: 100%; }
 p.note { color: #555; font-size: 13px; max-width: 52rem; }
 .reproduced { color: #00664d; font-weight: 600; } .not-reproduced { color: #a84300;
-  font-weight: 600; } .not-run, .no-evidence { color: #777;
+  font-weight: 600; } .inconclusive, .not-run, .no-evidence { color: #666;
   font-weight: 600; }
 code { background: #f2f2f2; padding: 0 .2em; }
-nav { display: flex; flex-wrap: wrap; gap: .2rem 1rem; }
+nav { display: flex; flex-wrap: wrap; gap: .2rem 1rem; } nav a { white-space: nowrap; }
 """
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """An image of the page."""
+
+    path: Path
+    about: str
+    """What it shows, for those who do not see it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
     """What a target has for one dataset, or for none."""
 
-    about: str
-    """What its images show, for those who do not see them."""
     tables: str
     """Markdown, or "" if it has none."""
-    images: tuple[Path, ...] = ()
+    images: tuple[Picture, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +88,7 @@ def _section(section: Section) -> str:
     parts.append(_verdicts(outcomes(section)))
     for part in section.parts:
         parts.append(from_markdown(part.tables))
-        parts += [_image(path, part) for path in part.images]
+        parts += map(_image, part.images)
     if not section.parts:
         parts.append("<p>Not run.</p>")
     return "\n".join(part for part in parts if part)
@@ -129,9 +136,9 @@ def _verdicts(verdicts: Sequence[Verdict]) -> str:
     return f"<table><tr>{head}</tr>{rows}</table>"
 
 
-def _image(path: Path, part: Part) -> str:
-    data = base64.b64encode(path.read_bytes()).decode("ascii")
-    about = html.escape(part.about + (f": {path.stem}" if len(part.images) > 1 else ""))
+def _image(picture: Picture) -> str:
+    data = base64.b64encode(picture.path.read_bytes()).decode("ascii")
+    about = html.escape(picture.about)
     return f'<p><img alt="{about}" src="data:image/png;base64,{data}"></p>'
 
 

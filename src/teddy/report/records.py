@@ -89,6 +89,7 @@ def _evaluated(record: Json, row: ShownEvaluation, labels: str) -> EvaluationRes
         labels=labels,
         num_classes=record.get("num_classes"),
         largest_class=record.get("largest_class"),
+        machine=record.get("machine"),
         n=len(students),
         top1_mean=statistics.fmean(top1),
         top1_std=spread(top1),

@@ -39,6 +39,8 @@ class EvaluationResult:
     """None in kept runs from before it was recorded."""
     largest_class: int | None
     """Held-out images of the most frequent class; None in runs from before it was recorded."""
+    machine: str | None
+    """Processor or GPU and version of PyTorch; None in runs from before it was recorded."""
     epochs: int
     n: int
     """Students, one per seed."""

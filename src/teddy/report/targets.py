@@ -63,6 +63,22 @@ TITLES: dict[str, str] = {
 }
 """Sections of the report page, in order: targets by the name of their folders and figures."""
 
+PICTURES: dict[str, str] = {
+    "table1": "Lines of top-1 accuracy against images per class, one line per method",
+    "fig1": "Lines of bytes kept and operations of an update against inner steps",
+    "fig2c": "Top-1 accuracy and divergence from the teachers against their first epoch",
+    "fig3a": "Lines of top-1 accuracy against the number of teachers drawn for synthesis",
+    "fig3b": "Lines of top-1 accuracy against the number of teachers that label",
+    "fig3c": "Lines of top-1 accuracy against the number of teachers in the pool",
+    "fig3d": "Bars of seconds and of peak memory of pre-training and synthesis, by method",
+    "fig3e": "Lines of top-1 accuracy on the classes seen so far after each step, by method",
+    "fig4-6-7": "Grid of distilled images",
+    "fig5": "Losses, gaps and accuracies along outer iterations, exact and approximated",
+    "overview/teachers": "Accuracy and loss of each base run by epoch, with the teachers taken",
+    "overview/synthesis": "Both terms of the loss of synthesis by iteration, one line per method",
+}
+"""What figures show, for those who do not see them, by target, or target and file."""
+
 PAPER_TABLES = {"table1": "1", "table2": "2", "table3": "3", "table4": "4L", "table5": "5"}
 """The paper's own tables, by their number there."""
 

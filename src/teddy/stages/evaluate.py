@@ -12,6 +12,7 @@ from teddy.core.artifacts import WorkDir
 from teddy.core.distributed import leave_to_first
 from teddy.core.errors import TeddyError
 from teddy.core.files import Json, digest, manifest_digest, read_json, write_json
+from teddy.core.hardware import processor
 from teddy.core.runtime import computed_in, for_each, pick_device
 from teddy.core.seeding import derive
 from teddy.data.datasets import LabelledImages, read_dataset
@@ -70,6 +71,7 @@ def main(settings: EvaluateSettings, args: Namespace) -> str:
         "images_held_out": len(students.held_out),
         "num_classes": dataset.num_classes,
         "largest_class": int(students.held_out.labels.bincount().max()),
+        "machine": machine(device),
         "epochs": relabel.epochs,
         "synthesis": distilled.provenance.get("settings"),
         "bytes": {"images": distilled.images.numel(), "labels": size},
@@ -129,6 +131,12 @@ class Students:
 
     def _path(self, kind: str, seed: int) -> Path:
         return self.work / f"{kind}-{seed}.json"
+
+
+def machine(device: torch.device) -> str:
+    """The processor or GPU that students were trained on, and the version of PyTorch."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
+    return f"{name}, PyTorch {torch.__version__}"
 
 
 def _computed(evaluation: Evaluation, views: TrainingViews, pool: Pool, size: int) -> SoftLabels:

@@ -286,7 +286,11 @@ def _alike(claim: str, data: str, exact: Sequence[float], other: Sequence[float]
     return Verdict(
         claim=claim,
         data=data,
-        outcome="reproduced" if abs(a - b) <= pooled else "not reproduced",
+        outcome="inconclusive"
+        if len(exact) < 2
+        else "reproduced"
+        if abs(a - b) <= pooled
+        else "not reproduced",
         evidence=f"{a:.1f} exact, {b:.1f} first order; a difference within the pooled standard "
         f"deviation of {pooled:.1f} counts as negligible",
     )
