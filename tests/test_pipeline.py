@@ -406,16 +406,23 @@ def test_settings_that_only_the_data_can_tell_wrong_name_their_file(
     assert not list((tmp_path / "out").glob("*"))
 
 
-def test_more_images_than_a_class_has_are_refused_before_hours_are_spent(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_more_images_than_a_class_has_are_refused_by_the_row_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The stage prepare warns, since other rows may need no real images."""
     root = tiny_checkout(tmp_path)
+    monkeypatch.chdir(root)
+    monkeypatch.setenv("TEDDY_DEVICE", "cpu")
     edit_rows(root, {f"sets:{RANDOM}:ipc": 200})
     write_inputs(root, root / "inputs")
     of = settings_of("prepare", "digits", root)
-    arguments = command(root, "prepare", "digits", settings=of, out=tmp_path / "out")
-    line = refuse(arguments, capsys)
+    main(command(root, "prepare", "digits", settings=of, out=tmp_path / "out"))
+    (line,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("warning: ")]
     assert all(word in line for word in ("200", "for training", "smaller ipc", RANDOM)), line
+    of = settings_of("synthesize", RANDOM, root)
+    arguments = command(root, "synthesize", RANDOM, settings=of, data=tmp_path / "out")
+    line = refuse(arguments, capsys)
+    assert "expected 200 real images of each class for training, but class 8 has 104" in line
 
 
 def test_settings_of_another_stage_or_none_are_refused(

@@ -120,15 +120,17 @@ def select_random(labels: Tensor, num_classes: int, indices: Sequence[int], seed
     Raises:
         TeddyError: a class has fewer images than asked for.
     """
+    counts = labels.bincount(minlength=num_classes)
+    label = int(counts.argmin())
+    if max(indices) >= counts[label]:
+        raise TeddyError(
+            f"expected {max(indices) + 1} real images of each class for training, but class "
+            f"{label} has {counts[label]}; choose a smaller ipc, and of images that start from "
+            "real ones a divisor of it for synthesize.indices_per_batch"
+        )
     columns = []
     for label in range(num_classes):
         members = torch.nonzero(labels == label)[:, 0]
-        if max(indices) >= len(members):
-            raise TeddyError(
-                f"expected {max(indices) + 1} real images of each class for training, but class "
-                f"{label} has {len(members)}; choose a smaller ipc, and of images that start from "
-                "real ones a divisor of it for synthesize.indices_per_batch"
-            )
         order = members[permutation(len(members), seed, "random real", label)]
         columns.append(order[list(indices)])
     return torch.stack(columns, dim=1)
