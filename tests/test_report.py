@@ -986,6 +986,19 @@ def test_grid_of_many_classes_shows_ten_in_colour(tmp_path: Path) -> None:
     assert set(pixels) == {3 * 64 * 64}
 
 
+def test_a_target_has_mean_and_spread_of_each_cell_as_metrics(small: Path) -> None:
+    found = read_json(run(small) / "tables/digits/table1/metrics.json")
+    cell = found["main"]["ipc1"]["prior"]["soft"]
+    (result,) = [
+        row
+        for row in csv_rows(small / "out/tables/digits/table1/rows.csv")
+        if (row["name"], row["labels"]) == ("digits/main/ipc1/prior soft", "soft")
+    ]
+    assert set(cell) == {"top1_mean", "top1_std"}
+    for key, value in cell.items():
+        assert value == pytest.approx(float(result[key]), abs=0.006)
+
+
 def test_any_class_name_is_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     names = (",", " ", "$a$ and $b", "$\\frac$", "two\nlines", "bell\a", "字母", "字")
     images = np.zeros((1, len(names), 8, 8, 1), np.uint8)

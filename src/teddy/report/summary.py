@@ -5,7 +5,7 @@ from typing import Any
 
 from teddy.core.errors import TeddyError
 from teddy.core.files import Json
-from teddy.report.results import Base, EvaluationResult, PoolFacts, Results
+from teddy.report.results import Base, Cost, EvaluationResult, LearnerResult, PoolFacts, Results
 
 
 def summarise(
@@ -43,6 +43,25 @@ def summarise(
         }
         add(("pools", *pool.name.split("/")), f"pools.{pool.name}", facts)
     return _nested({path: leaf for path, (_, leaf) in leaves.items()})
+
+
+def metrics_of(results: Sequence[EvaluationResult | LearnerResult | Cost]) -> dict[str, Any]:
+    """Mean and spread of each cell of a target, by the parts of its row's name below the dataset.
+
+    Of continual learning after the last step; of costs what was measured.
+    """
+    return _nested(dict(map(_cell, results)))
+
+
+def _cell(result: EvaluationResult | LearnerResult | Cost) -> tuple[tuple[str, ...], Json]:
+    path = tuple(result.name.split("/")[1:])
+    if isinstance(result, Cost):
+        return path, {"seconds": round(result.seconds, 2), "peak_mib": result.peak_mib}
+    if isinstance(result, LearnerResult):
+        mean, std = result.top1_mean[-1], result.top1_std[-1]
+    else:
+        mean, std = result.top1_mean, result.top1_std
+    return (*path, result.labels), {"top1_mean": round(mean, 2), "top1_std": round(std, 2)}
 
 
 def _metrics(result: EvaluationResult) -> Json:

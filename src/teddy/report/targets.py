@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from teddy.core.errors import TeddyError
-from teddy.core.files import write_json
+from teddy.core.files import Json, write_json
 from teddy.core.tables import Column, Table, write_text
 from teddy.report.accuracy_tables import (
     Maker,
@@ -122,17 +122,19 @@ def markdown(target: str, tables: Sequence[Table]) -> str:
 
 
 def write_target(
-    folder: Path, target: str, tables: Sequence[Table], rows: Table, verdicts: Sequence[Verdict]
-) -> None:
+    folder: Path, target: str, tables: Sequence[Table], rows: Table, verdicts: Sequence[Verdict],
+    metrics: Json,
+) -> None:  # fmt: skip
     """Write the folder that a target has for a dataset.
 
     Args:
-        folder: gets ``table.md``, ``rows.csv`` and ``verdicts.json``; ``table.tex`` too if the
-            paper has the table.
+        folder: gets ``table.md``, ``rows.csv``, ``verdicts.json``, ``metrics.json``, and
+            ``table.tex`` if the paper has the table.
         target: its name.
         tables: those of its Markdown file.
         rows: its numbers in long form.
         verdicts: on its claims.
+        metrics: mean and spread of each cell, which ``dvc metrics diff`` shows.
     """
     texts = {"table.md": markdown(target, tables), "rows.csv": rows.csv()}
     if target in PAPER_TABLES:
@@ -140,6 +142,7 @@ def write_target(
     for name, text in texts.items():
         write_text(folder / name, text)
     write_json(folder / "verdicts.json", to_record(verdicts))
+    write_json(folder / "metrics.json", metrics)
 
 
 def long_table(

@@ -4,6 +4,7 @@ from argparse import Namespace
 
 from teddy.report.axis_tables import learner_points, learner_tables
 from teddy.report.records import read_learners
+from teddy.report.summary import metrics_of
 from teddy.report.targets import write_target
 from teddy.report.verdicts import of_learners
 from teddy.settings.stages import LearnersSettings
@@ -18,5 +19,6 @@ def main(settings: LearnersSettings, args: Namespace) -> str:
     learners = read_learners(settings.learners, args.learners)
     tables, verdicts = learner_tables(learners, catalogue), of_learners(learners, catalogue)
     figures.learners(args.figure, learners, catalogue)
-    write_target(args.out, target, tables, learner_points(learners), verdicts)
+    rows, metrics = learner_points(learners), metrics_of(learners)
+    write_target(args.out, target, tables, rows, verdicts, metrics)
     return f"{settings.dataset}/{target}: {len(learners)} curves"

@@ -6,6 +6,7 @@ from pathlib import Path
 from teddy.report.axis_tables import AXES
 from teddy.report.records import read_evaluations, read_paper
 from teddy.report.results import Results
+from teddy.report.summary import metrics_of
 from teddy.report.targets import long_table, target_tables, write_target
 from teddy.report.verdicts import of_target
 from teddy.settings.stages import Catalogue, TableSettings
@@ -21,7 +22,7 @@ def main(settings: TableSettings, args: Namespace) -> str:
     verdicts = of_target(target, results, catalogue)
     if args.figure:
         _draw(args.figure, target, results, catalogue)
-    write_target(args.out, target, tables, rows, verdicts)
+    write_target(args.out, target, tables, rows, verdicts, metrics_of(results))
     return f"{settings.dataset}/{target}: {len(settings.evaluations)} rows"
 
 
