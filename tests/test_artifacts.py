@@ -1,8 +1,10 @@
 """Files: whole or not at all, equal bytes for equal content, one clear line for foreign ones."""
 
+import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -17,6 +19,7 @@ from safetensors.torch import save_file
 from teddy.core.artifacts import WorkDir, read_record, read_tensors, write_tensors
 from teddy.core.errors import TeddyError
 from teddy.core.files import atomic_path, check_writable, digest, read_json, write_json
+from teddy.settings.schema import read_yaml
 
 KIND = "teddy.test.v1"
 json_values = st.recursive(
@@ -67,6 +70,65 @@ def test_failed_first_write_leaves_no_file(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError), atomic_path(tmp_path / "file"):
         raise RuntimeError
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o077, 0o600), (0o022, 0o644), (0o002, 0o664)])
+def test_files_have_the_permissions_that_the_umask_says(
+    tmp_path: Path, umask: int, mode: int
+) -> None:
+    before = os.umask(umask)
+    try:
+        write_json(tmp_path / "a.json", {})
+        write_tensors(tmp_path / "t", tensors(), kind=KIND, record={})
+    finally:
+        os.umask(before)
+    for path in (tmp_path / "a.json", tmp_path / "t"):
+        assert path.stat().st_mode & 0o777 == mode
+
+
+@pytest.fixture(params=["a folder", "a named pipe", "a socket", "a device"])
+def odd(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, str]:
+    """A path that is no file, and what a message says of it."""
+    path, words = tmp_path / "odd", str(request.param)
+    if words == "a folder":
+        path.mkdir()
+    elif words == "a named pipe":
+        os.mkfifo(path)
+    elif words == "a device":
+        path.symlink_to("/dev/zero")
+    else:
+        with contextlib.chdir(tmp_path), socket.socket(socket.AF_UNIX) as server:
+            server.bind("odd")  # the whole path may be too long
+    return path, words
+
+
+def test_what_is_no_file_is_neither_read_nor_replaced(odd: tuple[Path, str]) -> None:
+    """A pipe would wait for its other end, and a device never ends."""
+    path, words = odd
+    attempts: list[Callable[[], object]] = [
+        lambda: read_json(path),
+        lambda: read_yaml(path),
+        lambda: read_record(path, kind=KIND),
+        lambda: check_writable(path),
+    ]
+    if words != "a folder":
+        attempts.append(lambda: digest(path))
+    for attempt in attempts:
+        with pytest.raises(TeddyError, match=words) as caught:
+            attempt()
+        assert str(caught.value).startswith(f"{path}: ")
+    assert [file.name for file in path.parent.iterdir()] == ["odd"]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("[" * 100_000, "nested too deeply"), ("1" * 5000, "expected JSON"), ("\0", "expected JSON")],
+)
+def test_odd_json_is_one_line(tmp_path: Path, text: str, words: str) -> None:
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(TeddyError, match=rf"a\.json: .*{words}") as caught:
+        read_json(tmp_path / "a.json")
+    assert "\n" not in str(caught.value)
 
 
 def test_target_that_cannot_be_written_is_refused_by_name(tmp_path: Path) -> None:
@@ -211,7 +273,7 @@ def damaged(path: Path, how: str) -> None:
         ("foreign", "got a foreign safetensors file"),
         ("foreign metadata", "got a foreign safetensors file"),
         ("other kind", r"got teddy\.other\.v1"),
-        ("folder", "found nothing there"),
+        ("folder", "found a folder there"),
         ("missing", "found nothing there"),
     ],
 )

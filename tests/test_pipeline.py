@@ -536,6 +536,38 @@ def test_unwritable_output_is_refused_before_any_work(
     assert str(tmp_path / "file") in line and "cannot write" in line
 
 
+@pytest.mark.parametrize("stage", [*COMPUTING, "table1", "fig1", "theory", "overview", "report"])
+def test_every_output_is_looked_at_before_any_work(
+    tiny_run: Path,
+    tmp_path: Path,
+    stage: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A folder where a file is to be, a file where a folder is, or a path that is another's."""
+    monkeypatch.chdir(tiny_run)
+    (tmp_path / "file").write_text("in the way")
+    (tmp_path / "folder").mkdir()
+    arguments = next(iter(commands(tiny_run, stage)))
+    own = COMMANDS[arguments[0]]
+    written = {**own.writes, **own.may_write}
+    given = [name for name in written if f"--{name}" in arguments]
+    for name in given:
+        arguments[arguments.index(f"--{name}") + 1] = str(tmp_path / f"new-{name}")
+    for name in given:
+        folder = written[name].startswith("folder")
+        wrong = tmp_path / ("file" if folder else "folder")
+        at = arguments.index(f"--{name}") + 1
+        line = refuse([*arguments[:at], str(wrong), *arguments[at + 1 :]], capsys)
+        assert line.startswith(f"error: {wrong}") and "cannot write here" in line, line
+        other = next((one for one in (*own.reads, *written) if one != name), None)
+        if f"--{other}" in arguments:
+            same = arguments[arguments.index(f"--{other}") + 1]
+            line = refuse([*arguments[:at], same, *arguments[at + 1 :]], capsys)
+            assert "are the same path" in line and f"--{other}" in line, line
+    assert not list((tmp_path / "folder").iterdir())
+
+
 def test_full_disk_leaves_nothing_half_written(tiny_run: Path, tmp_path: Path) -> None:
     """A file-size limit stands in for a full disk: the write fails midway."""
     limited = (

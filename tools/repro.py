@@ -18,6 +18,7 @@ from typing import Any
 
 from teddy.core.console import append_line, parser, run_command
 from teddy.core.errors import TeddyError
+from teddy.settings.schema import suggest
 
 Graph = Mapping[str, Set[str]]
 """Stages, and those that each depends on directly."""
@@ -201,7 +202,8 @@ def instances(parents: Graph, targets: Sequence[str]) -> set[str]:
     for target in targets:
         own = {name for name in parents if name == target or name.split("@")[0] == target}
         if not own:
-            raise TeddyError(f"dvc.yaml has no stage {target!r}")
+            names = {*parents, *(name.split("@")[0] for name in parents)}
+            raise TeddyError(f"dvc.yaml has no stage {target!r}; {suggest(target, names)}")
         found |= own
     return found if targets else set(parents)
 

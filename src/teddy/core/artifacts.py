@@ -24,7 +24,7 @@ from torch import Tensor
 
 from teddy.core import distributed
 from teddy.core.errors import TeddyError
-from teddy.core.files import Json, atomic_path
+from teddy.core.files import Json, atomic_path, what_is
 from teddy.core.runtime import pick_device
 
 
@@ -52,8 +52,14 @@ def read_tensors(path: Path, *, kind: str) -> tuple[dict[str, Tensor], Json]:
 
 def read_record(path: Path, *, kind: str) -> Json:
     """Read only the JSON record of a tensor file; errors as for :func:`read_tensors`."""
-    if not path.is_file():
-        raise TeddyError(f"{path}: expected a {kind} file, found nothing there")
+    try:
+        found = what_is(path)
+    except OSError as error:
+        missing = isinstance(error, FileNotFoundError | NotADirectoryError)
+        reason = "found nothing there" if missing else f"cannot read it: {error.strerror}"
+        raise TeddyError(f"{path}: expected a {kind} file, {reason}") from error
+    if found:
+        raise TeddyError(f"{path}: expected a {kind} file, found {found} there")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -102,7 +108,7 @@ class WorkDir:
         }
         text = json.dumps(inputs, sort_keys=True, default=str)
         fingerprint = hashlib.sha256(text.encode()).hexdigest()[:16]
-        root = Path(os.environ.get("TEDDY_WORK", "work"))
+        root = Path(os.environ.get("TEDDY_WORK") or "work")
         self.path = root.absolute() / stage / f"{name.replace('/', '.')}-{fingerprint}"
 
     def __truediv__(self, name: str) -> Path:

@@ -33,13 +33,15 @@ def append_line(name: str, record: Json) -> None:
     """Append a line to ``logs/<name>.jsonl``, if that can be written."""
     with contextlib.suppress(OSError):
         logs_folder().mkdir(parents=True, exist_ok=True)
-        with (logs_folder() / f"{name}.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        path = logs_folder() / f"{name}.jsonl"
+        if path.is_file() or not path.exists():  # a pipe would wait for its other end
+            with path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
 
 
 def logs_folder() -> Path:
     """Where timings go, ``$TEDDY_LOGS`` or ``logs``; no stage reads them."""
-    return Path(os.environ.get("TEDDY_LOGS", "logs"))
+    return Path(os.environ.get("TEDDY_LOGS") or "logs")
 
 
 def parser(doc: str | None) -> argparse.ArgumentParser:

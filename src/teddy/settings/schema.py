@@ -18,6 +18,7 @@ from typing import Any, TypeVar, dataclass_transform
 import yaml
 
 from teddy.core.errors import TeddyError
+from teddy.core.files import check_regular
 
 T = TypeVar("T")
 Section = Mapping[str, Any]
@@ -188,6 +189,7 @@ def read_yaml(path: Path) -> Section:
     Raises:
         TeddyError: not readable, not YAML, not keys, or a key stands there twice.
     """
+    check_regular(path)
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:

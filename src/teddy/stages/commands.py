@@ -5,6 +5,7 @@ Neither PyTorch nor a stage is imported before its command line is understood.
 
 import argparse
 import ast
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -12,6 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from teddy.core.console import run_command
+from teddy.core.errors import TeddyError
 from teddy.core.files import check_writable
 from teddy.settings import stages
 from teddy.settings.stages import read_settings
@@ -30,7 +32,9 @@ class Command:
     writes: Mapping[str, str]
     """Options that name what it writes, and their help; that of a folder begins with the word."""
     optional: Mapping[str, str] = field(default_factory=dict)
-    """More of either that may be left out."""
+    """More of the former that may be left out."""
+    may_write: Mapping[str, str] = field(default_factory=dict)
+    """More of the latter that may be left out."""
     computes: bool = True
     """Whether it needs PyTorch; if not, it starts in a fraction of a second."""
     parallel: bool = False
@@ -39,10 +43,29 @@ class Command:
     """Whether ``--split`` says what accuracy is measured on."""
 
     def check_outputs(self, args: argparse.Namespace) -> None:
-        """Refuse what could not be written at the end, before hours are spent."""
-        for option, text in self.writes.items():
+        """Refuse what could not be written at the end, before hours are spent.
+
+        Raises:
+            TeddyError: an output cannot be written, or is an input or another output.
+        """
+        outputs = {**self.writes, **self.may_write}
+        taken = {self._real(args, option): option for option in (*self.reads, *self.optional)}
+        for option, text in outputs.items():
             path = getattr(args, option)
+            if path is None:
+                continue
+            other = taken.setdefault(self._real(args, option), option)
+            if other != option:
+                raise TeddyError(
+                    f"{path}: --{other} and --{option} are the same path; choose another for "
+                    f"--{option}, which is written"
+                )
             check_writable(path / "file" if text.startswith("folder") else path)
+
+    @staticmethod
+    def _real(args: argparse.Namespace, option: str) -> str | None:
+        path = getattr(args, option)
+        return None if path is None else os.path.realpath(path)
 
 
 _DATA, _SET, _POOL = (
@@ -103,7 +126,7 @@ COMMANDS = {
     "target": Command(
         stages.TableSettings,
         {"evaluations": "folder of students' records", "paper": "the paper's numbers"},
-        {"out": _TABLE}, optional={"figure": "PNG to write, if any"}, computes=False,
+        {"out": _TABLE}, may_write={"figure": "PNG to write, if any"}, computes=False,
     ),
     "measure_costs": Command(
         stages.MeasureCostsSettings,
@@ -199,8 +222,9 @@ def _parser() -> argparse.ArgumentParser:
                 "--settings", type=Path, required=True, metavar="FILE",
                 help="what the stage reads of the parameters, written by the stage resolve",
             )  # fmt: skip
-        for option, text in {**command.reads, **command.writes, **command.optional}.items():
-            required = option not in command.optional
+        optional = {**command.optional, **command.may_write}
+        for option, text in {**command.reads, **command.writes, **optional}.items():
+            required = option not in optional
             own.add_argument(f"--{option}", type=Path, required=required, metavar="PATH", help=text)
         if command.split:
             text = "real images that accuracy is measured on (default: %(default)s)"
