@@ -352,6 +352,7 @@ def test_near_miss_is_suggested(read: Read) -> None:
     refusal(read, {f"sets:{PRIOR}:pool": "toy/priro"}, "did you mean 'toy/prior'?")
     refusal(read, {"train_teacher:network:arch": "resnet19"}, "did you mean 'resnet18'?")
     refusal(read, {"methods:teddy:algorithm": "tedy"}, "did you mean 'teddy'?")
+    refusal(read, {f"sets:{PRIOR}:pool": "priro"}, "did you mean 'toy/prior'?")
     refusal(read, {"prepared:toy:dataset": "toi"}, "no settings of the dataset 'toi'", "'toy'?")
     refusal(read, {"targets:fig3f": {"toy": {}}}, "no stage of dvc.yaml makes 'fig3f'", "did you")
 

@@ -49,7 +49,7 @@ def test_names_stand_for_all_their_instances() -> None:
     assert instances(PARENTS, ["set", "table1"]) == {"set@a/1", "set@a/2", "table1@a"}
     assert instances(PARENTS, ["set@a/2"]) == {"set@a/2"}
     assert instances(PARENTS, []) == set(PARENTS)
-    with pytest.raises(TeddyError, match="no stage 'table3'"):
+    with pytest.raises(TeddyError, match="no stage 'table3'; did you mean"):
         instances(PARENTS, ["table3"])
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from teddy.core import runtime
+from teddy.core.environment import check_environment
 from teddy.core.runtime import autocast, computed_in
 
 _FAULTS = """
@@ -35,6 +36,48 @@ def test_freed_memory_is_not_mapped_again_at_every_step() -> None:
         faults[ours] = int(made.stdout)
     assert faults[False] > 1000, "without it every step maps its pages anew"
     assert faults[True] < faults[False] / 2
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "expected"),
+    [
+        ("TEDDY_SAVE_SECONDS", "nan", "a finite number of at least 0"),
+        ("TEDDY_SAVE_SECONDS", "inf", "a finite number of at least 0"),
+        ("TEDDY_SAVE_SECONDS", "-1", "a finite number of at least 0"),
+        ("TEDDY_SAVE_SECONDS", "soon", "a finite number of at least 0"),
+        ("TEDDY_GRAPHS", "2", "0 or 1"),
+        ("TEDDY_FUSED", "x", "0 or 1"),
+        ("TEDDY_DEVICE", "cpu:x", "cpu, cuda or cuda:<number>"),
+        ("TEDDY_DEVICE", "cpu:-1", "cpu, cuda or cuda:<number>"),
+        ("TEDDY_DEVICE", "cuda:²", "cpu, cuda or cuda:<number>"),
+        ("TEDDY_WORKERS", "²", "a whole number of at least 1"),
+        ("TEDDY_WORKERS", "0", "a whole number of at least 1"),
+        ("TEDDY_WORKERS", "9" * 5000, "a whole number of at least 1"),
+        ("TEDDY_THREADS", "100000", "at most 1024"),
+        ("TEDDY_LANES", "-1", "a whole number of at least 1"),
+    ],
+)
+def test_variables_are_refused_by_name_when_a_command_starts(
+    variable: str, value: str, expected: str, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(SystemExit):
+        runtime.run_stage("stage", lambda: pytest.fail("started"))
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith(f"error: ${variable} must be ") and expected in line and ", got " in line
+    assert len(line) < 200
+
+
+def test_variables_that_are_right_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable, value in (
+        ("SAVE_SECONDS", "0"), ("GRAPHS", "0"), ("FUSED", "1"), ("DEVICE", "cpu"), ("WORKERS", "8"),
+        ("THREADS", "2"), ("LANES", "3"),
+    ):  # fmt: skip
+        monkeypatch.setenv(f"TEDDY_{variable}", value)
+    check_environment()
+    assert (runtime.save_interval(), runtime.lanes_wanted()) == (0, 3)
+    assert (runtime.graphs_wanted(), runtime.fused_wanted()) == (False, True)
+    assert runtime.pick_device() == torch.device("cpu")
 
 
 @pytest.mark.parametrize("instructions", [True, False])

@@ -17,6 +17,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any
 
 from teddy.core.console import append_line, parser, run_command
+from teddy.core.environment import whole_number
 from teddy.core.errors import TeddyError
 from teddy.settings.schema import suggest
 
@@ -39,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if "resolve" in wanted:  # which says what code and settings are now
             _reproduce("resolve", os.environ)
         todo = stale(parents, _changed()) & wanted - {"resolve"}
-        cores = int(os.environ.get("TEDDY_WORKERS") or len(os.sched_getaffinity(0)))
+        cores = whole_number("TEDDY_WORKERS", len(os.sched_getaffinity(0)))
         environment = os.environ | {"TEDDY_WORKERS": str(max(1, cores // args.jobs))}
         start = time.monotonic()
         seconds = _run(Plan(parents, todo), len(todo), args.jobs, environment)

@@ -27,6 +27,8 @@ from tqdm import tqdm
 
 from teddy.core import distributed
 from teddy.core.console import append_line
+from teddy.core.environment import check_environment, save_seconds, switch, whole_number
+from teddy.core.environment import device as device_wanted
 from teddy.core.errors import TeddyError
 
 
@@ -39,11 +41,14 @@ def pick_device() -> torch.device:
         TeddyError: the variable names a device this machine does not have, or there are more
             processes than GPUs.
     """
-    name = os.environ.get("TEDDY_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
-    if name.split(":")[0] not in ("cpu", "cuda"):
-        raise TeddyError(f"$TEDDY_DEVICE must be cpu or cuda, got {name!r}")
+    name = device_wanted() or ("cuda" if torch.cuda.is_available() else "cpu")
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise TeddyError(f"$TEDDY_DEVICE is {name!r}, but PyTorch sees no CUDA device here")
+    count = torch.cuda.device_count() if ":" in name else 0
+    if ":" in name and int(name.split(":")[1]) >= count:
+        raise TeddyError(
+            f"$TEDDY_DEVICE is {name!r}, but PyTorch sees {count} CUDA devices here, counted from 0"
+        )
     if name.startswith("cuda"):
         # Not on the CPU: its kernels are deterministic, and the call imports the whole compiler.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -99,39 +104,23 @@ def cores() -> int:
     """Processor cores this process may use: the machine's, or ``$TEDDY_WORKERS``, divided by the
     number of processes that torchrun started on the machine.
     """
-    machine = _whole_number("TEDDY_WORKERS", len(os.sched_getaffinity(0)))
+    machine = whole_number("TEDDY_WORKERS", len(os.sched_getaffinity(0)))
     return max(1, machine // distributed.local_world_size())
 
 
 def lanes_wanted() -> int | None:
     """Items that a process runs at a time on its device: ``$TEDDY_LANES``; None if not set."""
-    return _whole_number("TEDDY_LANES", 0) or None
-
-
-def _whole_number(variable: str, default: int) -> int:
-    wanted = os.environ.get(variable)
-    if wanted is None:
-        return default
-    if not wanted.isdigit() or int(wanted) < 1:
-        raise TeddyError(f"${variable} must be a whole number of at least 1, got {wanted!r}")
-    return int(wanted)
+    return whole_number("TEDDY_LANES", 0) or None
 
 
 def graphs_wanted() -> bool:
     """Whether teachers may be replayed as CUDA graphs: ``$TEDDY_GRAPHS``, 1 (default) or 0."""
-    return _switch("TEDDY_GRAPHS")
+    return switch("TEDDY_GRAPHS")
 
 
 def fused_wanted() -> bool:
     """Whether teachers may use fused kernels on a GPU: ``$TEDDY_FUSED``, 1 (default) or 0."""
-    return _switch("TEDDY_FUSED")
-
-
-def _switch(variable: str) -> bool:
-    wanted = os.environ.get(variable, "1")
-    if wanted not in ("0", "1"):
-        raise TeddyError(f"${variable} must be 0 or 1, got {wanted!r}")
-    return wanted == "1"
+    return switch("TEDDY_FUSED")
 
 
 def save_interval() -> float:
@@ -139,11 +128,7 @@ def save_interval() -> float:
 
     What a killed stage loses at most; it changes no result.
     """
-    text = os.environ.get("TEDDY_SAVE_SECONDS", "30")
-    try:
-        return float(text)
-    except ValueError:
-        raise TeddyError(f"$TEDDY_SAVE_SECONDS must be a number, got {text!r}") from None
+    return save_seconds()
 
 
 _task: Callable[[int], None] | None = None  # inherited by forked workers, which need no pickling
@@ -152,7 +137,7 @@ _row = 0  # of the terminal, where this process draws its progress bar
 
 def workers_for(count: int, device: torch.device) -> int:
     """Processes that :func:`for_each` runs ``count`` tasks in, of those started by this one."""
-    if device.type != "cpu" or _whole_number("TEDDY_THREADS", 1) > 1:
+    if device.type != "cpu" or whole_number("TEDDY_THREADS", 1) > 1:
         return 1
     return max(1, min(len(distributed.share(count)), cores()))
 
@@ -187,7 +172,7 @@ def for_each(
     mine = distributed.share(count)
     workers = workers_for(count, device)
     if device.type == "cpu":
-        torch.set_num_threads(_whole_number("TEDDY_THREADS", 1))
+        torch.set_num_threads(whole_number("TEDDY_THREADS", 1))
     if before is not None and len(mine) > 0:
         before()
     if workers > 1:
@@ -323,6 +308,7 @@ def run_stage(stage: str, main: Callable[[], str], *, parallel: bool = False) ->
 
 def _run_together(stage: str, main: Callable[[], str], parallel: bool) -> None:
     start = time.perf_counter()
+    check_environment()
     keep_freed_memory()
     distributed.join()
     processes = distributed.world_size()

@@ -148,19 +148,26 @@ def refuse_unknown(given: Iterable[Any], known: Iterable[str], where: str) -> No
             raise TeddyError(f"{where}: unknown key {key!r}; {suggest(str(key), known)}")
 
 
+_LISTED = 10
+
+
 def suggest(name: str, known: Iterable[str]) -> str:
     """What a message says of a name that is not known."""
     choices = sorted(known)
     close = nearest(name, choices)
-    listed = ", ".join(choices[:20]) + (
-        f" and {len(choices) - 20} more" if len(choices) > 20 else ""
+    listed = ", ".join(choices[:_LISTED]) + (
+        f" and {len(choices) - _LISTED} more" if len(choices) > _LISTED else ""
     )
     return f"did you mean {close!r}?" if close else f"expected one of: {listed or 'nothing'}"
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """The known name that another is most likely to mean, or "" if none is near."""
-    close = difflib.get_close_matches(name, sorted(known), n=1)
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=1)
+    if not close and "/" not in name:  # a row may be meant by the end of its name
+        ends = {whole.rpartition("/")[2]: whole for whole in reversed(names) if "/" in whole}
+        close = [ends[end] for end in difflib.get_close_matches(name, ends, n=1)]
     return close[0] if close else ""
 
 

@@ -1,0 +1,76 @@
+"""Environment variables that say how a command runs, each of which is looked at when it starts.
+
+:mod:`teddy.core.runtime` says what they are for. Apart from it because importing PyTorch takes
+seconds, which the commands that compute nothing need not spend.
+"""
+
+import math
+import os
+import re
+
+from teddy.core.errors import TeddyError
+
+_MOST = 1024
+"""Of workers, threads and lanes: more than any machine has cores, and OpenMP fails to start far
+more threads in ways that no program survives."""
+
+
+def check_environment() -> None:
+    """Refuse a variable that is not what it must be, before hours are spent.
+
+    Raises:
+        TeddyError: naming the first.
+    """
+    device()
+    for variable in ("TEDDY_WORKERS", "TEDDY_THREADS", "TEDDY_LANES"):
+        whole_number(variable, 1)
+    for variable in ("TEDDY_GRAPHS", "TEDDY_FUSED"):
+        switch(variable)
+    save_seconds()
+
+
+def device() -> str:
+    """``$TEDDY_DEVICE``: ``cpu``, ``cuda`` or ``cuda:<number>``; "" if it is not set."""
+    wanted = os.environ.get("TEDDY_DEVICE", "")
+    if wanted and not re.fullmatch("cpu|cuda(:[0-9]{1,4})?", wanted):
+        raise TeddyError(f"$TEDDY_DEVICE must be cpu, cuda or cuda:<number>, got {_shown(wanted)}")
+    return wanted
+
+
+def whole_number(variable: str, default: int) -> int:
+    """A variable that is a number of workers, threads or lanes."""
+    wanted = os.environ.get(variable)
+    if wanted is None:
+        return default
+    if not re.fullmatch("[0-9]{1,9}", wanted) or not 1 <= int(wanted) <= _MOST:
+        raise TeddyError(
+            f"${variable} must be a whole number of at least 1 and at most {_MOST}, got "
+            f"{_shown(wanted)}"
+        )
+    return int(wanted)
+
+
+def switch(variable: str) -> bool:
+    """A variable that is 1, as if it were not set, or 0."""
+    wanted = os.environ.get(variable, "1")
+    if wanted not in ("0", "1"):
+        raise TeddyError(f"${variable} must be 0 or 1, got {_shown(wanted)}")
+    return wanted == "1"
+
+
+def save_seconds() -> float:
+    """``$TEDDY_SAVE_SECONDS``, 30 if it is not set."""
+    wanted = os.environ.get("TEDDY_SAVE_SECONDS", "30")
+    try:
+        seconds = float(wanted)
+    except ValueError:
+        seconds = math.nan
+    if not (math.isfinite(seconds) and seconds >= 0):
+        raise TeddyError(
+            f"$TEDDY_SAVE_SECONDS must be a finite number of at least 0, got {_shown(wanted)}"
+        )
+    return seconds
+
+
+def _shown(text: str) -> str:
+    return repr(text) if len(text) <= 50 else f"{text[:47]!r}..."
