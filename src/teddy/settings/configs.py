@@ -17,6 +17,12 @@ Whole = Annotated[int, Ge(0), Le(10**9)]
 Count = Annotated[int, Ge(1), Le(10**9)]
 Batch = Annotated[int, Ge(2), Le(10**9)]
 """Images of a step; BatchNorm needs two."""
+Epochs = Annotated[int, Ge(1), Le(10**5)]
+"""What is kept of every one, checkpoints or labels, is listed before any work."""
+Members = Annotated[int, Ge(1), Le(10**4)]
+"""Teachers, each of which is a file."""
+Channels = Annotated[int, Ge(1), Le(2**14)]
+"""One convolution of so many has 9 GiB of weights already."""
 Seed = Annotated[int, Ge(0), Lt(2**63)]
 Shift = Annotated[int, Ge(-4096), Le(4096)]
 Positive = Annotated[float, Gt(0)]
@@ -41,7 +47,7 @@ class NetworkConfig:
     arch: str
     """``convnet3`` of DM (three conv blocks); one of torchvision's in :data:`ARCHITECTURES`; or a
     class of your own, ``path/to/file.py:Name``."""
-    width: Count
+    width: Channels
     """Channels of ``convnet3``; torchvision's networks have their own and ignore it."""
     norm: Literal["batch", "instance", "group", "none"]
     """Normalisation of ``convnet3``; teachers need ``batch``, which torchvision's networks have."""
@@ -211,7 +217,7 @@ class TrainTeacherConfig:
 
     network: NetworkConfig
     """Teacher network; must have BatchNorm."""
-    epochs: Count
+    epochs: Epochs
     """Epochs of the run, all of which are cached as checkpoints."""
     batch_size: Batch
     """Images per step."""
@@ -244,9 +250,9 @@ class TrainTeacherConfig:
 class PriorConfig:
     """Pool of checkpoints along the base trajectory (§3.3; §4.1 of docs/method.md)."""
 
-    first: Count
+    first: Epochs
     """1-based epoch of the first member."""
-    last: Count
+    last: Epochs
     """Epoch of the last member, which is one whatever the step (Table 6: 16–50, step 5)."""
     step: Annotated[float, Ge(1)]
     """Epochs from one member to the next; of a fraction the whole epochs count."""
@@ -265,7 +271,7 @@ class PriorConfig:
 class PostConfig:
     """Pool of randomly pruned copies of the converged base (§3.3)."""
 
-    size: Count
+    size: Members
     """Members; Table 6 prints 9 and 10."""
     pruning_ratio: Annotated[float, Ge(0), Lt(1)]
     """Share of channels DepGraph removes from every layer, at random."""
@@ -329,7 +335,7 @@ class SynthesizeConfig:
     """How the statistics terms of the drawn teachers combine (§8-3)."""
     ensemble: Literal["logits", "probs", "loss"]
     """What the classifier prior averages over teachers (§8-7)."""
-    draw: Count
+    draw: Members
     """Teachers drawn from the pool at a time, k."""
     draw_per: Literal["index", "iteration"]
     """When teachers are drawn: once per group of IPC indices, or at every iteration (§8-6)."""
@@ -431,7 +437,7 @@ ALGORITHMS = {
 class RelabelConfig:
     """Views of the distilled images that students train on, and their soft labels (§4.3)."""
 
-    epochs: Count
+    epochs: Epochs
     """Epochs of student training, each with its own views."""
     augmentation: Literal["views", "dsa"]
     """What images go through in every epoch."""

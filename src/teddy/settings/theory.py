@@ -4,9 +4,17 @@ import math
 from itertools import pairwise
 from typing import Annotated, Literal
 
-from annotated_types import Len
+from annotated_types import Ge, Le, Len
 
-from teddy.settings.configs import Betas, Count, NetworkConfig, NotNegative, Positive, Seed
+from teddy.settings.configs import (
+    Betas,
+    Channels,
+    Count,
+    NetworkConfig,
+    NotNegative,
+    Positive,
+    Seed,
+)
 from teddy.settings.schema import check, settings
 
 
@@ -63,9 +71,9 @@ class Fig5Config:
     """Key of ``datasets``."""
     data: str
     """Key of ``prepared``; of that dataset."""
-    width: Count
+    width: Channels
     """Channels of the plain ConvNet."""
-    depth: Count
+    depth: Annotated[int, Ge(1), Le(12)]
     """Its blocks, each of which halves the image."""
     ipc: Count
     """Images per class."""
