@@ -1,6 +1,7 @@
 """A distilled set as a user meets it: one file, one line, a PyTorch dataset."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -116,8 +117,57 @@ def test_arrays_that_do_not_belong_together_are_refused(tmp_path: Path, wrong: s
     else:
         made.labels = made.labels[:4]
     save_distilled(path, made)
-    with pytest.raises(TeddyError, match=r"set\.safetensors: expected uint8 images"):
+    with pytest.raises(TeddyError, match=r"set\.safetensors: .*(must be U8|uint8 images)"):
         teddy.load(path)
+
+
+TENSORS = {
+    "images": torch.zeros(4, 1, 8, 8, dtype=torch.uint8), "labels": torch.tensor([0, 1, 0, 1]),
+}  # fmt: skip
+RECORD: dict[str, Any] = {
+    "class_names": ["cat", "dog"], "mean": [0.5], "std": [0.25], "ipc": 2, "provenance": {},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("tensors", "record", "words"),
+    [
+        ({"labels": None}, {}, "lacks the tensor 'labels'"),
+        ({"images": None}, {}, "lacks the tensor 'images'"),
+        ({"images": torch.zeros(4, 8, 8, dtype=torch.uint8)}, {}, "'images' must be U8 of any"),
+        ({"labels": torch.zeros(4)}, {}, "'labels' must be I64 of any; got F32 of 4"),
+        ({"images": TENSORS["images"][:0], "labels": TENSORS["labels"][:0]}, {}, "must be some"),
+        ({"labels": torch.tensor([0, 1, 2, 1])}, {}, "labels must be from 0 to 1, .* got 0 to 2"),
+        ({"labels": torch.tensor([0, 1, -1, 1])}, {}, "labels must be from 0 to 1, .* got -1 to 1"),
+        ({"images": TENSORS["images"].expand(4, 3, 8, 8)}, {}, "mean has 1 .* have 3 channels"),
+        ({}, {"class_names": None}, "lacks the key 'class_names'"),
+        ({}, {"class_names": []}, "class_names"),
+        ({}, {"class_names": "ab"}, "class_names must be a list; got 'ab'"),
+        ({}, {"class_names": [1, 2]}, r"class_names\[0\] must be text; got 1"),
+        ({}, {"mean": "text"}, "mean must be a list; got 'text'"),
+        ({}, {"mean": ["text"]}, r"mean\[0\] must be a number; got 'text'"),
+        ({}, {"std": [0]}, r"std\[0\] must be above 0; got 0"),
+        ({}, {"std": [0.1, 0.2]}, "mean and std must have as many entries"),
+        ({}, {"provenance": None}, "lacks the key 'provenance'"),
+        ({}, {"provenance": 3}, "provenance must be keys; got 3"),
+    ],
+)
+def test_damaged_sets_are_refused_by_the_entry(
+    tmp_path: Path, tensors: dict[str, Any], record: dict[str, Any], words: str
+) -> None:
+    path = tmp_path / "set.safetensors"
+    made = {k: v for k, v in (TENSORS | tensors).items() if v is not None}
+    said = {k: v for k, v in (RECORD | record).items() if v is not None}
+    write_tensors(path, made, kind="teddy.distilled.v1", record=said)
+    with pytest.raises(TeddyError, match=words) as caught:
+        teddy.load(path)
+    assert str(caught.value).startswith(str(path)) and "\n" not in str(caught.value)
+
+
+def test_records_of_sets_may_say_more(tmp_path: Path) -> None:
+    path = tmp_path / "set.safetensors"
+    write_tensors(path, TENSORS, kind="teddy.distilled.v1", record=RECORD | {"note": "mine"})
+    assert teddy.load(path).class_names == ("cat", "dog")
 
 
 def test_package_offers_nothing_else() -> None:

@@ -139,7 +139,8 @@ def stored(
     """Labels written to files and opened again."""
     work = WorkDir("relabel", name)
     shards = store_labels(OnlineLabels(views, teachers), 3, work, shard_bytes)
-    return StoredLabels(work.path, {"shards": shards}, CPU), shards
+    shape = (views.config.epochs, len(views), 3)
+    return StoredLabels(work.path, {"shards": shards}, CPU, shape), shards
 
 
 def test_dsa_draws_one_operation_per_batch_and_parameters_per_image(views: TrainingViews) -> None:
@@ -266,7 +267,7 @@ def test_killed_relabelling_continues_with_the_next_shard(
         store_labels(Dies(views, teachers), 3, work, 1)
     shards = store_labels(Dies(views, teachers), 3, work, 1)
     assert asked == [0, 1, 2, 2, 3, 4]
-    reader = StoredLabels(work.path, {"shards": shards}, CPU)
+    reader = StoredLabels(work.path, {"shards": shards}, CPU, (5, 12, 3))
     for epoch in range(5):
         assert torch.equal(reader.epoch(epoch), undisturbed.epoch(epoch))
 
@@ -276,4 +277,40 @@ def test_labels_of_another_kind_of_file_are_refused(tmp_path: Path) -> None:
     write_tensors(path, {"logits": torch.zeros(1, 2, 3)}, kind="teddy.other.v1", record={})
     shards = [{"file": path.name, "first": 0, "last": 0}]
     with pytest.raises(TeddyError, match=r"epochs\.safetensors: expected a teddy\.labels"):
-        StoredLabels(tmp_path, {"shards": shards}, CPU).epoch(0)
+        StoredLabels(tmp_path, {"shards": shards}, CPU, (1, 2, 3))
+
+
+SHARD = {"file": "a.safetensors", "first": 0, "last": 1}
+
+
+@pytest.mark.parametrize(
+    ("shards", "words"),
+    [
+        (None, r"manifest\.json: shards must be a list; got None"),
+        ("x", r"manifest\.json: shards must be a list; got 'x'"),
+        ([], r"manifest\.json: labels of 0 epochs, expected 2"),
+        (["x"], r"manifest\.json: shards\[0\] must be keys file, first, last; got 'x'"),
+        ([{"file": "a.safetensors"}], r"shards\[0\] must be keys file, first, last"),
+        ([SHARD | {"file": "../labels/a.safetensors"}], r"shards\[0\]\.file must be the name"),
+        ([SHARD | {"file": 3}], r"shards\[0\]\.file must be the name of a file; got 3"),
+        ([SHARD | {"first": "0"}], r"shards\[0\] must begin with epoch 0 .* got first '0'"),
+        ([SHARD | {"first": 1}], r"shards\[0\] must begin with epoch 0 .* got first 1, last 1"),
+        ([SHARD | {"last": -1}], r"shards\[0\] must begin with epoch 0 .* last -1"),
+        ([SHARD | {"last": True}], r"shards\[0\] must begin with epoch 0 .* last True"),
+        ([SHARD | {"last": 0}], r"a\.safetensors: the tensor 'logits' must be F16 of 1 × 4 × 3"),
+        ([SHARD | {"file": "b.safetensors"}], r"b\.safetensors: expected a .* found nothing"),
+        ([SHARD | {"file": "other"}], r"other: lacks the tensor 'logits'"),
+        ([SHARD | {"file": "cut"}], r"cut: expected a teddy\.labels.* damaged"),
+    ],
+)
+def test_damaged_stored_labels_are_refused_when_they_are_opened(
+    tmp_path: Path, shards: Any, words: str
+) -> None:
+    logits = torch.zeros(2, 4, 3, dtype=torch.float16)
+    write_tensors(tmp_path / "a.safetensors", {"logits": logits}, kind=module._KIND, record={})
+    write_tensors(tmp_path / "other", {"probs": logits}, kind=module._KIND, record={})
+    (tmp_path / "cut").write_bytes((tmp_path / "a.safetensors").read_bytes()[:-1])
+    assert StoredLabels(tmp_path, {"shards": [SHARD]}, CPU, (2, 4, 3)).epoch(1).shape == (4, 3)
+    with pytest.raises(TeddyError, match=words) as caught:
+        StoredLabels(tmp_path, {"shards": shards}, CPU, (2, 4, 3))
+    assert str(caught.value).startswith(str(tmp_path)) and "\n" not in str(caught.value)

@@ -34,6 +34,8 @@ from checkouts import (
 
 import teddy
 from teddy.core.files import read_json, write_json
+from teddy.data.distilled import DistilledSet, save_distilled
+from teddy.data.images import Normalisation
 from teddy.settings.configs import ALGORITHMS
 from teddy.settings.declared import Declared
 from teddy.stages.commands import COMMANDS, main
@@ -593,6 +595,69 @@ def test_labels_of_another_set_are_refused(
         in_tiny_run, "evaluate", PRIOR, labels=f"data/labels/{RANDOM}", out="elsewhere.json"
     )
     assert "labels are of another set" in refuse(arguments, capsys)
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [("missing", "found nothing there"), ("renamed", "found nothing there"),
+     ("few", "labels of 1 epochs, expected 8"), ("text", "shards must be a list; got 'x'"),
+     ("none", "shards must be a list; got None")],
+)  # fmt: skip
+def test_damaged_labels_are_refused_before_any_student_is_trained(
+    in_tiny_run: Path,
+    tmp_path: Path,
+    damage: str,
+    words: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("teddy.stages.evaluate.train_student", lambda *_: pytest.fail("trained"))
+    labels = tmp_path / "labels"
+    shutil.copytree(in_tiny_run / "data/labels" / PRIOR, labels)
+    manifest, last = read_json(labels / "manifest.json"), sorted(labels.glob("epochs*"))[-1]
+    shards = manifest["shards"]
+    if damage == "missing":
+        last.unlink()
+    elif damage == "renamed":
+        last.rename(labels / "other.safetensors")
+    else:
+        shards = {"few": shards[:1], "text": "x", "none": None}[damage]
+    write_json(labels / "manifest.json", manifest | {"shards": shards})
+    arguments = command(in_tiny_run, "evaluate", PRIOR, labels=labels, out=tmp_path / "out.json")
+    line = refuse(arguments, capsys)
+    assert line.startswith(f"error: {labels}") and words in line, line
+
+
+def test_sets_of_another_kind_of_images_are_refused_before_any_work(
+    in_tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wrong, out = tmp_path / "set.safetensors", tmp_path / "out"
+    own = teddy.load(in_tiny_run / f"data/distilled/{PRIOR}.safetensors")
+    colour = Normalisation(own.normalisation.mean * 3, own.normalisation.std * 3)
+    images = own.images.expand(-1, 3, -1, -1)
+    save_distilled(wrong, DistilledSet(images, own.labels, own.class_names, colour, own.provenance))
+    line = refuse(command(in_tiny_run, "relabel", PRIOR, set=wrong, out=out), capsys)
+    assert "digits/prior/member00.safetensors: is a teacher of image_shape [1, 8, 8], but" in line
+    for stage, row in (("evaluate", PRIOR), ("continual", "digits/fig3e/all")):
+        record = tmp_path / f"{stage}.json"
+        line = refuse(command(in_tiny_run, stage, row, set=wrong, out=record), capsys)
+        assert f"{wrong}: has images of (3, 8, 8), but the prepared dataset has (1, 8, 8)" in line
+    assert not list(out.iterdir())
+
+
+def test_damaged_records_of_a_base_run_are_refused(
+    in_tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base, out = tmp_path / "base", {"out": tmp_path / "out", "facts": tmp_path / "facts.json"}
+    shutil.copytree(in_tiny_run / "models/digits/base", base)
+    write_json(tmp_path / "curve.json", {"epochs": [{"val": 1}]})
+    line = refuse(
+        command(in_tiny_run, "build_pool", POST, curve=tmp_path / "curve.json", **out), capsys
+    )
+    assert "curve.json: epochs must be a list, each with val_top1" in line
+    write_json(base / "record.json", {"base": "x"})
+    line = refuse(command(in_tiny_run, "build_pool", POST, base=base, **out), capsys)
+    assert "record.json: views must be keys; got None" in line
 
 
 def test_labels_of_other_settings_are_refused(

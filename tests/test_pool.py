@@ -5,6 +5,8 @@
 
 from collections import Counter
 from itertools import combinations, pairwise
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +17,7 @@ from teddy.core.errors import TeddyError
 from teddy.core.files import write_json
 from teddy.settings.configs import PriorConfig
 from teddy.settings.schema import from_json
-from teddy.teachers.pools import Pool, draw_teachers, open_pool
+from teddy.teachers.pools import Pool, draw_teachers, open_pool, training_views
 
 CPU = torch.device("cpu")
 
@@ -109,3 +111,26 @@ def test_pool_is_opened_by_its_manifest(pool: Pool) -> None:
         open_pool(pool.folder / "nowhere")
     write_json(pool.folder / "manifest.json", {"members": pool.entries})
     assert open_pool(pool.folder) == pool
+
+
+@pytest.mark.parametrize("members", [None, [], "x", ["x"], [{"file": "a"}], [{"file": "a/b"}]])
+def test_damaged_manifest_of_a_pool_is_refused(tmp_path: Path, members: Any) -> None:
+    write_json(tmp_path / "manifest.json", {"members": members})
+    with pytest.raises(TeddyError, match=r"manifest\.json: members.* got .*build_pool") as caught:
+        open_pool(tmp_path)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(TeddyError, match=r"manifest\.json: training_views must be keys; got None"):
+        training_views(tmp_path)
+
+
+def test_members_of_other_images_are_refused_before_they_are_loaded(pool: Pool) -> None:
+    of = Path("set")
+    pool.check((1, 8, 8), 3, of)
+    for shape, classes, words in (
+        ((3, 8, 8), 3, r"image_shape \[1, 8, 8\], but set has \[3, 8, 8\]"),
+        ((1, 8, 8), 4, "num_classes 3, but set has 4"),
+    ):
+        with pytest.raises(TeddyError, match=rf"member0\.safetensors: is a teacher of {words}"):
+            pool.check(shape, classes, of)
+    with pytest.raises(TeddyError, match=r"nowhere: expected a .* found nothing there"):
+        Pool(pool.folder, [{"file": "nowhere", "sha256": ""}]).check((1, 8, 8), 3, of)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from teddy.data.distilled import DistilledSet as DistilledSet
-    from teddy.data.distilled import load as load
+    from teddy.students.sets import load as load
 
 __version__ = "0.1.0"
 __all__ = ["DistilledSet", "load"]
@@ -18,7 +18,8 @@ __all__ = ["DistilledSet", "load"]
 def __getattr__(name: str) -> Any:
     # PyTorch is imported only by what needs it: `--help` and refusals stay quick.
     if name in __all__:
-        from teddy.data import distilled
+        from teddy.data.distilled import DistilledSet
+        from teddy.students.sets import load
 
-        return getattr(distilled, name)
+        return {"DistilledSet": DistilledSet, "load": load}[name]
     raise AttributeError(f"module 'teddy' has no attribute {name!r}")

@@ -69,12 +69,59 @@ def read_record(path: Path, *, kind: str) -> Json:
         ) from error
     try:
         record = dict(json.loads(metadata.get("teddy", "{}")))
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         record = {}
     found = record.pop("kind", "a foreign safetensors file")
     if found != kind:
         raise TeddyError(f"{path}: expected a {kind} file, got {found}")
     return dict(record)
+
+
+def check_tensors(
+    path: Path,
+    expected: Mapping[str, tuple[str, tuple[int | None, ...]]],
+    *,
+    kind: str,
+    again: str,
+) -> Json:
+    """Refuse a tensor file that lacks some tensors or has others of their names.
+
+    Only its header is read, which tells of a file that was cut off too.
+
+    Args:
+        path: the file.
+        expected: type, as safetensors calls it, and shape of tensors by name; None is any size.
+        kind: of the file.
+        again: what to do for a right one.
+
+    Returns:
+        Its JSON record.
+
+    Raises:
+        TeddyError: naming the file and the tensor; else as for :func:`read_tensors`.
+    """
+    record = read_record(path, kind=kind)
+    with safe_open(path, framework="pt") as file:
+        names = set(file.keys())
+        for name, (dtype, shape) in expected.items():
+            if name not in names:
+                raise TeddyError(f"{path}: lacks the tensor {name!r}; {again}")
+            found = file.get_slice(name)
+            sizes = tuple(found.get_shape())
+            fits = len(sizes) == len(shape) and all(
+                size in (None, own) for size, own in zip(shape, sizes, strict=True)
+            )
+            if found.get_dtype() != dtype or not fits:
+                raise TeddyError(
+                    f"{path}: the tensor {name!r} must be {_described(dtype, shape)}; got "
+                    f"{_described(found.get_dtype(), sizes)}; {again}"
+                )
+    return record
+
+
+def _described(dtype: str, shape: tuple[int | None, ...]) -> str:
+    sizes = " × ".join("any" if size is None else str(size) for size in shape)
+    return f"{dtype} of {sizes or 'no size'}"
 
 
 def source_digest() -> str:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from teddy.core.errors import TeddyError
 from teddy.core.files import Json, read_json
@@ -33,6 +33,7 @@ from teddy.report.results import (
     spread,
 )
 from teddy.settings.schema import from_json, read_yaml
+from teddy.settings.sets import AGAIN, set_record
 from teddy.settings.stages import (
     ShownBase,
     ShownEvaluation,
@@ -232,20 +233,27 @@ def read_grids(rows: Sequence[ShownSet], sets: Path) -> list[ImageGrid]:
 def _grid(row: ShownSet, sets: Path) -> ImageGrid:
     path = sets / f"{row.name}.safetensors"
     _refuse_missing(path, "synthesize", row.name)
-    with safe_open(path, framework="np") as file:  # not by teddy.load, which needs PyTorch
-        pixels, labels = file.get_tensor("images"), file.get_tensor("labels")
-        record = json.loads((file.metadata() or {})["teddy"])
-    count = len(record["class_names"])
-    shown = np.unique(np.linspace(0, count - 1, CLASSES_SHOWN).round().astype(int)).tolist()
-    rows = np.stack([np.flatnonzero(labels == c)[:IMAGES_SHOWN] for c in shown], axis=1)
-    images = np.stack([pixels[one] for one in rows])
+    try:
+        with safe_open(path, framework="np") as file:  # not by teddy.load, which needs PyTorch
+            pixels, labels = file.get_tensor("images"), file.get_tensor("labels")
+            raw = dict(json.loads((file.metadata() or {})["teddy"]))
+        record = set_record(raw, path)
+        count = len(record.class_names)
+        shown = np.unique(np.linspace(0, count - 1, CLASSES_SHOWN).round().astype(int)).tolist()
+        rows = np.stack([np.flatnonzero(labels == c)[:IMAGES_SHOWN] for c in shown], axis=1)
+        images = np.moveaxis(np.stack([pixels[one] for one in rows]), 2, -1)
+    except TeddyError:
+        raise
+    except (SafetensorError, OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+        raise TeddyError(f"{path}: damaged, or no distilled set ({reason}); {AGAIN}") from None
     return ImageGrid(
         dataset=row.dataset,
         method=row.method,
-        ipc=record["ipc"],
+        ipc=record.ipc,
         num_classes=count,
-        class_names=tuple(record["class_names"][c] for c in shown),
-        images=np.moveaxis(images, 2, -1),
+        class_names=tuple(record.class_names[c] for c in shown),
+        images=images,
     )
 
 

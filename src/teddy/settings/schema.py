@@ -221,10 +221,8 @@ def parse_yaml(text: str, where: str) -> Any:
     except (yaml.YAMLError, ValueError) as error:
         reason = " ".join(str(error).replace('"<unicode string>", ', "").split())
         raise TeddyError(f"{where}: not valid YAML: {reason}") from error
-    except (LookupError, AttributeError, TypeError, OverflowError):  # by tag, !!bool or !!timestamp
-        raise TeddyError(
-            f"{where}: not valid YAML: a value is not what its tag (!!…) says"
-        ) from None
+    except (LookupError, AttributeError, TypeError, OverflowError):  # of `!!bool x`, say
+        raise TeddyError(f"{where}: not valid YAML: a value is not what its tag says") from None
     except RecursionError:
         raise TeddyError(f"{where}: not valid YAML: nested too deeply, or in itself") from None
 

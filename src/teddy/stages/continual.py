@@ -19,7 +19,7 @@ from teddy.core.files import (
 from teddy.core.runtime import for_each, pick_device
 from teddy.core.seeding import derive
 from teddy.data.datasets import ImageDataset, read_dataset
-from teddy.data.distilled import DistilledSet, load
+from teddy.data.distilled import DistilledSet
 from teddy.data.images import Images
 from teddy.settings.configs import ViewConfig
 from teddy.settings.schema import from_json, to_json
@@ -38,6 +38,7 @@ from teddy.students.continual import (
 )
 from teddy.students.evaluation import train_student
 from teddy.students.labels import KeptLabels, OnlineLabels, SoftLabels, TrainingViews
+from teddy.students.sets import check_of_dataset, load
 from teddy.synthesis.methods import Ingredients
 from teddy.teachers.making import RECORD
 from teddy.teachers.pools import MANIFEST, Pool, open_pool
@@ -49,6 +50,9 @@ def main(settings: ContinualSettings, args: Namespace) -> str:
     """Run the stage."""
     manifest = args.teachers / (RECORD if settings.strict else MANIFEST)
     distilled, dataset = load(args.set), read_dataset(args.data)
+    check_of_dataset(args.set, distilled, dataset)
+    if not settings.strict and "soft" in settings.labels:
+        open_pool(args.teachers).check(dataset.image_shape, dataset.num_classes, args.data)
     work = WorkDir(
         "continual", settings.name, settings=to_json(settings), set=digest(args.set),
         teachers=digest(manifest), data=manifest_digest(args.data), split=args.split,

@@ -16,7 +16,6 @@ from teddy.core.hardware import processor
 from teddy.core.runtime import computed_in, for_each, pick_device
 from teddy.core.seeding import derive
 from teddy.data.datasets import LabelledImages, read_dataset
-from teddy.data.distilled import load
 from teddy.settings.configs import EvaluateConfig
 from teddy.settings.rows import Evaluation
 from teddy.settings.schema import to_json
@@ -31,6 +30,7 @@ from teddy.students.labels import (
     TrainingViews,
     label_bytes,
 )
+from teddy.students.sets import check_of_dataset, load
 from teddy.teachers.pools import Pool, evenly, open_pool
 
 _KEEP_BYTES = 256 * 2**20  # of labels that are computed while training: kept in memory up to this
@@ -41,14 +41,18 @@ def main(settings: EvaluateSettings, args: Namespace) -> str:
     evaluation, config, seed = settings.evaluation, settings.config, settings.seed
     name, relabel = evaluation.name, settings.relabel
     distilled, dataset, device = load(args.set), read_dataset(args.data), pick_device()
+    check_of_dataset(args.set, distilled, dataset)
     pool = open_pool(args.pool)
     views = TrainingViews(distilled.as_images().to(device), distilled.normalisation, relabel, seed)
     size = label_bytes(views, dataset.num_classes)
     own = _stored(settings, len(pool), args.set, args.pool, args.labels)
     soft: SoftLabels | None = None
     if "soft" in evaluation.labels:
+        if config.divergence or not own:
+            pool.check(dataset.image_shape, dataset.num_classes, args.data)
         if own:
-            soft = StoredLabels(args.labels, own, device)
+            shape = (relabel.epochs, len(distilled), distilled.num_classes)
+            soft = StoredLabels(args.labels, own, device, shape)
         else:
             soft = _computed(evaluation, views, pool, size)
     work = WorkDir(
@@ -189,7 +193,7 @@ def _stored(
     # As it reads in the manifest: JSON has lists where Python has tuples.
     _refuse_other(labels, manifest, "settings", _plain(own))
     _refuse_other(labels, manifest, "seed", settings.seed)
-    return manifest if manifest["shards"] else None
+    return manifest if own["store"] else None
 
 
 def _plain(value: Json) -> Json:

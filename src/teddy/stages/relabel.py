@@ -6,10 +6,10 @@ from teddy.core.artifacts import WorkDir
 from teddy.core.distributed import leave_to_first
 from teddy.core.files import Json, digest, manifest_digest, write_json
 from teddy.core.runtime import computed_in, pick_device
-from teddy.data.distilled import load
 from teddy.settings.schema import to_json
 from teddy.settings.stages import RelabelSettings
 from teddy.students.labels import MANIFEST, OnlineLabels, TrainingViews, store_labels
+from teddy.students.sets import load
 from teddy.teachers.pools import open_pool
 
 
@@ -17,6 +17,8 @@ def main(settings: RelabelSettings, args: Namespace) -> str:
     """Run the stage."""
     name, config = settings.name, settings.config
     distilled, pool, device = load(args.set), open_pool(args.pool), pick_device()
+    if config.store:
+        pool.check(distilled.images.shape[1:], distilled.num_classes, args.set)
     manifest: Json = {
         "set": digest(args.set),
         "pool": manifest_digest(args.pool),

@@ -40,7 +40,7 @@ def main(settings: SynthesizeSettings, args: Namespace) -> str:
         "software": {"teddy": teddy.__version__, "torch": torch.__version__},
     }
     config: Any = from_json(cls.Config, settings.config, f"{args.settings}: config")
-    given = _ingredients(dataset, args.pool if cls.by_pool else None, seed)
+    given = _ingredients(dataset, args.data, args.pool if cls.by_pool else None, seed)
     work = WorkDir("synthesize", settings.name, code=settings.code, **provenance).claim()
     made = cls(config, given).make(settings.ipc, work)
     distilled = DistilledSet(
@@ -52,7 +52,9 @@ def main(settings: SynthesizeSettings, args: Namespace) -> str:
     return f"{settings.name}: {distilled}"
 
 
-def _ingredients(dataset: ImageDataset, pool: Path | None, seed: int) -> Ingredients:
+def _ingredients(dataset: ImageDataset, data: Path, pool: Path | None, seed: int) -> Ingredients:
     if pool is None:
         return Ingredients(dataset, seed, pick_device())
-    return Ingredients(dataset, seed, pick_device(), open_pool(pool), training_views(pool))
+    teachers = open_pool(pool)
+    teachers.check(dataset.image_shape, dataset.num_classes, data)
+    return Ingredients(dataset, seed, pick_device(), teachers, training_views(pool))

@@ -9,12 +9,12 @@ Dimensions: ``E`` epochs, ``N`` images, ``K`` classes, ``M`` pool members.
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from teddy.core.artifacts import WorkDir, read_tensors, write_tensors
+from teddy.core.artifacts import WorkDir, check_tensors, read_tensors, write_tensors
 from teddy.core.errors import TeddyError
 from teddy.core.files import Json
 from teddy.core.runtime import autocast, for_each, progress
@@ -23,6 +23,7 @@ from teddy.data.dsa import DsaViews, draw_dsa
 from teddy.data.images import Images, Normalisation
 from teddy.objectives import ensemble_logits
 from teddy.settings.configs import RelabelConfig
+from teddy.settings.schema import shown
 
 _KIND = "teddy.labels.v1"
 MANIFEST = "manifest.json"
@@ -197,10 +198,27 @@ def label_bytes(views: TrainingViews, num_classes: int) -> int:
 
 
 class StoredLabels:
-    """Soft labels read from the files of :func:`store_labels`."""
+    """Soft labels read from the files of :func:`store_labels`.
 
-    def __init__(self, folder: Path, record: Json, device: torch.device | str) -> None:
-        self._folder, self._shards, self._device = folder, record["shards"], device
+    Args:
+        folder: of the files.
+        record: their manifest.
+        device: that labels are asked for on.
+        shape: epochs, images and classes that are asked for.
+
+    Raises:
+        TeddyError: a file of these epochs is missing, damaged or of other labels.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        record: Json,
+        device: torch.device | str,
+        shape: tuple[int, int, int],
+    ) -> None:
+        self._folder, self._device = folder, device
+        self._shards = _checked_shards(folder, record.get("shards"), shape)
         self._open: tuple[str, Tensor] | None = None
 
     def epoch(self, epoch: int) -> Tensor:
@@ -210,6 +228,39 @@ class StoredLabels:
             tensors, _ = read_tensors(self._folder / shard["file"], kind=_KIND)
             self._open = (shard["file"], tensors["logits"])
         return self._open[1][epoch - shard["first"]].to(self._device)
+
+
+def _checked_shards(folder: Path, shards: Any, shape: tuple[int, int, int]) -> list[Json]:
+    """Shards of a manifest, which must be there and have all epochs; their headers alone are read.
+
+    Raises:
+        TeddyError: naming the manifest, or the first file that is not as it should be.
+    """
+    epochs, images, classes = shape
+    where, again = folder / MANIFEST, "run the relabel stage again"
+    if not isinstance(shards, list):
+        raise TeddyError(f"{where}: shards must be a list; got {shown(shards)}; {again}")
+    reached = 0
+    for place, shard in enumerate(shards):
+        if reached >= epochs:
+            break
+        key = f"{where}: shards[{place}]"
+        if not isinstance(shard, dict) or not {"file", "first", "last"} <= shard.keys():
+            raise TeddyError(f"{key} must be keys file, first, last; got {shown(shard)}; {again}")
+        file, first, last = shard["file"], shard["first"], shard["last"]
+        if type(file) is not str or Path(file).name != file or not file:
+            raise TeddyError(f"{key}.file must be the name of a file; got {shown(file)}; {again}")
+        if type(first) is not int or type(last) is not int or not reached == first <= last:
+            raise TeddyError(
+                f"{key} must begin with epoch {reached} and end at it or later; got first "
+                f"{shown(first)}, last {shown(last)}; {again}"
+            )
+        expected = (last - first + 1, images, classes)
+        check_tensors(folder / file, {"logits": ("F16", expected)}, kind=_KIND, again=again)
+        reached = last + 1
+    if reached < epochs:
+        raise TeddyError(f"{where}: labels of {reached} epochs, expected {epochs}; {again}")
+    return shards
 
 
 def store_labels(

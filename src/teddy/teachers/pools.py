@@ -4,6 +4,7 @@ A pool folder holds ``member00.safetensors …`` and ``manifest.json`` with what
 member; :mod:`teddy.teachers.making` makes them.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,10 +15,11 @@ from teddy.core.errors import TeddyError
 from teddy.core.files import Json, digest, read_json
 from teddy.core.seeding import permutation
 from teddy.settings.configs import ViewConfig
-from teddy.settings.schema import from_json
-from teddy.teachers.networks import load_network
+from teddy.settings.schema import from_json, shown
+from teddy.teachers.networks import load_network, read_network_record
 
 MANIFEST = "manifest.json"
+_AGAIN = "run the build_pool stage again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,23 +38,59 @@ class Pool:
         Raises:
             TeddyError: its file is not the one the manifest describes.
         """
-        path = self.folder / self.entries[index]["file"]
+        path = self._path(index)
         network, _ = load_network(path)
         if digest(path) != self.entries[index]["sha256"]:
             raise TeddyError(f"{path}: checksum differs from {MANIFEST}; build the pool again")
         network.eval().requires_grad_(False)
         return network.to(device).to(memory_format=torch.channels_last)
 
+    def check(self, image_shape: Sequence[int], num_classes: int, of: Path) -> None:
+        """Refuse members that are not there or not for these images; their headers alone are read.
+
+        Args:
+            image_shape: channels, height and width.
+            num_classes: K.
+            of: file or folder that has such images, for messages.
+
+        Raises:
+            TeddyError: naming the first such member.
+        """
+        expected = {"image_shape": list(image_shape), "num_classes": num_classes}
+        for index in range(len(self)):
+            record = read_network_record(self._path(index))
+            for key, value in expected.items():
+                if record.get(key) != value:
+                    raise TeddyError(
+                        f"{self._path(index)}: is a teacher of {key} {shown(record.get(key))}, but "
+                        f"{of} has {value}; name a pool of the same dataset, or {_AGAIN}"
+                    )
+
+    def _path(self, index: int) -> Path:
+        return self.folder / str(self.entries[index]["file"])
+
 
 def open_pool(folder: Path) -> Pool:
     """Open a pool folder.
 
     Raises:
-        TeddyError: no manifest there.
+        TeddyError: no manifest there, or its members are not described as they should be.
     """
-    if not (folder / MANIFEST).is_file():
+    where = folder / MANIFEST
+    if not where.exists():
         raise TeddyError(f"{folder}: expected a pool; run the build_pool stage first")
-    return Pool(folder, read_json(folder / MANIFEST)["members"])
+    members = read_json(where).get("members")
+    if not isinstance(members, list) or not members:
+        raise TeddyError(f"{where}: members must be a list of some; got {shown(members)}; {_AGAIN}")
+    for place, entry in enumerate(members):
+        own = entry if isinstance(entry, dict) else {}
+        file, sha = own.get("file"), own.get("sha256")
+        if not isinstance(file, str) or not isinstance(sha, str) or Path(file).name != file:
+            raise TeddyError(
+                f"{where}: members[{place}] must have file, the name of one, and its sha256; got "
+                f"{shown(entry)}; {_AGAIN}"
+            )
+    return Pool(folder, members)
 
 
 def training_views(folder: Path) -> ViewConfig:
@@ -61,7 +99,7 @@ def training_views(folder: Path) -> ViewConfig:
     Raises:
         TeddyError: the manifest's settings of views are not valid.
     """
-    record = read_json(folder / MANIFEST)["training_views"]
+    record = read_json(folder / MANIFEST).get("training_views")
     return from_json(ViewConfig, record, f"{folder / MANIFEST}: training_views")
 
 
