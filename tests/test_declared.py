@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from teddy.core.errors import TeddyError
+from teddy.core.files import write_json
 from teddy.data import sources
 from teddy.settings.configs import (
     SOURCES,
@@ -34,6 +35,7 @@ from teddy.settings.declared import Declared
 from teddy.settings.parameters import OPTIONS
 from teddy.settings.resolve import stage_files
 from teddy.settings.schema import from_json, read_yaml, to_json
+from teddy.settings.stages import MeasureCostsSettings, read_settings
 from teddy.settings.theory import EXPERIMENTS
 from teddy.stages.commands import COMMANDS
 from teddy.stages.resolve import write_inputs
@@ -411,6 +413,35 @@ def test_keys_of_mixed_types_are_refused_in_one_line(read: Read, tmp_path: Path)
     path = tmp_path / "params.yaml"
     path.write_text(path.read_text().replace('"clip": true', "1: 2, ~: 3, clip: true, x: 4"))
     refused(lambda: Declared(tmp_path), f"{path}: synthesize", "unknown key")
+
+
+def test_names_of_mixed_types_are_no_reason_to_fail(read: Read, tmp_path: Path) -> None:
+    read()
+    path = tmp_path / "params.yaml"
+    text = path.read_text()
+    path.write_text(text.replace('"datasets": {"toy"', '1.5: 1, "datasets": {"toy"'))
+    refused(lambda: Declared(tmp_path), "unknown key 1.5")
+    path.write_text(text.replace('"datasets": {"toy"', '"datasets": {1.5: {}, ~: {}, "tox"'))
+    refused(lambda: Declared(tmp_path), "no settings of the dataset 'toy'", "did you mean 'tox'?")
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        (("sets", "a", "kind"), "sets.a: unknown key 'kind'; expected one of: config, data, ipc"),
+        (("sets", "a", "config", "lrs"), "sets.a.config: unknown key 'lrs'; did you mean 'lr'?"),
+        (("bases", "a", "config", "network", "with"), "did you mean 'width'?"),
+    ],
+)
+def test_unknown_keys_within_rows_of_a_settings_file_are_suggested(
+    tmp_path: Path, path: tuple[str, ...], expected: str
+) -> None:
+    """Which are keys of keys, or entries of lists."""
+    whole: Any = {}
+    for key in reversed(path):
+        whole = {key: whole or 1}
+    write_json(tmp_path / "s.json", whole)
+    refused(lambda: read_settings(MeasureCostsSettings, tmp_path / "s.json"), expected)
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,9 @@ import difflib
 import functools
 import json
 import re
+import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, dataclass_transform
 
@@ -102,11 +103,11 @@ def _message(cls: type, errors: list[Any], where: str) -> str:
         errors, key=lambda error: _ORDER.index(error["type"]) if error["type"] in _ORDER else 2
     )
     kind, path, context = first["type"], first["loc"], first.get("ctx", {})
-    at = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
+    at = "".join(f"[{part}]" if isinstance(part, int) else f".{part[:150]}" for part in path)
     parent = where + "".join(at.rpartition("." if at.rfind(".") > at.rfind("[") else "[")[:1])
     if kind == "unexpected_keyword_argument":
-        known = config_keys(_at(cls, path[:-1]))
-        return f"{parent}: unknown key {path[-1]!r}; {suggest(str(path[-1]), known)}"
+        known = _keys_at(cls, path[:-1])
+        return f"{parent}: unknown key {shown(path[-1])}; {suggest(str(path[-1]), known)}"
     if (kind == "missing" and isinstance(path[-1], int)) or kind == "too_long":
         return f"{parent if kind == 'missing' else where + at} {_entries(context, path, first)}"
     if kind == "missing":
@@ -124,14 +125,27 @@ def _entries(context: Mapping[str, Any], path: tuple[Any, ...], error: Mapping[s
     return f"must have {wanted} entries; got {shown(error['input'])}"
 
 
-def _at(cls: Any, path: tuple[Any, ...]) -> Any:
-    """The dataclass that a path of field names leads to."""
-    for name in path:
-        if isinstance(name, str):
-            hint = typing.get_type_hints(cls)[name] if dataclasses.is_dataclass(cls) else cls
-            options = [hint, *typing.get_args(hint)]
-            cls = next((o for o in options if dataclasses.is_dataclass(o)), hint)
-    return cls
+def _keys_at(cls: Any, path: tuple[Any, ...]) -> set[str]:
+    """Keys of the dataclass that a path of field names, keys and places in lists leads to."""
+    for part in path:
+        cls = next((inner for own in _options(cls) for inner in _inside(own, part)), None)
+    made = [own for own in _options(cls) if isinstance(own, type) and dataclasses.is_dataclass(own)]
+    return config_keys(made[0]) if made else set()
+
+
+def _inside(hint: Any, part: str | int) -> Iterator[Any]:
+    if dataclasses.is_dataclass(hint):
+        yield from (own for name, own in typing.get_type_hints(hint).items() if name == part)
+    elif typing.get_origin(hint) in (dict, tuple):  # of values, or of entries
+        yield typing.get_args(hint)[typing.get_origin(hint) is dict]
+
+
+def _options(hint: Any) -> Iterator[Any]:
+    """What a type may be: itself, without its range, or each part of a union."""
+    yield hint
+    if typing.get_origin(hint) in (typing.Annotated, typing.Union, types.UnionType):
+        for own in typing.get_args(hint):
+            yield from _options(own)
 
 
 def shown(value: Any) -> str:
@@ -145,7 +159,7 @@ def refuse_unknown(given: Iterable[Any], known: Iterable[str], where: str) -> No
     known = set(known)
     for key in given:
         if key not in known:
-            raise TeddyError(f"{where}: unknown key {key!r}; {suggest(str(key), known)}")
+            raise TeddyError(f"{where}: unknown key {shown(key)}; {suggest(str(key), known)}")
 
 
 _LISTED = 10
@@ -153,7 +167,7 @@ _LISTED = 10
 
 def suggest(name: str, known: Iterable[str]) -> str:
     """What a message says of a name that is not known."""
-    choices = sorted(known)
+    choices = sorted(map(str, known))
     close = nearest(name, choices)
     listed = ", ".join(choices[:_LISTED]) + (
         f" and {len(choices) - _LISTED} more" if len(choices) > _LISTED else ""
@@ -163,7 +177,7 @@ def suggest(name: str, known: Iterable[str]) -> str:
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """The known name that another is most likely to mean, or "" if none is near."""
-    names = sorted(known)
+    names = sorted(map(str, known))
     close = difflib.get_close_matches(name, names, n=1)
     if not close and "/" not in name:  # a row may be meant by the end of its name
         ends = {whole.rpartition("/")[2]: whole for whole in reversed(names) if "/" in whole}
