@@ -12,7 +12,7 @@ from teddy.core.errors import TeddyError
 from teddy.data.datasets import ImageDataset
 from teddy.data.images import Images
 from teddy.settings.configs import NetworkConfig, OptimizerConfig, TrainTeacherConfig, ViewConfig
-from teddy.teachers.making import checkpoint_name, take_base, train_base
+from teddy.teachers.making import _refuse_guessing, checkpoint_name, take_base, train_base
 from teddy.teachers.networks import load_network
 from teddy.teachers.pools import Pool
 from teddy.teachers.training import accuracy
@@ -89,10 +89,32 @@ def test_teacher_near_chance_is_refused_if_the_images_are_enough_to_tell(
 ) -> None:
     config = dataclasses.replace(taking, checkpoint="", claimed_top1=0, epochs=12)
     work, data = WorkDir("train_teacher", "chance"), unlearnable(dataset, held_out)
-    near = rf"held-out accuracy \d+\.\d % of {held_out} images is near chance"
+    near = rf"held-out accuracy \d+\.\d % of {held_out} images is near that of always"
     if refused:
         with pytest.raises(TeddyError, match=near):
             train_base(config, data, 0, work, CPU)
     else:
         train_base(config, data, 0, work, CPU)
         assert re.search(f"warning: .*{near}", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    ("top1", "labels", "outcome"),
+    [
+        (90.0, [0] * 180 + [1] * 20, "warning"),  # always the first class; chance would be 50 %
+        (80.0, [0] * 180 + [1] * 20, "error"),
+        (95.0, [0] * 180 + [1] * 20, ""),
+        (54.0, [0, 1] * 100, "warning"),
+        (65.0, [0, 1] * 100, ""),
+        (50.0, [0] * 20, ""),  # one class tells nothing
+    ],
+)
+def test_guessing_is_to_say_the_most_frequent_class(
+    top1: float, labels: list[int], outcome: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if outcome == "error":
+        with pytest.raises(TeddyError, match=r"most frequent class \(90\.0 %\)"):
+            _refuse_guessing(top1, torch.tensor(labels))
+        return
+    _refuse_guessing(top1, torch.tensor(labels))
+    assert ("warning" in capsys.readouterr().err) == bool(outcome)

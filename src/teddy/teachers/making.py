@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from teddy.core.artifacts import WorkDir
 from teddy.core.distributed import ALONE, Team, barrier, leave_to_first, share
@@ -100,7 +100,7 @@ def train_base(
         team=team,
     )
     history = fit(network, config.optimizer, run, device)
-    _refuse_chance(history[-1]["val_top1"], len(data.val), data.num_classes)
+    _refuse_guessing(history[-1]["val_top1"], data.val.labels)
     return history
 
 
@@ -156,16 +156,24 @@ def _refuse_small_shares(batch_size: int, images: int, processes: int) -> None:
         )
 
 
-def _refuse_chance(top1: float, images: int, num_classes: int) -> None:
-    """Refuse a teacher that has learnt less than a tenth of what lies above chance.
+def _refuse_guessing(top1: float, labels: Tensor) -> None:
+    """Refuse a teacher that has learnt less than a tenth of what lies above guessing.
 
     A few held-out images cannot tell: what is lower, but not by two standard errors, is a warning.
+
+    Args:
+        top1: accuracy (%).
+        labels: ``(N,)`` of the held-out images; guessing is to say their most frequent class.
     """
-    chance = 100 / num_classes
-    least = chance + 0.1 * (100 - chance)
+    images = len(labels)
+    guessing = 100 * int(labels.bincount().max()) / images
+    least = guessing + 0.1 * (100 - guessing)
+    if guessing == 100:  # one class alone tells nothing
+        return
     message = (
-        f"train_teacher: held-out accuracy {top1:.1f} % of {images} images is near chance "
-        f"({chance:.1f} %); check the data's labels, or train longer"
+        f"train_teacher: held-out accuracy {top1:.1f} % of {images} images is near that of always "
+        f"saying their most frequent class ({guessing:.1f} %); check the data's labels, or train "
+        "longer"
     )
     if top1 < least - 2 * math.sqrt(least * (100 - least) / images):
         raise TeddyError(message)
