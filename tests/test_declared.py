@@ -6,6 +6,7 @@ Most tests edit a small but complete checkout; the last ones read the repository
 import copy
 import json
 import re
+import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -35,10 +36,17 @@ from teddy.settings.declared import Declared
 from teddy.settings.parameters import OPTIONS
 from teddy.settings.resolve import stage_files
 from teddy.settings.schema import from_json, read_yaml, to_json
-from teddy.settings.stages import MeasureCostsSettings, read_settings
+from teddy.settings.stages import (
+    MeasureCostsSettings,
+    SynthesizeSettings,
+    TableSettings,
+    read_settings,
+)
 from teddy.settings.theory import EXPERIMENTS
+from teddy.stages import commands
 from teddy.stages.commands import COMMANDS
 from teddy.stages.resolve import write_inputs
+from tools.repro import refuse_unfit
 
 VIEWS = {"crop_scale": 0.5, "hflip": False, "roll": [0, 0]}
 DSA = {
@@ -194,8 +202,13 @@ def refused(ask: Callable[[], object], *words: str) -> str:
 
 
 def refusal(read: Read, edits: dict[str, Any], *words: str) -> str:
-    """The one line that an edited checkout is refused with; it names a file."""
-    return refused(lambda: read(edits), ".yaml", *words)
+    """The one line that an edited checkout, or a row of it, is refused with; it names a file."""
+
+    def ask() -> None:
+        for reason in read(edits).unfit.values():
+            raise TeddyError(reason)
+
+    return refused(ask, ".yaml", *words)
 
 
 # ------------------------------------------------------------------------------------------ layers
@@ -718,6 +731,28 @@ def test_draw_beyond_the_pool_is_refused(read: Read) -> None:
     assert not refusal(read, {f"sets:{SRE2L}:draw": MISSING}, draw).endswith("members")
 
 
+def test_a_row_that_does_not_fit_refuses_no_other(
+    read: Read, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    read({f"sets:{PRIOR}:draw": 5})
+    inputs = tmp_path / "inputs"
+    commands.main(["resolve", "--root", str(tmp_path), "--out", str(inputs)])
+    warning, _ = capsys.readouterr().err.splitlines()
+    reason = f"{tmp_path / TOY}: sets.{PRIOR}: synthesize.draw is 5, but the pool 'toy/prior' has 4"
+    assert warning.startswith(f"warning: {reason}")
+    for stage in ("synthesize", "relabel", "evaluate"):
+        with pytest.raises(SystemExit):
+            settings = ["--settings", str(inputs / stage / f"{PRIOR}.json")]
+            paths = COMMANDS[stage].reads.keys() | COMMANDS[stage].writes.keys()
+            given = [text for key in paths for text in (f"--{key}", str(tmp_path / key))]
+            commands.main([stage, *settings, *given])
+        assert capsys.readouterr().err.startswith(f"error: {reason}")
+    assert read_settings(SynthesizeSettings, inputs / "synthesize" / f"{SRE2L}.json").name == SRE2L
+    assert read_settings(TableSettings, inputs / "table1/toy.json").evaluations
+    refused(lambda: refuse_unfit({"evaluate@toy", f"synthesize@{PRIOR}"}, inputs), reason)
+    refuse_unfit({f"synthesize@{SRE2L}", "table1@toy", "report", "fig9"}, inputs)
+
+
 def test_epochs_beyond_the_trajectory_are_refused(read: Read) -> None:
     ends = "reaches epoch 4, but the base run 'toy/base' ends at epoch 3"
     refusal(read, {"bases:toy/base:epochs": 3}, "pools.toy/p", ends)
@@ -874,7 +909,7 @@ def test_strict_teachers_are_the_epochs_of_the_pool(read: Read) -> None:
     alone = {f"learners:{LEARNER}:pool": "toy/converged"}
     assert read(alone).step_epochs(LEARNER) == (30,)
     assert read({f"learners:{LEARNER}:teachers": "toy/prior"}).step_epochs(LEARNER) == ()
-    needs = f"learners.{LEARNER} needs epoch 4 of step_teachers.toy/by-step, whose runs end at"
+    needs = f"learners.{LEARNER}: needs epoch 4 of step_teachers.toy/by-step, whose runs end at"
     refusal(read, {"step_teachers:toy/by-step:epochs": 3}, needs)
     taken = {"checkpoint": "torchvision", "claimed_top1": 60, "data": "toy"}
     refusal(read, {"step_teachers:toy/by-step": taken}, "checkpoint must be ''")
@@ -1037,6 +1072,15 @@ def test_what_a_target_shows_beside_its_own_rows_is_checked(
     read: Read, row: dict[str, Any], words: str
 ) -> None:
     refusal(read, {"targets:fig3b:toy": row}, f"{TOY}: targets.fig3b/toy", words)
+
+
+def test_figure_3d_measures_no_set_that_does_not_fit(read: Read) -> None:
+    target = {"beside": ["main/ipc1/prior"], "data": "toy", "converged": "toy/converged",
+              "prior": "toy/prior"}  # fmt: skip
+    edits = {"targets:fig3d": {"toy": target}}
+    assert not read(edits).unfit
+    found = read(edits | {f"sets:{PRIOR}:draw": 5}).unfit
+    assert found["targets", "fig3d/toy"].endswith(f"targets.fig3d/toy: it measures {PRIOR}")
 
 
 def test_figure_3d_names_what_its_sets_need(read: Read) -> None:
@@ -1464,6 +1508,21 @@ def test_every_experiment_file_is_valid_alone(
     monkeypatch.chdir(ROOT)  # code of the user's own is named from there
     files = list(dict.fromkeys([METHODS, "experiments/digits.yaml", file]))
     assert len(list(stage_files(repository(tmp_path, files)))) > 200
+
+
+def test_a_preset_may_be_cut_down_for_one_table(tmp_path: Path) -> None:
+    """By `-S` alone: three epochs and three teachers, of which other figures draw four."""
+    shutil.copytree(ROOT / "params", tmp_path / "params")
+    for name in ("params.yaml", "experiments"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    files = [METHODS, "experiments/digits.yaml", "experiments/cifar10-cpu.yaml"]
+    (tmp_path / "dvc.yaml").write_text(listed(files), encoding="utf-8")
+    path = tmp_path / "params/cifar10-cpu.yaml"
+    raw = copy.deepcopy(dict(read_yaml(path)))
+    raw["train_teacher"]["epochs"] = raw["pool"]["prior"]["last"] = 3
+    path.write_text(json.dumps(raw), encoding="utf-8")
+    unfit = {name for _, name in Declared(tmp_path).unfit}
+    assert unfit == {"cifar10-cpu/fig3a/draw4", "cifar10-cpu/fig3b/members4"}
 
 
 def test_all_experiment_files_together_are_valid(

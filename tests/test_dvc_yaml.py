@@ -1,10 +1,12 @@
 """``dvc.yaml`` and the parameter files against each other and against the code; nothing runs."""
 
 import ast
+import json
 import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +28,10 @@ from checkouts import (
 )
 
 from teddy.settings import code
+from teddy.settings.configs import STAGES
 from teddy.settings.declared import Declared
 from teddy.settings.resolve import stage_files
+from teddy.settings.schema import parse_yaml, read_yaml
 from teddy.stages.commands import COMMANDS
 from tools.by_hand import variables
 
@@ -269,18 +273,76 @@ def test_stages_that_only_read_records_import_no_pytorch(stage: str) -> None:
 # --------------------------------------------------------------------------- files that people edit
 
 
-@pytest.mark.parametrize("path", [ROOT / "params.yaml", *PARAMS], ids=lambda path: path.stem)
-def test_dvc_changes_one_line_of_parameters(tmp_path: Path, path: Path) -> None:
-    """`dvc exp run -S key=value` leaves comments: none stands behind a list, which DVC replaces."""
+@pytest.fixture
+def set_by_dvc(tmp_path: Path) -> Callable[[Path, dict[str, Any]], str]:
+    """A copy of a file after `dvc exp run -S key=value` for some keys."""
     from dvc.utils.hydra import apply_overrides  # type: ignore[import-untyped]
 
-    changed = tmp_path / "params.yaml"
-    changed.write_bytes(path.read_bytes())
-    apply_overrides(str(changed), ["prepare.source=changed"])
-    old, new = (file.read_text(encoding="utf-8").splitlines() for file in (path, changed))
+    def text(path: Path, values: dict[str, Any]) -> str:
+        changed = tmp_path / "params.yaml"
+        changed.write_bytes(path.read_bytes())
+        texts = {key: json.dumps(value, ensure_ascii=False) for key, value in values.items()}
+        apply_overrides(str(changed), [f"{key}={value}" for key, value in texts.items()])
+        return changed.read_text(encoding="utf-8")
+
+    return text
+
+
+def leaves(section: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in section.items():
+        if isinstance(value, Mapping):
+            yield from leaves(value, f"{above}{key}.")
+        else:
+            yield above + key, value
+
+
+def with_lists_longer(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: [*v, *v[-1:]] for key, v in values.items() if isinstance(v, list)}
+
+
+FILES_TO_SET = pytest.mark.parametrize(
+    "path", [ROOT / "params.yaml", *PARAMS], ids=lambda path: path.stem
+)
+
+
+@FILES_TO_SET
+def test_dvc_changes_one_line_of_parameters(
+    set_by_dvc: Callable[[Path, dict[str, Any]], str], path: Path
+) -> None:
+    """`dvc exp run -S key=value` leaves comments: none stands behind a list, which DVC replaces."""
+    new = set_by_dvc(path, {"prepare.source": "changed"}).splitlines()
+    old = path.read_text(encoding="utf-8").splitlines()
     pairs = [pair for pair in zip(old, new, strict=True) if pair[0] != pair[1]]
     assert len(pairs) == 1
     assert "source: changed" in pairs[0][1]
+
+
+@FILES_TO_SET
+def test_setting_every_key_to_what_it_is_changes_no_byte(
+    set_by_dvc: Callable[[Path, dict[str, Any]], str], path: Path
+) -> None:
+    """Numbers stand there as DVC writes them, and comments where it leaves them."""
+    values, old = dict(leaves(read_yaml(path))), path.read_text(encoding="utf-8")
+    assert set_by_dvc(path, values) == old
+    longer = set_by_dvc(path, with_lists_longer(values)).splitlines()
+    entry = re.compile(" *- ")
+    assert [line for line in longer if not entry.match(line)] == [
+        line for line in old.splitlines() if not entry.match(line)
+    ]
+
+
+def test_two_pluses_set_a_key_whether_it_is_there_or_not(
+    set_by_dvc: Callable[[Path, dict[str, Any]], str],
+) -> None:
+    """`-S ++key=value`: every key of a stage can be set for a dataset in this one form."""
+    params = read_yaml(ROOT / "params.yaml")
+    values = {
+        f"++datasets.digits.{key}": value
+        for stage in (*STAGES, "dsa")
+        for key, value in leaves({stage: params[stage]})
+    }
+    digits = parse_yaml(set_by_dvc(ROOT / "params.yaml", values), "")["datasets"]["digits"]
+    assert {stage: digits[stage] for stage in STAGES} == {stage: params[stage] for stage in STAGES}
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)

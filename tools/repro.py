@@ -14,12 +14,15 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from pathlib import Path
 from typing import Any
 
 from teddy.core.console import append_line, parser, run_command
 from teddy.core.environment import whole_number
 from teddy.core.errors import TeddyError
+from teddy.core.files import read_json
 from teddy.settings.schema import suggest
+from teddy.settings.stages import refuse_row
 
 Graph = Mapping[str, Set[str]]
 """Stages, and those that each depends on directly."""
@@ -39,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         wanted = ancestors(parents, instances(parents, args.targets))
         if "resolve" in wanted:  # which says what code and settings are now
             _reproduce("resolve", os.environ)
+        refuse_unfit(wanted)
         todo = stale(parents, _changed()) & wanted - {"resolve"}
         cores = whole_number("TEDDY_WORKERS", len(os.sched_getaffinity(0)))
         environment = os.environ | {"TEDDY_WORKERS": str(max(1, cores // args.jobs))}
@@ -207,6 +211,18 @@ def instances(parents: Graph, targets: Sequence[str]) -> set[str]:
             raise TeddyError(f"dvc.yaml has no stage {target!r}; {suggest(target, names)}")
         found |= own
     return found if targets else set(parents)
+
+
+def refuse_unfit(wanted: Iterable[str], inputs: Path = Path("inputs")) -> None:
+    """Refuse a stage whose settings do not fit each other, before any of those above it runs.
+
+    Raises:
+        TeddyError: the message that the stage would fail with.
+    """
+    for name in sorted(wanted):
+        path = inputs / f"{name.replace('@', '/', 1)}.json"
+        if path.is_file():
+            refuse_row(read_json(path))
 
 
 def ancestors(parents: Graph, names: Iterable[str]) -> set[str]:

@@ -26,7 +26,7 @@ from teddy.core.runtime import log, run_stage
 from teddy.report.results import spread
 from teddy.settings.configs import STAGES
 from teddy.settings.declared import Declared
-from teddy.settings.schema import parse_yaml, read_yaml, suggest, to_json
+from teddy.settings.schema import check, parse_yaml, read_yaml, suggest, to_json
 from teddy.stages import commands
 from teddy.stages.resolve import write_inputs
 
@@ -79,6 +79,8 @@ def _try(name: str, overrides: Sequence[Override], folder: Path) -> Json:
     dataset = declared.dataset_of(declared.sets[name].data)
     try:
         changed = _checkout(declared, dataset, overrides, folder)
+        for row in (("pools", changed.sets[name].pool), ("sets", name)):
+            check(row not in changed.unfit, changed.unfit.get(row, ""))
         settings = _resolved(changed, name)
         write_inputs(folder, folder / "inputs")
     except TeddyError as error:  # of files that are gone when the message is read

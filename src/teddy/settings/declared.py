@@ -1,4 +1,8 @@
-"""The parameter files of a checkout checked as a whole; the stage ``resolve`` asks it."""
+"""The parameter files of a checkout checked as a whole; the stage ``resolve`` asks it.
+
+What is wrong with a file is refused at once. Values that are right by themselves but do not fit
+each other in one row, as after cutting a dataset down by ``-S``, refuse that row alone.
+"""
 
 import re
 from collections.abc import Mapping
@@ -16,7 +20,7 @@ from teddy.settings.user_files import check_reference
 
 
 class Declared(Parameters):
-    """All parameter files of a checkout, of which each row is right and fits the others.
+    """All parameter files of a checkout, of which each row is right.
 
     Args:
         root: folder of ``dvc.yaml`` and ``params.yaml``.
@@ -32,6 +36,8 @@ class Declared(Parameters):
         stages = self._dvc.get("stages")
         self.stages: Section = stages if isinstance(stages, Mapping) else {}
         """All that ``dvc.yaml`` has, as it has them."""
+        self.unfit: dict[tuple[str, str], str] = {}
+        """Rows, by section and name, whose settings do not fit each other, and why."""
         self._makers = _makers_of_targets(self.stages)
         for stage, cls in STAGES.items():  # those that no row has too
             self._layered(cls, stage)
@@ -65,6 +71,11 @@ class Declared(Parameters):
             if above not in ("prepared", "methods"):
                 self._check_same(where, above, parent, self.dataset_of(row.data))
 
+    def _check_fit(self, ok: bool, section: str, name: str, message: str) -> None:
+        """Refuse a row, and no other, with its first message unless ``ok``."""
+        if not ok:
+            self.unfit.setdefault((section, name), f"{self.where(section, name)}: {message}")
+
     def _check_same(self, where: str, section: str, parent: str, dataset: str) -> None:
         row = getattr(self, section)[parent]
         its = row.dataset if section == "prepared" else self.dataset_of(row.data)
@@ -90,18 +101,16 @@ class Declared(Parameters):
             self._check_same(where, "prepared", config.data, config.dataset)
 
     def _check_step_teachers(self, name: str) -> None:
-        check(
-            not self.train_step_teachers(name).checkpoint,
-            f"{self.where('step_teachers', name)}: train_teacher.checkpoint must be ''",
-        )
+        trained = not self.train_step_teachers(name).checkpoint
+        self._check_fit(trained, "step_teachers", name, "train_teacher.checkpoint must be ''")
 
     def _check_pool(self, name: str) -> None:
         row, where = self.pools[name], self.where("pools", name)
         network, config = self.train_teacher(row.base).network, self.pool(name)
-        check(
-            row.kind != "post" or network.prunable,
-            f"{where}: {network.arch} cannot be pruned; choose kind prior or converged",
-        )
+        self._check_fit(
+            row.kind != "post" or network.prunable, "pools", name,
+            f"{network.arch} cannot be pruned; choose kind prior or converged",
+        )  # fmt: skip
         check(
             config.prior is not None and config.post is not None,
             f"{where}: prior and post must be keys",
@@ -111,32 +120,31 @@ class Declared(Parameters):
         followed = row.base if row.kind == "prior" else row.curve
         run, last = self.train_teacher(followed), self.prior_epochs(name)[-1]
         epochs = 1 if run.checkpoint else run.epochs
-        check(
-            last <= epochs,
-            f"{where}: pool.prior reaches epoch {last}, but the base run {followed!r} ends at "
-            f"epoch {epochs}",
-        )
+        self._check_fit(
+            last <= epochs, "pools", name,
+            f"pool.prior reaches epoch {last}, but the base run {followed!r} ends at epoch "
+            f"{epochs}",
+        )  # fmt: skip
 
     def _check_set(self, name: str) -> None:
-        row, where = self.sets[name], self.where("sets", name)
-        config = self.algorithm_config(name)
-        self._check_labels(where, name, self.methods[row.method].labels)
+        row, config = self.sets[name], self.algorithm_config(name)
+        self._check_labels("sets", name, self.methods[row.method].labels)
         draw, size = getattr(config, "draw", 1), self.pool_size(row.pool)
-        check(
-            draw <= size,
-            f"{where}: synthesize.draw is {draw}, but the pool {row.pool!r} has {size} "
+        self._check_fit(
+            draw <= size, "sets", name,
+            f"synthesize.draw is {draw}, but the pool {row.pool!r} has {size} "
             f"member{'s' if size > 1 else ''}",
-        )
+        )  # fmt: skip
 
     def _check_evaluation(self, name: str) -> None:
         row, where = self.evaluations[name], self.where("evaluations", name)
         check(name not in self.sets, f"{where}: there is a set of that name too; rename one")
-        self._check_labels(where, name, row.labels)
+        self._check_labels("evaluations", name, row.labels)
         size = self.pool_size(row.pool)
-        check(
-            row.members <= size,
-            f"{where}: members is {row.members}, but the pool {row.pool!r} has {size}",
-        )
+        self._check_fit(
+            row.members <= size, "evaluations", name,
+            f"members is {row.members}, but the pool {row.pool!r} has {size}",
+        )  # fmt: skip
 
     def _check_learner(self, name: str) -> None:
         row, where = self.learners[name], self.where("learners", name)
@@ -144,7 +152,7 @@ class Declared(Parameters):
             name not in self.sets and name not in self.evaluations,
             f"{where}: there is a set or evaluation of that name too; rename one",
         )
-        self._check_labels(where, name, row.labels)
+        self._check_labels("learners", name, row.labels)
         if not row.strict:
             return
         if row.teachers not in self.step_teachers:
@@ -165,20 +173,19 @@ class Declared(Parameters):
             f"{where}: strict teachers cannot be pruned copies; choose a prior or converged pool",
         )
         last, epochs = self.step_epochs(name)[-1], self.train_step_teachers(row.teachers).epochs
-        check(
-            last <= epochs,
-            f"{where} needs epoch {last} of step_teachers.{row.teachers}, whose runs end at epoch "
-            f"{epochs}",
-        )
+        self._check_fit(
+            last <= epochs, "learners", name,
+            f"needs epoch {last} of step_teachers.{row.teachers}, whose runs end at epoch {epochs}",
+        )  # fmt: skip
 
-    def _check_labels(self, where: str, name: str, labels: tuple[str, ...]) -> None:
+    def _check_labels(self, section: str, name: str, labels: tuple[str, ...]) -> None:
         self.evaluate(name)
         relabel = self.relabel(name)
-        check(
-            "soft" not in labels or relabel.augmentation != "dsa",
-            f"{where}: relabel.augmentation is dsa, which has no soft labels because its operation "
-            f"belongs to a student's batch, but its labels are {', '.join(labels)}",
-        )
+        self._check_fit(
+            "soft" not in labels or relabel.augmentation != "dsa", section, name,
+            "relabel.augmentation is dsa, which has no soft labels because its operation belongs "
+            f"to a student's batch, but its labels are {', '.join(labels)}",
+        )  # fmt: skip
 
     def _check_names(self) -> None:
         """Outputs must not lie in each other, which DVC would refuse without naming the rows."""
@@ -209,6 +216,9 @@ class Declared(Parameters):
             for dataset in rows:
                 self._check_target(target, dataset)
                 seen |= set(self.shown(target, dataset))
+        for target, rows in self.targets.items():
+            for dataset in rows:
+                self._check_places(target, dataset)
         for section in ("sets", "evaluations", "learners"):
             for name, row in getattr(self, section).items():
                 dataset, where = self.dataset_of(row.data), self.where(section, name)
@@ -264,14 +274,17 @@ class Declared(Parameters):
             f"{self._own(target)}/…, or remove it",
         )
 
-        self._check_places(target, dataset)
+        if target == "fig3d":  # which measures sets that DVC does not make for it
+            for name in self.shown(target, dataset):
+                fit = ("sets", name) not in self.unfit
+                self._check_fit(fit, "targets", f"{target}/{dataset}", f"it measures {name}")
 
     def _check_places(self, target: str, dataset: str) -> None:
         """Two results must not share a place in a table, which training would show too late."""
         keys, taken = PLACES.get(target, ()), dict[tuple[object, ...], str]()
         for name in self.shown(target, dataset) if keys else ():
-            where = self.where("evaluations" if name in self.evaluations else "sets", name)
-            facts = self._facts(name)
+            section = "evaluations" if name in self.evaluations else "sets"
+            where, facts = self.where(section, name), self._facts(name)
             for key in keys:
                 check(
                     key not in AXES or facts[key] is not None,
@@ -283,13 +296,15 @@ class Declared(Parameters):
                     continue
                 at = {key: {**facts, "labels": labels}[key] for key in keys}
                 own, shown = f"{name} ({labels})", tuple(at.values())
-                if shown in taken:
-                    place = ", ".join(f"{key} {value}" for key, value in at.items())
-                    raise TeddyError(
-                        f"{where}: {taken[shown]} and {own} would share a place in {target} of "
-                        f"{dataset} ({place}): change one of these, remove a row, or name it after "
-                        "another table or figure"
-                    )
+                place = ", ".join(f"{key} {value}" for key, value in at.items())
+                its_own = name.startswith(f"{dataset}/{self._own(target)}/")
+                self._check_fit(
+                    shown not in taken,
+                    *((section, name) if its_own else ("targets", f"{target}/{dataset}")),
+                    f"{taken.get(shown)} and {own} would share a place in {target} of {dataset} "
+                    f"({place}): change one of these, remove a row, or name it after another table "
+                    "or figure",
+                )
                 taken[shown] = own
 
     def _facts(self, name: str) -> dict[str, object]:

@@ -8,11 +8,12 @@ Settings of a stage are resolved in three layers, each naming only what it chang
 3. the row's further keys. A row of ``evaluations`` lies on top of that of its set.
 """
 
+import copy
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from teddy.core import user_code
 from teddy.core.errors import TeddyError
@@ -264,6 +265,36 @@ class Parameters:
         """The same file, relative to the root, and the key or ""."""
         sections = self._datasets[name]
         return sections.path.relative_to(self._root).as_posix(), sections.key
+
+    def sections_of(self, dataset: str) -> Section:
+        """What a dataset says, or params.yaml if it is ""."""
+        return (self._datasets[dataset] if dataset else self._params).raw
+
+    def with_sections(self, dataset: str, raw: Section) -> Self:
+        """The same rows under other settings of a dataset, or defaults; nothing is checked."""
+        other = copy.copy(self)
+        other._known = {}
+        sections = copy.copy(self._datasets[dataset] if dataset else self._params)
+        sections.raw = raw
+        if dataset:
+            other._datasets = self._datasets | {dataset: sections}
+        else:
+            other._params = sections
+        return other
+
+    def rows_with(self, key: Sequence[str]) -> list[str]:
+        """File and key of rows that have a key of a stage, ``synthesize.lr`` for one."""
+        found, (stage, *path) = [], key
+        of_sets = [algorithm.section for algorithm in ALGORITHMS.values()]
+        for section, (_, own, nested) in ROWS.items():
+            if stage == own or stage in nested or (own == "algorithm" and stage in of_sets):
+                for name in self._rows.get(section, {}):
+                    inner: Any = self._overrides(section, name, stage)
+                    for part in path:
+                        inner = inner.get(part) if isinstance(inner, Mapping) else None
+                    if inner is not None:
+                        found.append(self.where(section, name))
+        return found
 
     def prepare(self, name: str) -> PrepareConfig:
         """Settings of the preparation of some images."""

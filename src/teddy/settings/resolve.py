@@ -1,7 +1,7 @@
 """What every stage and row reads: the content of its ``--settings`` file."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from teddy.core import user_code
@@ -16,27 +16,33 @@ from teddy.settings.schema import to_json
 
 def stage_files(declared: Declared) -> Iterator[tuple[str, str, Any]]:
     """Of every stage and row: the module, the path of its file without suffix, and its content."""
-    of_rows: dict[str, tuple[str, Iterable[str], Callable[[Declared, str], object]]] = {
-        "prepare": ("prepare", declared.prepared, _prepare),
-        "train_teacher": ("train_teacher", declared.bases, _train_teacher),
-        "build_pool": ("build_pool", declared.pools, _build_pool),
-        "synthesize": ("synthesize", declared.sets, _synthesize),
-        "relabel": ("relabel", declared.sets, _relabel),
-        "evaluate": ("evaluate", declared.sets, _evaluate),
-        "reevaluate": ("evaluate", declared.evaluations, _evaluate),
-        "train_step_teachers": (
-            "train_step_teachers", declared.step_teachers, _train_step_teachers,
-        ),
-        "continual": ("continual", declared.learners, _continual),
-        "measure_costs": ("measure_costs", declared.targets.get("fig3d", {}), _measure_costs),
-    }  # fmt: skip
-    for stage, (module, rows, settings) in of_rows.items():
-        for name in rows:
-            yield module, f"{stage}/{name}", settings(declared, name)
+    of_rows: dict[str, tuple[str, str, Callable[[Declared, str], object]]] = {
+        "prepare": ("prepare", "prepared", _prepare),
+        "train_teacher": ("train_teacher", "bases", _train_teacher),
+        "build_pool": ("build_pool", "pools", _build_pool),
+        "synthesize": ("synthesize", "sets", _synthesize),
+        "relabel": ("relabel", "sets", _relabel),
+        "evaluate": ("evaluate", "sets", _evaluate),
+        "reevaluate": ("evaluate", "evaluations", _evaluate),
+        "train_step_teachers": ("train_step_teachers", "step_teachers", _train_step_teachers),
+        "continual": ("continual", "learners", _continual),
+    }
+    for stage, (module, section, settings) in of_rows.items():
+        for name in getattr(declared, section):
+            reason = declared.unfit.get((section, name))
+            made = stages.Refused(error=reason) if reason else settings(declared, name)
+            yield module, f"{stage}/{name}", made
     for target, datasets in declared.targets.items():
+        of_target: dict[str, tuple[str, Callable[[Declared, str, str], object]]] = {
+            target: (OTHERS.get(target, EVALUATIONS).module, _shown_target)
+        }
+        if target == "fig3d":
+            of_target["measure_costs"] = ("measure_costs", _measure_costs)
         for dataset in datasets:
-            shown = _shown_target(declared, target, dataset)
-            yield OTHERS.get(target, EVALUATIONS).module, f"{target}/{dataset}", shown
+            reason = declared.unfit.get(("targets", f"{target}/{dataset}"))
+            for stage, (module, shown) in of_target.items():
+                made = stages.Refused(error=reason) if reason else shown(declared, target, dataset)
+                yield module, f"{stage}/{dataset}", made
     yield "overview", "overview", _overview(declared)
     yield "report", "report", _report(declared)
     for name, made in {"fig1": _fig1, "fig5": _fig5, "theory": _theory}.items():
@@ -149,11 +155,11 @@ def _continual(declared: Declared, name: str) -> stages.ContinualSettings:
     )  # fmt: skip
 
 
-def _measure_costs(declared: Declared, dataset: str) -> stages.MeasureCostsSettings:
-    where = declared.where("targets", f"fig3d/{dataset}")
-    target = declared.targets["fig3d"][dataset]
+def _measure_costs(declared: Declared, fig: str, dataset: str) -> stages.MeasureCostsSettings:
+    where = declared.where("targets", f"{fig}/{dataset}")
+    target = declared.targets[fig][dataset]
     sets = {}
-    for name in _sets_shown(declared, "fig3d", dataset):
+    for name in _sets_shown(declared, fig, dataset):
         row, config = declared.sets[name], declared.algorithm_config(name)
         if not isinstance(config, SynthesizeConfig):
             raise TeddyError(f"{where}: {name} is not made by Eq. 7, whose cost is measured")

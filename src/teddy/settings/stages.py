@@ -8,7 +8,8 @@ import dataclasses
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from teddy.core.files import read_json
+from teddy.core.errors import TeddyError
+from teddy.core.files import Json, read_json
 from teddy.settings.configs import (
     ContinualConfig,
     Count,
@@ -22,7 +23,7 @@ from teddy.settings.configs import (
     Whole,
 )
 from teddy.settings.rows import DatasetRow, Evaluation, Labels, MethodRow
-from teddy.settings.schema import from_json, settings
+from teddy.settings.schema import config_keys, from_json, settings
 from teddy.settings.theory import Fig1Config, Fig5Config, TheoryConfig
 
 T = TypeVar("T")
@@ -34,9 +35,17 @@ def read_settings(cls: type[T], path: Path) -> T:
     """The settings of a stage.
 
     Raises:
-        TeddyError: not readable, or not of this stage.
+        TeddyError: not readable, not of this stage, or of a row that is refused.
     """
-    return from_json(cls, read_json(path), f"{path} (of another stage? run: dvc repro resolve)")
+    raw = read_json(path)
+    refuse_row(raw)
+    return from_json(cls, raw, f"{path} (of another stage? run: dvc repro resolve)")
+
+
+def refuse_row(raw: Json) -> None:
+    """Raise a :class:`~teddy.core.errors.TeddyError` if a settings file says why there are none."""
+    if raw.keys() == config_keys(Refused):
+        raise TeddyError(str(raw["error"]))
 
 
 @settings
@@ -44,6 +53,14 @@ class Stage:
     """What the settings of every stage have."""
 
     code: Code = dataclasses.field(default_factory=dict)
+
+
+@settings
+class Refused(Stage):
+    """In place of the settings of a row that do not fit each other, for any stage."""
+
+    error: str
+    """Why, in one line."""
 
 
 # ------------------------------------------------------------------------- stages that compute

@@ -1,12 +1,14 @@
 """Check the parameter files as a whole, and write what every stage and row reads of them.
 
 Every other stage depends on its own file alone, so an edit of the parameters or of the code reruns
-what reads it. Options beyond those below name the experiment files that are switched on, which DVC
-takes from ``on`` in each of them.
+what reads it. A row whose settings do not fit each other gets a file that says so, at which its
+stage fails; it is told here, as is an edited key that nothing takes. Options beyond those below
+name the experiment files that are switched on, which DVC takes from ``on`` in each of them.
 """
 
 import os
 import shutil
+import sys
 from argparse import Namespace
 from collections.abc import Set
 from pathlib import Path
@@ -15,13 +17,20 @@ from teddy.core.errors import TeddyError
 from teddy.core.files import as_text, check_writable
 from teddy.settings.code import checksums
 from teddy.settings.declared import Declared
+from teddy.settings.edits import without_effect
 from teddy.settings.resolve import stage_files
 from teddy.settings.schema import check, to_json
 
 
 def main(_: None, args: Namespace) -> str:
     """Run the stage."""
-    return f"{write_inputs(args.root or Path(), args.out)} files in {args.out}"
+    root = args.root or Path()
+    declared = Declared(root)
+    for reason in declared.unfit.values():
+        print(f"warning: {reason}; what needs this will not run", file=sys.stderr)
+    for line in without_effect(declared, root):
+        print(f"warning: {line}", file=sys.stderr)
+    return f"{_write(declared, args.out)} files in {args.out}"
 
 
 def write_inputs(root: Path, out: Path) -> int:
@@ -31,7 +40,10 @@ def write_inputs(root: Path, out: Path) -> int:
         TeddyError: the parameter files are wrong, or ``out`` has other files or is not to be
             written.
     """
-    declared = Declared(root)
+    return _write(Declared(root), out)
+
+
+def _write(declared: Declared, out: Path) -> int:
     files = list(stage_files(declared))
     _check_replaceable(out, {*declared.stages, *(name.split("/")[0] for _, name, _ in files)})
     check_writable(out / "x.json")
