@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from teddy.core.errors import TeddyError
+from tools import repro
 from tools.repro import Plan, ancestors, instances, stale
 from tools.target_costs import _whole_run, costs
 
@@ -51,6 +52,40 @@ def test_names_stand_for_all_their_instances() -> None:
     assert instances(PARENTS, []) == set(PARENTS)
     with pytest.raises(TeddyError, match="no stage 'table3'; did you mean"):
         instances(PARENTS, ["table3"])
+
+
+@pytest.fixture
+def started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Stages that the command starts, in a folder where DVC has the stages above, one changed."""
+    found: list[str] = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(repro, "graph", lambda: {**PARENTS, "resolve": set()})
+    monkeypatch.setattr(repro, "_changed", lambda: {"train@a"})
+    monkeypatch.setattr(repro, "_reproduce", lambda name, _: found.append(name))
+    return found
+
+
+def test_a_dry_run_lists_what_would_run_in_order(
+    started: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    repro.main(["--dry", "table1"])
+    assert capsys.readouterr().out.split() == ["train@a", "set@a/1", "table1@a"]
+    assert started == []
+    repro.main(["table1"])
+    assert started == ["train@a", "set@a/1", "table1@a"]
+
+
+def test_a_row_that_does_not_fit_is_refused_before_anything_runs(
+    started: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("inputs/set/a").mkdir(parents=True)
+    Path("inputs/set/a/2.json").write_text(json.dumps({"error": "rows: a/2: why", "code": {}}))
+    with pytest.raises(SystemExit):
+        repro.main(["table2"])
+    assert capsys.readouterr().err == "error: rows: a/2: why\n"
+    assert started == []
+    repro.main(["table1"])
+    assert started
 
 
 def test_costs_of_a_target_are_those_of_all_it_needs() -> None:

@@ -1,5 +1,6 @@
 """How a stage runs: what it asks of the C library, and in which precision."""
 
+import contextlib
 import platform
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import torch
 
 from teddy.core import runtime
 from teddy.core.environment import check_environment
+from teddy.core.errors import TeddyError
 from teddy.core.runtime import autocast, computed_in
 
 _FAULTS = """
@@ -66,6 +68,49 @@ def test_variables_are_refused_by_name_when_a_command_starts(
     (line,) = capfd.readouterr().err.splitlines()
     assert line.startswith(f"error: ${variable} must be ") and expected in line and ", got " in line
     assert len(line) < 200
+
+
+ALONE = {"RANK": None, "WORLD_SIZE": None, "LOCAL_RANK": None, "LOCAL_WORLD_SIZE": None,
+         "MASTER_ADDR": None, "MASTER_PORT": None, "TORCHELASTIC_RUN_ID": None}  # fmt: skip
+OF_TORCHRUN = {"RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2",
+               "MASTER_ADDR": "a", "MASTER_PORT": "29500", "TORCHELASTIC_RUN_ID": "x"}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (ALONE | {"RANK": "x"}, "$RANK must be a whole number as torchrun sets it, got 'x'"),
+        (ALONE | {"WORLD_SIZE": "-1"}, "$WORLD_SIZE must be a whole number"),
+        (ALONE | {"RANK": "0"}, "$WORLD_SIZE must be set too where $RANK is"),
+        (ALONE | {"WORLD_SIZE": "2"}, "$RANK must be set too where $WORLD_SIZE is"),
+        (ALONE | {"LOCAL_RANK": "0"}, "$RANK, $WORLD_SIZE must be set too where $LOCAL_RANK is"),
+        (
+            ALONE | {"TORCHELASTIC_RUN_ID": "x"},
+            "$RANK, $WORLD_SIZE, $LOCAL_RANK, $LOCAL",
+        ),
+        ({"RANK": "4"}, "$RANK must be below $WORLD_SIZE, which is 4, got 4"),
+        ({"LOCAL_RANK": "2"}, "$LOCAL_RANK must be below $LOCAL_WORLD_SIZE, which is 2, got 2"),
+        ({"LOCAL_WORLD_SIZE": "9"}, "$LOCAL_WORLD_SIZE must be at most $WORLD_SIZE, which is 4"),
+        ({"WORLD_SIZE": "0"}, "$RANK must be below $WORLD_SIZE, which is 0, got 1"),
+        ({"MASTER_ADDR": None}, "$MASTER_ADDR must be set too where"),
+        ({"MASTER_PORT": "65536"}, "$MASTER_PORT must be a whole number as torchrun sets it"),
+        ({"MASTER_PORT": ""}, "$MASTER_PORT must be a whole number as torchrun sets it, got ''"),
+        ({}, ""),
+        (ALONE, ""),
+        (ALONE | {"MASTER_ADDR": "a", "MASTER_PORT": "29500"}, ""),
+        (ALONE | {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}, ""),
+    ],
+)
+def test_what_torchrun_sets_must_fit_together(
+    changes: dict[str, str | None], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variable, value in (OF_TORCHRUN | changes).items():
+        monkeypatch.delenv(variable, raising=False)
+        if value is not None:
+            monkeypatch.setenv(variable, value)
+    with pytest.raises(TeddyError) if words else contextlib.nullcontext() as caught:
+        check_environment()
+    assert caught is None or str(caught.value).startswith(words)
 
 
 def test_variables_that_are_right_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:

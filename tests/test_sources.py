@@ -554,6 +554,19 @@ def test_single_images_folder_in_a_class_is_read(tmp_path: Path) -> None:
     assert len(load(prepare_config(root=tmp_path)).train.labels) == 6
 
 
+def test_a_temporary_checkout_of_dvc_reads_the_users_own_raw_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`dvc exp run --temp` and `--queue` run in a checkout without untracked files."""
+    root, inside = Path("data/raw/mine"), tmp_path / ".dvc/tmp/exps/tmpx"
+    inside.mkdir(parents=True)
+    monkeypatch.chdir(inside)
+    write_classes(tmp_path / root, {"ant": 2, "bee": 2})
+    assert files(load(prepare_config(root=root)).train).root == tmp_path / root
+    write_classes(inside / root, {"ant": 2, "bee": 2})
+    assert files(load(prepare_config(root=root)).train).root == root
+
+
 def test_missing_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TeddyError, match="gone: expected a folder of class folders"):
         load(prepare_config(root=tmp_path / "gone"))

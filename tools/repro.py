@@ -33,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parser(__doc__)
     options.add_argument("targets", nargs="*", help="stages; none means all")
     options.add_argument("-j", "--jobs", type=int, default=2, help="stages at a time")
+    options.add_argument("--dry", action="store_true", help="only list what would run, in order")
     args = options.parse_args(argv)
 
     def command() -> str:
@@ -44,6 +45,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             _reproduce("resolve", os.environ)
         refuse_unfit(wanted)
         todo = stale(parents, _changed()) & wanted - {"resolve"}
+        if args.dry:
+            plan = Plan(parents, todo)
+            while names := plan.take(1):
+                print(*names)
+                plan.finish(names[0])
+            return f"{len(todo)} of {len(wanted - {'resolve'})} stages would run"
         cores = whole_number("TEDDY_WORKERS", len(os.sched_getaffinity(0)))
         environment = os.environ | {"TEDDY_WORKERS": str(max(1, cores // args.jobs))}
         start = time.monotonic()

@@ -13,6 +13,11 @@ from teddy.core.errors import TeddyError
 _MOST = 1024
 """Of workers, threads and lanes: more than any machine has cores, and OpenMP fails to start far
 more threads in ways that no program survives."""
+_PROCESSES = {
+    "RANK": 10**9, "WORLD_SIZE": 10**9, "LOCAL_RANK": 10**9, "LOCAL_WORLD_SIZE": 10**9,
+    "MASTER_PORT": 65535,
+}  # fmt: skip
+"""Whole numbers that torchrun sets in each of its processes, and what they may be at most."""
 
 
 def check_environment() -> None:
@@ -27,6 +32,7 @@ def check_environment() -> None:
     for variable in ("TEDDY_GRAPHS", "TEDDY_FUSED"):
         switch(variable)
     save_seconds()
+    _check_processes()
 
 
 def device() -> str:
@@ -70,6 +76,41 @@ def save_seconds() -> float:
             f"$TEDDY_SAVE_SECONDS must be a finite number of at least 0, got {_shown(wanted)}"
         )
     return seconds
+
+
+def _check_processes() -> None:
+    """Refuse what torchrun sets unless it fits together; somebody has set a part of it then."""
+    numbers = {}
+    for variable, most in _PROCESSES.items():
+        wanted = os.environ.get(variable)
+        if wanted is not None:
+            if not re.fullmatch("[0-9]{1,9}", wanted) or int(wanted) > most:
+                raise TeddyError(
+                    f"${variable} must be a whole number as torchrun sets it, got {_shown(wanted)}"
+                )
+            numbers[variable] = int(wanted)
+    others: tuple[str, ...] = ("RANK", "WORLD_SIZE")
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        others = (*_PROCESSES, "MASTER_ADDR")
+    elif not numbers.keys() - {"MASTER_PORT"}:  # a script may name the first machine for torchrun
+        return
+    missing = [f"${variable}" for variable in others if not os.environ.get(variable)]
+    if missing:
+        given = ", ".join(f"${variable}" for variable in numbers) or "$TORCHELASTIC_RUN_ID"
+        raise TeddyError(
+            f"{', '.join(missing)} must be set too where {given} is, as torchrun does; start "
+            "processes by torchrun, or unset these to run alone"
+        )
+    for place, count in (("RANK", "WORLD_SIZE"), ("LOCAL_RANK", "LOCAL_WORLD_SIZE")):
+        if count in numbers and numbers.get(place, 0) >= numbers[count]:
+            raise TeddyError(
+                f"${place} must be below ${count}, which is {numbers[count]}, got {numbers[place]}"
+            )
+    if numbers.get("LOCAL_WORLD_SIZE", 1) > numbers["WORLD_SIZE"]:
+        raise TeddyError(
+            f"$LOCAL_WORLD_SIZE must be at most $WORLD_SIZE, which is {numbers['WORLD_SIZE']}, got "
+            f"{numbers['LOCAL_WORLD_SIZE']}"
+        )
 
 
 def _shown(text: str) -> str:

@@ -471,9 +471,14 @@ def _some(names: Sequence[str]) -> str:
 
 
 def _root(config: PrepareConfig) -> Path:
+    """Where raw data lies; of ``dvc exp run --temp``, whose checkout has none, the user's own."""
     if not config.root:
         raise TeddyError(f"prepare.root is empty, but {config.source} is read from there")
-    return Path(config.root).expanduser()
+    path = Path(config.root).expanduser()
+    temporary = next(
+        (p for p in Path.cwd().parents if p.parts[-3:] == (".dvc", "tmp", "exps")), None
+    )
+    return path if temporary is None or path.exists() else temporary.parents[2] / path
 
 
 def _unpacked(config: PrepareConfig, archive: Published, name: str, marker: str) -> Path:
