@@ -21,6 +21,7 @@ from teddy.core.errors import TeddyError
 from teddy.core.files import Json, digest, read_json, write_json
 from teddy.settings.schema import read_yaml, suggest
 from teddy.stages import commands
+from tools.repro import refuse_unfit
 
 _RECORD = Path("work/by_hand.json")
 
@@ -205,6 +206,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         until = time.monotonic() + 60 * args.minutes
         commands.main(["resolve", "--out", "inputs"])
         pipeline, left = Pipeline(Path()), dict[str, None]()
+        refuse_unfit(call.name for call in pipeline.needed(args.targets))
         for target in args.targets:
             left |= dict.fromkeys(run(pipeline.needed([target]), until))
         count = len(pipeline.needed(args.targets))
