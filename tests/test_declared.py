@@ -1037,6 +1037,10 @@ def test_a_row_that_nobody_shows_is_refused(read: Read) -> None:
     again, learner = ROWS["evaluations"][AGAIN], ROWS["learners"][LEARNER]
     refusal(read, {"evaluations:toy/fig3e/a": again}, "evaluations.toy/fig3e/a: no table")
     refusal(read, {"learners:toy/fig3b/a": learner}, "with toy/ and one of fig3e")
+    none = f"sets.{SRE2L}: no table or figure shows it: targets has none of toy for sets"
+    refusal(read, {"targets": {}}, none)
+    no_rows: dict[str, Any] = {key: {} for key in ("sets", "evaluations", "learners", "targets")}
+    assert {"overview", "report"} < {path for _, path, _ in stage_files(read(no_rows))}
     used = {"sets:toy/images": row, f"evaluations:{AGAIN}:set": "toy/images"}
     assert "toy/images" in read(used | {f"evaluations:{AGAIN}:pool": "toy/prior"}).sets
 

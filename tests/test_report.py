@@ -622,6 +622,13 @@ def test_table4_has_the_papers_number_per_ipc() -> None:
     assert cells(table) == [["SRe2L", "25.0 ± 1.5", "5.4", "30.0 ± 1.5", "17.8"]]
 
 
+def test_without_base_runs_and_syntheses_there_is_a_figure_that_says_so(tmp_path: Path) -> None:
+    training_figures.teachers(tmp_path / "teachers.png", [], [], catalogue())
+    training_figures.synthesis(tmp_path / "synthesis.png", [], catalogue())
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in tmp_path.iterdir())
+    assert len(list(tmp_path.iterdir())) == 2
+
+
 @pytest.mark.parametrize(
     ("name", "attribute", "values", "shown"),
     [

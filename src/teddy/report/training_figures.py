@@ -29,7 +29,10 @@ def teachers(
     path: Path, bases: Sequence[Base], pools: Sequence[PoolFacts], catalogue: Catalogue
 ) -> None:
     """Every base run: accuracy and loss per epoch with the members taken from it, and its pools."""
-    with drawn(path, WIDTH, (PANEL + 0.5) * len(bases)) as figure:
+    with drawn(path, WIDTH, (PANEL + 0.5) * max(1, len(bases))) as figure:
+        if not bases:
+            figure.suptitle("Table 1 shows no set, so there are no base runs behind it.")
+            return
         figure.set_layout_engine("constrained", w_pad=0.06, h_pad=0.06)
         panels = figure.subplots(len(bases), 3, squeeze=False)
         for row, base in zip(panels, bases, strict=True):

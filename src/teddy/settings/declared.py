@@ -227,10 +227,16 @@ class Declared(Parameters):
                     for target, rows in self.targets.items()
                     if dataset in rows and section in self._sections_of(target)
                 ]
+                shown = name in seen or self._used(name)
                 check(
-                    name in seen or self._used(name),
+                    shown or not places,
                     f"{where}: no table or figure shows it: its name must begin with {dataset}/ "
-                    f"and one of {', '.join(places) or 'none, as targets has none of its dataset'}",
+                    f"and one of {', '.join(places)}",
+                )
+                check(
+                    shown,
+                    f"{where}: no table or figure shows it: targets has none of {dataset} for "
+                    f"{section}; add one, or remove the row",
                 )
 
     def _check_target(self, target: str, dataset: str) -> None:
