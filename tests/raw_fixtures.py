@@ -26,6 +26,7 @@ BASE = PrepareConfig(
     root="",
     download=False,
     num_classes=0,
+    classes=(),
     image_size=32,
     channels=3,
     storage="memory",
@@ -37,6 +38,7 @@ BASE = PrepareConfig(
     val_fraction=0.25,
     test_fraction=0.0,
     keep=(1.0, 1.0),
+    small_classes="refuse",
 )
 
 

@@ -19,6 +19,7 @@ from teddy.data.images import Images, Normalisation
 from teddy.data.lazy_images import ImageFiles
 from teddy.data.preparation import prepare, stratified_split, write_dataset
 
+ABC = ("a", "b", "c")
 IMAGENET = Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 TINY = Normalisation((0.4802, 0.4481, 0.3975), (0.2302, 0.2265, 0.2262))
 CIFAR10 = Normalisation((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
@@ -169,7 +170,7 @@ def test_digits_are_split_and_normalised_by_the_training_images() -> None:
 
 
 def test_selected_images_are_distinct_and_of_their_class(dataset: ImageDataset) -> None:
-    chosen = select_random(dataset.train.labels, 3, range(16), seed=0)
+    chosen = select_random(dataset.train.labels, ABC, range(16), seed=0)
     assert chosen.shape == (16, 3)
     assert sorted(chosen.flatten().tolist()) == list(range(48)), "all images, each once"
     for label in range(3):
@@ -178,19 +179,30 @@ def test_selected_images_are_distinct_and_of_their_class(dataset: ImageDataset) 
 
 def test_selection_of_an_index_does_not_depend_on_the_others(dataset: ImageDataset) -> None:
     labels = dataset.train.labels
-    chosen = select_random(labels, 3, range(16), seed=0)
+    chosen = select_random(labels, ABC, range(16), seed=0)
     for indices in ([0], [15, 3], range(4, 9)):
-        assert torch.equal(select_random(labels, 3, indices, seed=0), chosen[list(indices)])
-    assert not torch.equal(select_random(labels, 3, range(16), seed=1), chosen)
+        assert torch.equal(select_random(labels, ABC, indices, seed=0), chosen[list(indices)])
+    assert not torch.equal(select_random(labels, ABC, range(16), seed=1), chosen)
     assert (chosen // 3 != chosen[:, :1] // 3).any(), "each class has its own shuffle"
 
 
 def test_more_images_than_a_class_has_are_refused(dataset: ImageDataset) -> None:
-    expected = r"expected 17 real images of each class .* class 0 has 16; choose a smaller ipc"
+    expected = (
+        r"expected 17 real images of each class .* class 'a' has 16; choose a smaller ipc .* or "
+        "prepare.small_classes: repeat"
+    )
     with pytest.raises(TeddyError, match=expected):
-        select_random(dataset.train.labels, 3, range(17), seed=0)
-    with pytest.raises(TeddyError, match=r"expected 3 .* class 1 has 2"):
-        select_random(torch.tensor([0, 0, 0, 1, 1]), 2, [2], seed=0)
+        select_random(dataset.train.labels, ABC, range(17), seed=0)
+    with pytest.raises(TeddyError, match=r"expected 3 .* class 'b' has 2"):
+        select_random(torch.tensor([0, 0, 0, 1, 1]), "ab", [2], seed=0)
+
+
+def test_images_of_a_small_class_are_repeated_if_asked_for() -> None:
+    labels = torch.tensor([0, 1, 0, 1, 0, 0, 0])
+    chosen = select_random(labels, "ab", range(5), 0, "repeat")
+    assert sorted(chosen[:, 0].tolist()) == [0, 2, 4, 5, 6], "the larger class needs no repeats"
+    assert chosen[:, 1].tolist() == [*(once := chosen[:2, 1].tolist()), *once, once[0]]
+    assert torch.equal(select_random(labels, "ab", range(2), 0), chosen[:2])
 
 
 # --------------------------------------------------------------------------------------- on disk

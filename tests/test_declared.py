@@ -81,7 +81,8 @@ PARAMS: dict[str, Any] = {
         "source": "digits", "root": "", "download": False, "num_classes": 10, "image_size": 8,
         "channels": 1, "storage": "memory", "checksums": "contents",
         "on_checksum_mismatch": "refuse", "on_unreadable": "refuse", "mean": [], "std": [],
-        "val_fraction": 0.15, "test_fraction": 0.25, "keep": [1, 1],
+        "val_fraction": 0.15, "test_fraction": 0.25, "keep": [1, 1], "classes": [],
+        "small_classes": "refuse",
     },
     "train_teacher": {
         "network": NETWORK, "epochs": 30, "batch_size": 64, "optimizer": OPTIMIZER,
@@ -1423,6 +1424,17 @@ def test_a_source_that_is_not_built_in_is_refused(read: Read) -> None:
     words = f"{TOY}: prepared.toy.source must be path/to/file.py:name or known, got 'x'"
     refusal(read, {"prepared:toy:source": "x"}, words)
     assert set(SOURCES) == set(sources.SOURCES)
+
+
+def test_small_classes_concern_only_sets_that_need_real_images(read: Read) -> None:
+    edits = {f"sets:{SRE2L}:initialise": "real"}
+    for chosen in ("refuse", "repeat"):
+        declared = read({**edits, "prepared:toy:small_classes": chosen})
+        files = {path: settings for _, path, settings in stage_files(declared)}
+        asked = [files[f"synthesize/{name}"].small_classes for name in (PRIOR, SRE2L, RANDOM)]
+        assert asked == [None, chosen, chosen]
+        assert (files["prepare/toy"].demand is None) == (chosen == "repeat")
+    refusal(read, {"prepared:toy:small_classes": "all"}, "small_classes", "refuse", "repeat")
 
 
 def test_a_network_of_the_users_own_is_part_of_what_stages_run(read: Read, own: str) -> None:

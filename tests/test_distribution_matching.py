@@ -195,7 +195,7 @@ def test_images_of_a_class_do_not_depend_on_the_others(
     assert labels.tolist() == [0, 1, 2] * 2
     assert len(records) == 3
     assert (images.int() - others.int()).abs().max() <= 1
-    chosen = select_random(alone.data.train.labels, 3, range(2), 0).flatten()
+    chosen = select_random(alone.data.train.labels, "abc", range(2), 0).flatten()
     assert not torch.equal(images, alone.data.train.pick(chosen)), "it was optimised"
 
 

@@ -424,7 +424,12 @@ def test_more_images_than_a_class_has_are_refused_by_the_row_alone(
     of = settings_of("synthesize", RANDOM, root)
     arguments = command(root, "synthesize", RANDOM, settings=of, data=tmp_path / "out")
     line = refuse(arguments, capsys)
-    assert "expected 200 real images of each class for training, but class 8 has 104" in line
+    assert "expected 200 real images of each class for training, but class '8' has 104" in line
+    edit_rows(root, {"prepared:digits:small_classes": "repeat"})
+    write_inputs(root, root / "inputs")
+    main(arguments)
+    made = teddy.load(root / f"data/distilled/{RANDOM}.safetensors")
+    assert made.ipc == 200 and made.provenance["small_classes"] == "repeat"
 
 
 def test_settings_of_another_stage_or_none_are_refused(

@@ -1,6 +1,7 @@
 """Checks, conversion, decoding and statistics, on generated files and, if there, real ones."""
 
 import os
+import re
 import shutil
 import tarfile
 import warnings
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from raw_fixtures import (
     DIGITS,
     SHARED,
@@ -31,7 +32,7 @@ from torch import Tensor
 from teddy.core.errors import TeddyError
 from teddy.core.files import digest, write_json
 from teddy.data.datasets import SPLITS, ImageDataset, read_dataset, read_manifest
-from teddy.data.decoding import decode, fit, fit_arrays
+from teddy.data.decoding import centre_view, decode, fit, fit_arrays
 from teddy.data.images import Images
 from teddy.data.lazy_images import ImageFiles
 from teddy.data.preparation import measure, prepare, unbalanced, write_dataset
@@ -390,10 +391,9 @@ def test_files_that_stay_on_disk_are_not_opened(folders: Path) -> None:
 
 
 @pytest.mark.parametrize("opened", ["all", "headers", "sample"])
-def test_orientation_tags_are_counted(
+def test_images_turned_by_orientation_tags_are_counted(
     folders: Path, opened: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """They are not followed: pixels are those of torchvision's ImageFolder."""
     kinds = [(6, "jpg"), (3, "png"), (1, "jpg"), (8, "webp"), (9, "jpg")]
     for i, (value, suffix) in enumerate(kinds):
         exif = Image.Exif()
@@ -411,13 +411,23 @@ def test_orientation_tags_are_counted(
     if opened == "sample":
         assert isinstance(dataset.train, ImageFiles)
         count = sum(f"turned{i}." in name for name in dataset.train.files for i in (0, 1, 3))
-    assert line.startswith(f"{count} images ask by an orientation tag to be turned")
+    assert re.fullmatch(rf"{count} of \d+ images are turned as their orientation tags say", line)
     assert "orientation" not in str(facts)
-    if opened == "all":
-        path = folders / "train/ant/turned0.jpg"
-        kept = torch.cat([images(dataset, "train"), images(dataset, "val")])
-        expected = torch.tensor(fit(Image.open(path), 32, 3))
-        assert any(torch.equal(image, expected) for image in kept)
+
+
+@pytest.mark.parametrize("value", range(1, 9))
+@pytest.mark.parametrize("storage", ["memory", "files"])
+def test_images_are_turned_as_their_orientation_tag_says(
+    folders: Path, storage: str, value: int
+) -> None:
+    """As Pillow's own ``exif_transpose`` does it; an image on disk gets its views afterwards."""
+    exif = Image.Exif()
+    exif[0x0112] = value
+    path = write_image(folders / "val/ant/0.png", exif=exif, size=(32, 40), seed=9)
+    dataset, _ = prepare(prepare_config(root=folders, storage=storage), seed=0)
+    expected = centre_view(ImageOps.exif_transpose(Image.open(path)), 32)
+    (image,) = dataset.test.pick(torch.tensor([0]))
+    assert torch.equal(image, torch.tensor(np.asarray(expected)).permute(2, 0, 1))
 
 
 def test_files_whose_contents_are_hashed_are_checked(folders: Path) -> None:
@@ -586,8 +596,11 @@ def test_classes_are_counted_by_name_and_many_are_cut_short(dataset: ImageDatase
     assert _classes(replace(dataset, class_names=names)) == ", ".join(
         f"{name!r} {count}" for name, count in zip(names, counts, strict=True)
     )
+    labels = torch.arange(20).repeat_interleave(torch.arange(30, 10, -1))
+    dataset = replace(dataset, train=Images(torch.zeros(len(labels), 1, 1, 1), labels))
     many = _classes(replace(dataset, class_names=tuple(map(str, range(20)))))
-    assert many.startswith("'0' ") and "'4' 0, …, '15' 0" in many and many.endswith("'19' 0")
+    assert many.startswith("'0' ") and "'4' 26, …; fewest '19' 11, '18' 12, " in many
+    assert many.count("'") == 2 * 15 and "; most '0' 38, '1' 37, " in many
 
 
 # ------------------------------------------------------------------------------ the real images

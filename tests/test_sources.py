@@ -5,9 +5,11 @@ import os
 import pickle
 import shutil
 import socket
+import sys
 import tarfile
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -393,7 +395,7 @@ def test_classes_are_those_of_torchvision(tmp_path: Path) -> None:
     from torchvision.datasets import ImageFolder
     from torchvision.datasets.folder import IMG_EXTENSIONS
 
-    assert sources._SUFFIXES == IMG_EXTENSIONS
+    assert sources._SUFFIXES == (*IMG_EXTENSIONS, ".jfif", ".jpe")
     write_classes(tmp_path, {"b": 2, "B": 1, "a 1": 1, "é": 2, "10": 1, "9": 1})
     raw = load(prepare_config(root=tmp_path))
     theirs = ImageFolder(str(tmp_path))
@@ -499,16 +501,36 @@ def test_what_is_no_regular_file_is_refused_unread(
         load(prepare_config(root=tmp_path, storage=storage, on_unreadable="skip"))
 
 
-def test_images_of_other_kinds_are_counted(
+def test_files_of_other_kinds_are_counted(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_classes(tmp_path, {"ant": 2, "bee": 2})
-    for name in ("ant/x.jfif", "bee/x.JFIF", "ant/x.gif", "ant/notes.txt", "bee/Thumbs.db"):
+    for name in ("ant/x.gif", "ant/notes.txt", "bee/Y.GIF", "bee/README", "bee/.hidden"):
         (tmp_path / name).write_bytes(b"x")
     assert len(load(prepare_config(root=tmp_path)).train.labels) == 4
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"{tmp_path}: not read, as by torchvision's ImageFolder: ")
-    assert "1 .gif, 2 .jfif" in line and "txt" not in line and "rename .jfif to .jpg" in line
+    assert line == (
+        f"{tmp_path}: 4 files of 3 kinds are not read: .gif (2), .txt (1), no suffix (1)"
+    )
+
+
+def test_jpeg_of_other_names_is_read(tmp_path: Path) -> None:
+    write_classes(tmp_path, {"ant": 2, "bee": 2})
+    for name in ("x.jfif", "y.JPE"):
+        write_image(tmp_path / "ant/0.jpg").rename(tmp_path / "ant" / name)
+    raw = load(prepare_config(root=tmp_path))
+    assert {"ant/x.jfif", "ant/y.JPE"} < set(files(raw.train).files)
+
+
+def test_images_beside_class_folders_are_not_dropped_silently(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_classes(tmp_path, {"ant": 2, "bee": 2})
+    for name in ("0.png", "1.png", "README.md"):
+        (tmp_path / name).write_bytes(b"x")
+    load(prepare_config(root=tmp_path))
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith("2 images beside the class folders are in none and not read: 0.png, 1.png")
 
 
 @pytest.mark.parametrize("name", [b"caf\xe9", b"ant/caf\xe9.png"])
@@ -570,6 +592,111 @@ def test_a_temporary_checkout_of_dvc_reads_the_users_own_raw_data(
 def test_missing_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TeddyError, match="gone: expected a folder of class folders"):
         load(prepare_config(root=tmp_path / "gone"))
+
+
+# ---------------------------------------------------------------------------- chosen classes
+
+
+def test_chosen_classes_are_labelled_in_their_order(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        write_classes(tmp_path / split, {"ant": 2, "bee": 1, "cow": 3})
+    raw = load(prepare_config(root=tmp_path, classes=("cow", "ant")))
+    assert raw.class_names == ("cow", "ant")
+    assert raw.train.labels.tolist() == [1, 1, 0, 0, 0]
+    assert [name.split("/")[1] for name in files(raw.test).files] == ["ant"] * 2 + ["cow"] * 3
+    with pytest.raises(TeddyError, match=r"prepare\.classes: no class 'bees'; did you mean 'bee'"):
+        load(prepare_config(root=tmp_path, classes=("ant", "bees")))
+
+
+def test_chosen_classes_must_be_distinct() -> None:
+    with pytest.raises(TeddyError, match="classes must be distinct, got"):
+        prepare_config("digits", classes=("1", "1"))
+
+
+def test_labels_out_of_range_are_refused_of_chosen_classes_too(tmp_path: Path) -> None:
+    path = write_npz(tmp_path / "a.npz", y_test=np.full(6, 7))
+    with pytest.raises(TeddyError, match="the test images: expected labels from 0 to 2, got 7"):
+        load(prepare_config("npz", path, classes=("0", "1")))
+
+
+# ------------------------------------------------------------------------------------------ lists
+
+
+def test_list_of_paths_labels_and_splits(tmp_path: Path) -> None:
+    for name in ("x/b.png", "x/a.png", "c.png", "d.png"):
+        write_image(tmp_path / name)
+    path = tmp_path / "list.csv"
+    path.write_text(
+        "path,label,split\nx/b.png,10,train\nx/a.png,9,train\nc.png,10,test\nd.png,9,val\n"
+    )
+    raw = load(prepare_config("list", path))
+    assert raw.class_names == ("9", "10"), "numbers by size, other names by letters"
+    assert files(raw.train).files == ["x/b.png", "x/a.png"]
+    assert raw.train.labels.tolist() == [1, 0]
+    assert files(raw.test).files == ["c.png"] and files(raw.val).files == ["d.png"]
+    assert files(raw.train).sizes[0] == (tmp_path / "x/b.png").stat().st_size
+
+
+def test_list_without_splits_has_training_images_alone(tmp_path: Path) -> None:
+    path = tmp_path / "l.tsv"
+    path.write_text("class\tn\tfile_name\nbee, red\t1\ta.png\nant\t2\tb.png\n", "utf-8-sig")
+    for name in ("a.png", "b.png"):
+        write_image(tmp_path / name)
+    raw = load(prepare_config("list", path))
+    assert raw.class_names == ("ant", "bee, red") and raw.train.labels.tolist() == [1, 0]
+    assert raw.test is None and raw.val is None
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "expected one column 'path' .*got the columns none"),
+        ("path,name\na.png,x\n", "expected one column 'label' .or class.*columns path, name"),
+        ("path,file,label\na,b,c\n", "expected one column 'path'"),
+        ("path,label\na.png\n", "line 2: expected 2 cells with text, path,label; got 'a.png'"),
+        ("path,label\na.png,\n", "line 2: expected 2 cells with text"),
+        ("path,label\na.png,x\na.png,y\n", "1 files are there twice: a.png"),
+        ("path,label\nb.png,x\n", "1 files that it names are not there, from .*: b.png"),
+        ("path,label\n\0.png,x\n", "expected a list with a header|are not there"),
+        (f"path,label\n{'a' * 300}.png,x\n", "are not there"),
+        ("path,label\nfolder,x\n", "folder: expected an image, found a folder"),
+        ("path,label,split\na.png,x,valid\n", "expected train, val or test, got valid"),
+        ("path,label,split\na.png,x,val\n", "images of the split train, found none"),
+        ("path,label\n", "images of the split train, found none"),
+        ('path,label\n"a.png,x\n', "expected a list with a header"),
+    ],
+)
+def test_unexpected_lists_are_refused(tmp_path: Path, text: str, message: str) -> None:
+    write_image(tmp_path / "a.png")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "list.csv").write_text(text)
+    with pytest.raises(TeddyError, match=message):
+        load(prepare_config("list", tmp_path / "list.csv"))
+
+
+@pytest.mark.parametrize("name", ["gone.csv", "a.png", "bad.csv"])
+def test_file_that_is_no_list_is_refused(tmp_path: Path, name: str) -> None:
+    write_image(tmp_path / "a.png").with_name("bad.csv").write_bytes(b"path,label\n\xff,x\n")
+    with pytest.raises(TeddyError, match=rf"{name}: expected a"):
+        load(prepare_config("list", tmp_path / name))
+
+
+def test_parquet_is_read_where_pyarrow_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "list.parquet"
+    path.write_bytes(b"")
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    with pytest.raises(TeddyError, match=r"list\.parquet: .*pip install pyarrow"):
+        load(prepare_config("list", path))
+    columns: dict[str, list[Any]] = {"path": ["a.png", "b.png"], "label": [1, 0]}
+    table = SimpleNamespace(to_pydict=lambda: columns)
+    stand_in = SimpleNamespace(read_table=lambda path: table)
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", stand_in)
+    for name in columns["path"]:
+        write_image(tmp_path / name)
+    assert load(prepare_config("list", path)).train.labels.tolist() == [1, 0]
+    columns["label"][1] = None
+    with pytest.raises(TeddyError, match="label: the cell of row 1 is missing"):
+        load(prepare_config("list", path))
 
 
 # ------------------------------------------------------------------------------------------ npz

@@ -19,6 +19,8 @@ from teddy.core.files import Json, digest, read_json
 from teddy.core.seeding import permutation
 from teddy.data.images import Images, Normalisation
 from teddy.data.lazy_images import ImageFiles
+from teddy.settings.configs import SmallClasses
+from teddy.settings.schema import shown
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
@@ -105,32 +107,40 @@ def _file_splits(content: Path, manifest: Json) -> dict[Split, LabelledImages]:
     }
 
 
-def select_random(labels: Tensor, num_classes: int, indices: Sequence[int], seed: int) -> Tensor:
+def select_random(
+    labels: Tensor,
+    class_names: Sequence[str],
+    indices: Sequence[int],
+    seed: int,
+    small_classes: SmallClasses | None = None,
+) -> Tensor:
     """Random images without replacement: the ``indices``-th of each class's own shuffle.
 
     Args:
         labels: int64 ``(N,)``.
-        num_classes: K.
+        class_names: of the K classes.
         indices: IPC indices wanted, non-negative.
         seed: experiment seed.
+        small_classes: ``repeat`` begins the shuffle of a class of fewer images again.
 
     Returns:
         int64 ``(len(indices), K)``; entry ``[i, c]`` does not depend on the other entries.
 
     Raises:
-        TeddyError: a class has fewer images than asked for.
+        TeddyError: a class has fewer images than asked for, and may not repeat them.
     """
-    counts = labels.bincount(minlength=num_classes)
-    label = int(counts.argmin())
-    if max(indices) >= counts[label]:
+    counts = labels.bincount(minlength=len(class_names))
+    label, wanted = int(counts.argmin()), max(indices) + 1
+    if wanted > counts[label] and small_classes != "repeat":
         raise TeddyError(
-            f"expected {max(indices) + 1} real images of each class for training, but class "
-            f"{label} has {counts[label]}; choose a smaller ipc, and of images that start from "
-            "real ones a divisor of it for synthesize.indices_per_batch"
+            f"expected {wanted} real images of each class for training, but class "
+            f"{shown(class_names[label])} has {counts[label]}; choose a smaller ipc (and of images "
+            "that start from real ones a divisor of it for synthesize.indices_per_batch), or "
+            "prepare.small_classes: repeat, which takes the images of such a class again"
         )
     columns = []
-    for label in range(num_classes):
+    for label in range(len(class_names)):
         members = torch.nonzero(labels == label)[:, 0]
         order = members[permutation(len(members), seed, "random real", label)]
-        columns.append(order[list(indices)])
+        columns.append(order[[index % len(members) for index in indices]])
     return torch.stack(columns, dim=1)

@@ -31,20 +31,30 @@ def mode_of(channels: int) -> str:
     return "L" if channels == 1 else "RGB"
 
 
+# What an orientation tag asks for; others ask for nothing.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM, 5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_90,
+}  # fmt: skip
+
+
 def as_channels(image: Image.Image, channels: int) -> Image.Image:
-    """Decode to 8 bits of grey (1) or RGB (3); alpha is dropped.
+    """Decode to 8 bits of grey (1) or RGB (3), turned as a camera's tag says; alpha is dropped.
 
     Raises:
         ValueError: more than 8 bits per channel, whose range nothing tells.
     """
-    mode = "L" if channels == 1 else "RGB"
+    mode = mode_of(channels)
     check_depth(image)
+    turn = _TURNS.get(_orientation(image))
     if image.mode == mode:
         image.load()
-        return image
-    if "transparency" in image.info:
-        image = image.convert("RGBA")  # Pillow's own advice for palettes
-    return image.convert(mode)
+    else:
+        if "transparency" in image.info:
+            image = image.convert("RGBA")  # Pillow's own advice for palettes
+        image = image.convert(mode)
+    return image.transpose(turn) if turn is not None else image
 
 
 def check_depth(image: Image.Image) -> None:
@@ -76,8 +86,7 @@ def fit(image: Image.Image, size: int, channels: int) -> NDArray[np.uint8]:
     """The square of an image that evaluation sees, in the mode that networks see.
 
     The same pixels as those of files that stay on disk, see :func:`as_channels` and
-    :func:`centre_view`. A camera's orientation tag is not followed, as in torchvision's
-    ``ImageFolder``; :attr:`Found.turned` tells of it.
+    :func:`centre_view`.
 
     Args:
         image: any size; any mode of at most 8 bits per channel.
@@ -122,7 +131,7 @@ class Found:
     problem: str
     """Why the file is no image that can be used, "" if it is."""
     turned: bool = False
-    """Whether an orientation tag asks to turn the image, which is not done."""
+    """Whether it is turned, or mirrored, because an orientation tag says so."""
 
 
 def decode(
@@ -189,7 +198,7 @@ def _open(path: Path, index: int, visit: Callable[[int, Image.Image], None]) -> 
     sha256 = hashlib.sha256(content).digest()
     try:
         with Image.open(BytesIO(content)) as image:
-            mode, turned = image.mode, _is_turned(image)
+            mode, turned = image.mode, _orientation(image) in _TURNS
             visit(index, image)
     except UnidentifiedImageError:
         return Found(sha256, "", "not an image" if content else "empty file")
@@ -214,12 +223,13 @@ def read_file(path: Path) -> bytes:
         return file.read()
 
 
-def _is_turned(image: Image.Image) -> bool:
+def _orientation(image: Image.Image) -> int:
+    """A camera's orientation tag, 1 if there is none."""
     with contextlib.suppress(Exception):  # of damaged metadata, which nothing else needs
         # Pillow itself turns TIFF, and would decode a PNG file to look for a tag behind its pixels.
         if image.format != "TIFF" and "exif" in image.info:
-            return image.getexif().get(Base.Orientation, 1) in range(2, 9)
-    return False
+            return int(image.getexif().get(Base.Orientation, 1))
+    return 1
 
 
 def _on_all_cores(count: int, task: Callable[[int], None], description: str) -> None:

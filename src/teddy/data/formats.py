@@ -1,10 +1,12 @@
-"""Files that hold arrays of images: CIFAR's batches, MNIST's IDX, NumPy's npz.
+"""Files that hold arrays of images, CIFAR's batches, MNIST's IDX, NumPy's npz; and lists of files.
 
 Nothing here runs code that a file contains, or makes room for what it only claims to hold. Hence
 not torchvision's readers: that of CIFAR unpickles, that of MNIST asserts and believes the header.
 """
 
+import csv
 import gzip
+import importlib
 import math
 import pickle
 import zlib
@@ -248,3 +250,59 @@ def as_labels(labels: NDArray[Any], count: int, where: str) -> NDArray[np.int64]
     if labels.max() > np.iinfo(np.int64).max:
         raise TeddyError(f"{where}: expected labels from 0 to {count - 1}, got {labels.max()}")
     return labels.astype(np.int64)
+
+
+# --------------------------------------------------------------------------------------- lists
+
+
+def read_columns(path: Path) -> dict[str, list[str]]:
+    """Columns of a list by name, as text: of a ``.csv``, ``.tsv`` or ``.parquet`` file.
+
+    Raises:
+        TeddyError: missing, damaged, of another kind, or a cell is missing.
+    """
+    if not path.is_file():
+        raise TeddyError(f"{path}: expected a .csv, .tsv or .parquet file, found no file there")
+    try:
+        if path.suffix.lower() == ".parquet":
+            return _parquet_columns(path)
+        if path.suffix.lower() in (".csv", ".tsv"):
+            return _csv_columns(path, "\t" if path.suffix.lower() == ".tsv" else ",")
+    except TeddyError:
+        raise
+    except OSError as error:
+        raise TeddyError(f"{path}: cannot read: {error.strerror or _reason(error)}") from error
+    except Exception as error:  # a damaged file raises whatever its bytes happen to mean
+        raise TeddyError(f"{path}: expected a list with a header ({_reason(error)})") from error
+    raise TeddyError(f"{path}: expected a list, .csv, .tsv or .parquet, got {path.suffix!r}")
+
+
+def _csv_columns(path: Path, delimiter: str) -> dict[str, list[str]]:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        rows = csv.reader(file, delimiter=delimiter, strict=True)
+        header = [name.strip() for name in next(rows, [])]
+        columns: dict[str, list[str]] = {name: [] for name in header}
+        for row in rows:
+            if row and (len(row) != len(header) or "" in row):
+                raise TeddyError(
+                    f"{path}: line {rows.line_num}: expected {len(header)} cells with text, "
+                    f"{delimiter.join(header)}; got {delimiter.join(row)[:100]!r}"
+                )
+            for name, cell in zip(header, row, strict=False):
+                columns[name].append(cell)
+    return columns
+
+
+def _parquet_columns(path: Path) -> dict[str, list[str]]:
+    try:
+        parquet = importlib.import_module("pyarrow.parquet")
+    except ImportError as error:
+        raise TeddyError(
+            f"{path}: reading Parquet needs pyarrow, which is not installed: pip install pyarrow, "
+            "or write the list as .csv"
+        ) from error
+    columns: dict[str, list[Any]] = parquet.read_table(path).to_pydict()
+    for name, cells in columns.items():
+        if None in cells:
+            raise TeddyError(f"{path}: {name}: the cell of row {cells.index(None)} is missing")
+    return {name: [str(cell) for cell in cells] for name, cells in columns.items()}

@@ -27,7 +27,7 @@ from teddy.data.decoding import Found, decode, fit_arrays, inspect, mode_of
 from teddy.data.formats import as_text
 from teddy.data.images import Images, Normalisation
 from teddy.data.lazy_images import ImageFiles
-from teddy.data.sources import RawArrays, RawDataset, RawFiles, RawSplit, load
+from teddy.data.sources import RawArrays, RawDataset, RawFiles, RawSplit, check_labels, load
 from teddy.settings.configs import PrepareConfig
 
 _MEASURED_FILES = 2000  # training images that mean and std are measured on, where all are too many
@@ -107,11 +107,7 @@ def _check(raw: RawDataset, config: PrepareConfig) -> None:
 
 def _check_classes(labels: Tensor, class_names: Sequence[str], where: str) -> None:
     """Refuse labels out of range and classes without images."""
-    outside = labels[(labels < 0) | (labels >= len(class_names))].unique().tolist()
-    if outside:
-        raise TeddyError(
-            f"{where}: expected labels from 0 to {len(class_names) - 1}, got {_some(outside)}"
-        )
+    check_labels(labels, class_names, where)
     counts = labels.bincount(minlength=len(class_names)).tolist()
     empty = [name for name, count in zip(class_names, counts, strict=True) if count == 0]
     if empty:
@@ -304,12 +300,9 @@ def _log_converted(modes: Mapping[str, int], channels: int) -> None:
 
 
 def _log_turned(found: Mapping[Split, list[Found]]) -> None:
-    count = sum(one.turned for split in found.values() for one in split)
-    if count:
-        log(
-            f"{count} images ask by an orientation tag to be turned, which is not done, as in "
-            "torchvision's ImageFolder; where that matters turn the files"
-        )
+    every = [one.turned for split in found.values() for one in split]
+    if any(every):
+        log(f"{sum(every)} of {len(every)} images are turned as their orientation tags say")
 
 
 def _checksums(

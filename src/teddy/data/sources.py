@@ -11,7 +11,7 @@ import os
 import stat
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +30,12 @@ from teddy.data.formats import (
     as_text,
     read_cifar_batch,
     read_cifar_names,
+    read_columns,
     read_idx,
     read_npz,
 )
 from teddy.settings.configs import PrepareConfig
+from teddy.settings.schema import shown, suggest
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +93,48 @@ def load(config: PrepareConfig) -> RawDataset:
     Raises:
         TeddyError: no such source; missing, damaged or unexpected raw data.
     """
+    made = _load(config)
+    return choose(made, config.classes) if config.classes else made
+
+
+def choose(raw: RawDataset, classes: Sequence[str]) -> RawDataset:
+    """The images of some classes, which are labelled in the order that they are named in.
+
+    Raises:
+        TeddyError: there is no class of that name.
+    """
+    for name in classes:
+        if name not in raw.class_names:
+            raise TeddyError(
+                f"prepare.classes: no class {shown(name)}; {suggest(name, raw.class_names)}"
+            )
+    labels = torch.full((len(raw.class_names),), -1)
+    labels[[raw.class_names.index(name) for name in classes]] = torch.arange(len(classes))
+
+    def chosen(split: RawSplit | None, what: str) -> RawSplit | None:
+        if split is None:
+            return None
+        check_labels(split.labels, raw.class_names, what)
+        kept = split.take((labels[split.labels] >= 0).nonzero().flatten())
+        return replace(kept, labels=labels[kept.labels])
+
+    train = chosen(raw.train, "the training images")
+    assert train is not None, "every source has training images"
+    test, val = chosen(raw.test, "the test images"), chosen(raw.val, "the validation images")
+    return RawDataset(train, test, tuple(classes), raw.checksums, val)
+
+
+def check_labels(labels: Tensor, class_names: Sequence[str], where: str) -> None:
+    """Refuse labels that no class has."""
+    outside = labels[(labels < 0) | (labels >= len(class_names))].unique().tolist()
+    if outside:
+        raise TeddyError(
+            f"{where}: expected labels from 0 to {len(class_names) - 1}, got "
+            f"{_some(list(map(str, outside)))}"
+        )
+
+
+def _load(config: PrepareConfig) -> RawDataset:
     if user_code.is_reference(config.source):
         made = user_code.load(config.source)(config)
         if not isinstance(made, RawDataset):
@@ -237,11 +281,9 @@ _TINY_IMAGENET = Published(
     "md5:90528d7ca1a48142e341f4ef8d21d0de",
 )
 
-# torchvision's ImageFolder reads the same files.
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
-_NOT_READ = (
-    ".jfif", ".jpe", ".jp2", ".jxl", ".gif", ".apng", ".avif", ".heic", ".heif", ".dib", ".tga",
-    ".pbm", ".pnm", ".ico", ".psd", ".dng", ".svg",
+# What torchvision's ImageFolder reads, and two more names of JPEG.
+_SUFFIXES = (
+    ".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".jfif", ".jpe",
 )  # fmt: skip
 
 # Folders that are meant as splits. Only train, val and test are read as such.
@@ -292,7 +334,8 @@ def _imagefolder(config: PrepareConfig) -> RawDataset:
     """One folder per class, in ``train`` and ``val`` (or ``test``) or right in the root.
 
     Images lie in a class's folder itself, in its folder ``images`` alone, or in any folders beside
-    images; they are those that torchvision's ``ImageFolder`` reads, others are counted.
+    images; they are those that torchvision's ``ImageFolder`` reads, .jfif and .jpe. Other files
+    are counted.
 
     ImageNet-1K in torchvision's layout is such a folder. Of ``test`` and ``val``, the first with
     the classes of ``train`` serves as test images.
@@ -329,6 +372,70 @@ def _imagefolder(config: PrepareConfig) -> RawDataset:
     return RawDataset(_files(root, train, names), _files(root, test, names), names)
 
 
+_COLUMNS = {
+    "path": ("path", "file_name", "filename", "file", "image"), "label": ("label", "class"),
+}  # fmt: skip
+
+
+def _list(config: PrepareConfig) -> RawDataset:
+    """A list of image files with their classes, ``.csv``, ``.tsv`` or ``.parquet``.
+
+    Its columns are ``path`` (from the list's folder), ``label`` (a name) and perhaps ``split``:
+    train, val or test. Classes are sorted by name, or by number if all names are numbers.
+    """
+    path = _root(config)
+    columns = read_columns(path)
+    names, labels = (_column(columns, path, *entry) for entry in _COLUMNS.items())
+    splits = columns.get("split", ["train"] * len(names))
+    others = sorted(set(splits) - {"train", "val", "test"})
+    if others:
+        raise TeddyError(f"{path}: split: expected train, val or test, got {_some(others)}")
+    repeated = [name for name, times in Counter(names).items() if times > 1]
+    if repeated:
+        raise TeddyError(f"{path}: {len(repeated)} files are there twice: {_some(repeated)}")
+    numbers = all(label.isdecimal() for label in labels)
+    classes = sorted(set(labels), key=int if numbers else None)
+    places = {name: place for place, name in enumerate(classes)}
+    sizes, missing = [], []
+    with progress(len(names), f"list {path.name}", "img") as bar:
+        for name in names:
+            as_text(name, str(path))
+            try:
+                (path.parent / name).stat()
+            except (OSError, ValueError):
+                missing.append(name)
+            else:
+                sizes.append(_size(path.parent / name))
+            bar.update()
+    if missing:
+        raise TeddyError(
+            f"{path}: {len(missing)} files that it names are not there, from {path.parent}: "
+            f"{_some(missing)}"
+        )
+    every = RawFiles(path.parent, names, sizes, torch.tensor([places[label] for label in labels]))
+
+    def split(wanted: str) -> RawFiles | None:
+        indices = [i for i, own in enumerate(splits) if own == wanted]
+        return every.take(torch.tensor(indices)) if indices else None
+
+    train = split("train")
+    if train is None:
+        raise TeddyError(f"{path}: expected images of the split train, found none")
+    return RawDataset(train, split("test"), tuple(classes), val=split("val"))
+
+
+def _column(
+    columns: Mapping[str, list[str]], path: Path, name: str, names: Sequence[str]
+) -> list[str]:
+    found = [column for column in names if column in columns]
+    if len(found) != 1:
+        raise TeddyError(
+            f"{path}: expected one column {name!r} (or {_some(names[1:])}), got the columns "
+            f"{_some(list(columns))}"
+        )
+    return columns[found[0]]
+
+
 def _files(root: Path, by_class: Mapping[str, _Listed], names: Sequence[str]) -> RawFiles:
     listed = [entry for name in names for entry in by_class.get(name, [])]
     counts = torch.tensor([len(by_class.get(name, [])) for name in names])
@@ -349,9 +456,16 @@ def _class_folders(root: Path, name: str) -> dict[str, _Listed]:
     """Images below each subfolder of ``root/name``, sorted by class and then by path."""
     if not (root / name).is_dir():
         raise TeddyError(f"{root / name}: expected a folder of class folders, found nothing there")
-    folders = _subfolders(root / name)
+    entries = _entries(root / name)
+    folders = sorted(entry.name for entry, is_folder in entries if is_folder)
     if not folders:
         raise TeddyError(f"{root / name}: expected class folders, found no folder in it")
+    beside = sorted(e.name for e, is_folder in entries if not is_folder and _is_image(e.name))
+    if beside:
+        log(
+            f"warning: {root / name}: {len(beside)} images beside the class folders are in none "
+            f"and not read: {_some(beside)}"
+        )
     by_class = _list_images(root, name, folders)
     for folder, listed in by_class.items():
         start = len(f"{name}/{folder}/" if name else f"{folder}/")
@@ -394,10 +508,10 @@ def _list_images(root: Path, name: str, folders: Sequence[str]) -> dict[str, _Li
             by_folder[folder] = _images_below(root, f"{name}/{folder}" if name else folder, others)
             bar.update()
     if others:
-        counts = ", ".join(f"{others[suffix]} {suffix}" for suffix in sorted(others))
+        kinds = [f"{suffix or 'no suffix'} ({count})" for suffix, count in others.most_common()]
         log(
-            f"{root / name}: not read, as by torchvision's ImageFolder: {counts} (rename .jfif to "
-            ".jpg, convert others)"
+            f"{root / name}: {others.total()} files of {len(others)} kinds are not read: "
+            f"{_some(kinds)}"
         )
     return by_folder
 
@@ -410,14 +524,17 @@ def _images_below(root: Path, name: str, others: Counter[str]) -> _Listed:
         if not (root / folder).is_dir():
             continue
         for entry, is_folder in _entries(root / folder):
-            suffix = "." + entry.name.lower().rpartition(".")[2]
             if is_folder:
                 folders.append(f"{folder}/{entry.name}")
-            elif suffix in _SUFFIXES:
+            elif _is_image(entry.name):
                 listed.append((f"{folder}/{entry.name}", _size(entry)))
-            elif suffix in _NOT_READ:
-                others[suffix] += 1
+            else:
+                others[Path(entry.name).suffix.lower()] += 1
     return sorted(listed)
+
+
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(_SUFFIXES)
 
 
 def _entries(folder: Path) -> list[tuple["os.DirEntry[str]", bool]]:
@@ -432,15 +549,15 @@ def _entries(folder: Path) -> list[tuple["os.DirEntry[str]", bool]]:
     return visible
 
 
-def _size(entry: "os.DirEntry[str]") -> int:
+def _size(entry: "os.DirEntry[str] | Path") -> int:
     try:
         found = entry.stat()
     except OSError:
         return 0  # a dangling link; reading it says so
     if not stat.S_ISREG(found.st_mode):  # whose content may have no end
-        kinds = {"p": "a named pipe", "s": "a socket"}
+        kinds = {"p": "a named pipe", "s": "a socket", "d": "a folder"}
         kind = kinds.get(stat.filemode(found.st_mode)[0], "a device")
-        raise TeddyError(f"{entry.path}: expected an image, found {kind}")
+        raise TeddyError(f"{os.fspath(entry)}: expected an image, found {kind}")
     return found.st_size
 
 
@@ -530,5 +647,6 @@ SOURCES: dict[str, Callable[[PrepareConfig], RawDataset]] = {
     "tiny-imagenet": _tiny_imagenet,
     "imagefolder": _imagefolder,
     "npz": _npz,
+    "list": _list,
 }
 """Loaders of raw data by the name ``prepare.source`` gives. Add a dataset here."""

@@ -142,13 +142,14 @@ class DsaConfig:
 
 
 Precision = Literal["float32", "bfloat16"]
+SmallClasses = Literal["refuse", "repeat"]
 
 # ------------------------------------------------------------------------------ stage sections
 
 
 SOURCES = (
     "digits", "cifar10", "cifar100", "mnist", "fashion-mnist", "tiny-imagenet", "imagefolder",
-    "npz",
+    "npz", "list",
 )  # fmt: skip
 """Names of the loaders in ``teddy.data.sources``."""
 
@@ -161,11 +162,14 @@ class PrepareConfig:
     """Loader of the raw data: a name in :data:`teddy.data.sources.SOURCES`, or a function of your
     own, ``path/to/file.py:name``."""
     root: str
-    """Folder (or .npz file) of the raw data, torchvision's ``root`` for its sets; "" for none."""
+    """Folder of the raw data (of ``npz`` and ``list`` the file), torchvision's ``root`` for its
+    sets; "" for none."""
     download: bool
     """Fetch the raw data into ``root`` if it is not there."""
     num_classes: Whole
     """Classes that must be found; 0 accepts any number."""
+    classes: tuple[str, ...]
+    """Names of the classes to take, in the order of their labels; empty takes all as they are."""
     image_size: Annotated[int, Ge(1), Le(4096)]
     """Side of the square images that networks see, pixels; others are resized and cropped."""
     channels: Literal[1, 3]
@@ -186,14 +190,21 @@ class PrepareConfig:
     """As ``mean``."""
     val_fraction: Annotated[float, Gt(0), Lt(1)]
     """Share of the training images held out for every choice that is made, unless the source (an
-    .npz file) has validation images of its own."""
+    .npz file or a list) has validation images of its own."""
     test_fraction: Annotated[float, Ge(0), Lt(1)]
     """Share split off for the reported accuracy; 0 if the source has a test set of its own."""
     keep: tuple[float, float]
     """Bounds of the share of training images that a class keeps, drawn uniformly for each class
     (Table 3, §8-20); ``[1, 1]`` keeps all."""
+    small_classes: SmallClasses
+    """What a set that starts from real images, or has them, does with a class of fewer training
+    images than it needs: ``repeat`` takes them again, in the same order."""
 
     def __post_init__(self) -> None:
+        check(
+            len(self.classes) == len(set(self.classes)),
+            f"classes must be distinct, got {list(self.classes)}",
+        )
         check(
             0 < self.keep[0] <= self.keep[1] <= 1,
             f"keep must be [low, high] with 0 < low ≤ high ≤ 1, got {list(self.keep)}",

@@ -8,7 +8,7 @@ from teddy.core import user_code
 from teddy.core.errors import TeddyError
 from teddy.settings import stages
 from teddy.settings.code import checksums
-from teddy.settings.configs import PoolConfig, SynthesizeConfig
+from teddy.settings.configs import PoolConfig, SmallClasses, SynthesizeConfig
 from teddy.settings.declared import Declared
 from teddy.settings.places import EVALUATIONS, OTHERS
 from teddy.settings.schema import to_json
@@ -65,13 +65,19 @@ def _prepare(declared: Declared, name: str) -> stages.PrepareSettings:
 def _demand(declared: Declared, data: str) -> stages.Demand | None:
     found = []
     for name, row in declared.sets.items():
-        algorithm, config = declared.algorithm(row.method), declared.algorithm_config(name)
-        starts_real = algorithm.real or getattr(config, "initialise", "") == "real"
-        if row.data == data and starts_real:
+        if row.data == data and _small_classes(declared, name) == "refuse":
+            config = declared.algorithm_config(name)
             size = getattr(config, "indices_per_batch", 0)
             needed = -(-row.ipc // size) * size if size else row.ipc
             found.append(stages.Demand(row=name, images=needed, indices_per_batch=size))
     return max(found, key=lambda demand: demand.images, default=None)
+
+
+def _small_classes(declared: Declared, name: str) -> SmallClasses | None:
+    """What a set does with a class of too few real images; None if it needs none."""
+    row, config = declared.sets[name], declared.algorithm_config(name)
+    needed = declared.algorithm(row.method).real or getattr(config, "initialise", "") == "real"
+    return declared.prepare(row.data).small_classes if needed else None
 
 
 def _train_teacher(declared: Declared, name: str) -> stages.TrainTeacherSettings:
@@ -101,6 +107,7 @@ def _synthesize(declared: Declared, name: str) -> stages.SynthesizeSettings:
         name=name, seed=declared.seed, dataset=declared.dataset_of(row.data), method=row.method,
         algorithm=declared.methods[row.method].algorithm, ipc=row.ipc, repeat=row.repeat,
         config=to_json(declared.algorithm_config(name)),
+        small_classes=_small_classes(declared, name),
         code=code | _code(algorithm.code, teachers),
     )  # fmt: skip
 
@@ -151,6 +158,7 @@ def _continual(declared: Declared, name: str) -> stages.ContinualSettings:
         labels=row.labels, strict=row.strict, epochs=declared.step_epochs(name),
         continual=declared.continual, relabel=declared.relabel(name), evaluate=evaluate,
         synthesize=own if isinstance(own, SynthesizeConfig) else None,
+        small_classes=_small_classes(declared, row.set),
         code=_code(evaluate.network.arch, _arch(declared, row.pool)),
     )  # fmt: skip
 
@@ -168,7 +176,10 @@ def _measure_costs(declared: Declared, fig: str, dataset: str) -> stages.Measure
                 f"{where}: {name} needs {row.data} and {row.pool}; name them as data and as "
                 "converged or prior"
             )
-        sets[name] = stages.MeasuredSet(data=row.data, pool=row.pool, ipc=row.ipc, config=config)
+        sets[name] = stages.MeasuredSet(
+            data=row.data, pool=row.pool, ipc=row.ipc, config=config,
+            small_classes=_small_classes(declared, name),
+        )  # fmt: skip
     pools = {
         pool: stages.MeasuredPool(base=declared.pools[pool].base, epochs=_epochs(declared, pool))
         for pool in dict.fromkeys(row.pool for row in sets.values())

@@ -18,6 +18,7 @@ from teddy.settings.configs import (
     PrepareConfig,
     RelabelConfig,
     Seed,
+    SmallClasses,
     SynthesizeConfig,
     TrainTeacherConfig,
     Whole,
@@ -121,6 +122,8 @@ class SynthesizeSettings(Stage):
     repeat: Whole
     config: dict[str, Any]
     """Settings of the algorithm."""
+    small_classes: SmallClasses | None
+    """What to do with a class of too few real images; None where none are needed."""
 
 
 @settings
@@ -187,6 +190,8 @@ class ContinualSettings(Stage):
     evaluate: EvaluateConfig
     synthesize: SynthesizeConfig | None
     """Where strict teachers make the images anew."""
+    small_classes: SmallClasses | None
+    """As of the set."""
 
 
 @settings
@@ -197,6 +202,8 @@ class MeasuredSet:
     pool: str
     ipc: Count
     config: SynthesizeConfig
+    small_classes: SmallClasses | None
+    """As of the set."""
 
 
 @settings

@@ -108,6 +108,7 @@ class Learner:
             only_classes(self.data, self._steps(order)[step]), self._seed(order, step),
             self.device, self._step_pool(order, step),
             from_json(ViewConfig, views, f"{self.teachers / RECORD}: views"),
+            self.settings.small_classes,
         )  # fmt: skip
         resume = path.with_suffix(".resume")
         images = synthesise_step(self.settings.synthesize, given, self.distilled.ipc, resume)

@@ -84,7 +84,10 @@ def _iterations(settings: MeasureCostsSettings, name: str, data: Path, pools: Pa
     dataset, device, folder = read_dataset(data / own.data), pick_device(), pools / own.pool
     use_threads(device, dataset.image_shape)
     short = dataclasses.replace(own.config, iterations=_ITERATIONS)
-    given = Ingredients(dataset, settings.seed, device, open_pool(folder), training_views(folder))
+    given = Ingredients(
+        dataset, settings.seed, device, open_pool(folder), training_views(folder),
+        own.small_classes,
+    )  # fmt: skip
     teddy = Teddy(short, given)
     batch = teddy.batches(own.ipc)[0]
     work = WorkDir("measure_costs", name).claim()

@@ -11,7 +11,7 @@ from teddy.data.preparation import prepare, write_dataset
 from teddy.settings.schema import shown
 from teddy.settings.stages import Demand, PrepareSettings
 
-_SHOWN = 5  # classes at each end of a long list
+_SHOWN = 5  # the first classes of a long list, and as many of the smallest and of the largest
 
 
 def main(settings: PrepareSettings, args: Namespace) -> str:
@@ -42,15 +42,22 @@ def _warn_of_large_ipc(demand: Demand, name: str, dataset: ImageDataset) -> None
         log(
             f"warning: sets.{demand.row} needs {demand.images} real images per class{grouped}, "
             f"but class {shown(few)} of {name} has {smallest} for training: its stage synthesize "
-            "will refuse it; choose a smaller ipc"
+            "will refuse it; choose a smaller ipc, or prepare.small_classes: repeat"
         )
 
 
 def _classes(dataset: ImageDataset) -> str:
-    """Names of the classes with their images in all splits; of many, the first and last few."""
+    """Classes with their images in all splits; of many the first, the smallest and the largest."""
     labels = torch.cat([dataset.split(split).labels for split in SPLITS])
     counts = labels.bincount(minlength=dataset.num_classes).tolist()
     each = [
         f"{shown(name)} {count}" for name, count in zip(dataset.class_names, counts, strict=True)
     ]
-    return ", ".join(each if len(each) <= 2 * _SHOWN else [*each[:_SHOWN], "…", *each[-_SHOWN:]])
+    if len(each) <= 3 * _SHOWN:
+        return ", ".join(each)
+    by_count = sorted(range(len(each)), key=counts.__getitem__)
+    few, many = by_count[:_SHOWN], by_count[: -_SHOWN - 1 : -1]
+    return (
+        f"{', '.join(each[:_SHOWN])}, …; fewest {', '.join(each[i] for i in few)}; "
+        f"most {', '.join(each[i] for i in many)}"
+    )

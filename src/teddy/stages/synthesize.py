@@ -1,5 +1,6 @@
 """Make a distilled set by the algorithm of its method: Eq. 7, another, or real images."""
 
+import dataclasses
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -37,10 +38,12 @@ def main(settings: SynthesizeSettings, args: Namespace) -> str:
         "data": manifest_digest(args.data),
         "pool": manifest_digest(args.pool) if cls.by_pool else None,
         "settings": settings.config,
+        "small_classes": settings.small_classes,
         "software": {"teddy": teddy.__version__, "torch": torch.__version__},
     }
     config: Any = from_json(cls.Config, settings.config, f"{args.settings}: config")
     given = _ingredients(dataset, args.data, args.pool if cls.by_pool else None, seed)
+    given = dataclasses.replace(given, small_classes=settings.small_classes)
     work = WorkDir("synthesize", settings.name, code=settings.code, **provenance).claim()
     made = cls(config, given).make(settings.ipc, work)
     distilled = DistilledSet(

@@ -20,7 +20,7 @@ from teddy.core.errors import TeddyError
 from teddy.core.files import Json
 from teddy.core.seeding import rng
 from teddy.data.datasets import ImageDataset, select_random
-from teddy.settings.configs import ALGORITHMS, ViewConfig
+from teddy.settings.configs import ALGORITHMS, SmallClasses, ViewConfig
 from teddy.synthesis.engine.batches import Batch
 from teddy.synthesis.engine.runs import optimise_all, run_alone
 from teddy.synthesis.engine.state import State
@@ -41,6 +41,8 @@ class Ingredients:
     """Teachers, if the method asks for them by ``by_pool``."""
     training_views: ViewConfig | None = None
     """Augmentation that the teachers were trained with."""
+    small_classes: SmallClasses | None = None
+    """What to do with a class of fewer real images than are needed; None refuses."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +187,10 @@ class OptimisedMethod(Method):
         """
         data = self.data
         if self.config.initialise == "real":
-            chosen = select_random(data.train.labels, data.num_classes, batch.indices, self.seed)
+            chosen = select_random(
+                data.train.labels, data.class_names, batch.indices, self.seed,
+                self.given.small_classes,
+            )  # fmt: skip
             pixels = data.train.pick(chosen[:, list(batch.classes)].flatten())
             return data.normalisation.apply(pixels)
         return torch.stack(

@@ -16,6 +16,8 @@ class RandomReal(Method):
     def make(self, ipc: int, work: WorkDir) -> Made:
         """Choose them."""
         leave_to_first()
-        train = self.data.train
-        chosen = select_random(train.labels, self.data.num_classes, range(ipc), self.seed).flatten()
+        train, names = self.data.train, self.data.class_names
+        chosen = select_random(
+            train.labels, names, range(ipc), self.seed, self.given.small_classes
+        ).flatten()
         return Made(train.pick(chosen), train.labels[chosen], [])

@@ -91,7 +91,7 @@ def real_batch(
     data: ImageDataset, per_class: int, seed: int, device: torch.device, limit: int | None = None
 ) -> Batch:
     """Random training images, normalised, and labels: equally many per class, up to a limit."""
-    chosen = select_random(data.train.labels, data.num_classes, range(per_class), seed)
+    chosen = select_random(data.train.labels, data.class_names, range(per_class), seed)
     chosen = chosen.flatten()[:limit]
     pixels = data.train.pick(chosen).to(device)
     return data.normalisation.apply(pixels), data.train.labels[chosen].to(device)
