@@ -338,6 +338,11 @@ def test_tiny_imagenet_has_the_same_labels_in_every_layout(tmp_path: Path, val: 
     assert len(train.files) == 12
 
 
+def test_tiny_imagenet_unzipped_into_a_folder_of_its_name_is_found(tmp_path: Path) -> None:
+    write_tiny_imagenet(tmp_path / "tiny-imagenet-200/tiny-imagenet-200")
+    assert load(prepare_config("tiny-imagenet", tmp_path)).class_names == WNIDS
+
+
 def test_tiny_imagenet_without_annotations_is_refused(tmp_path: Path) -> None:
     write_tiny_imagenet(tmp_path / "tiny-imagenet-200")
     (tmp_path / "tiny-imagenet-200/val/val_annotations.txt").unlink()
@@ -505,12 +510,12 @@ def test_files_of_other_kinds_are_counted(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_classes(tmp_path, {"ant": 2, "bee": 2})
-    for name in ("ant/x.gif", "ant/notes.txt", "bee/Y.GIF", "bee/README", "bee/.hidden"):
+    for name in ("ant/x.gif", "ant/notes.txt", "bee/Y.GIF", "bee/README", "bee/x.\n", "bee/.hidden"):
         (tmp_path / name).write_bytes(b"x")
     assert len(load(prepare_config(root=tmp_path)).train.labels) == 4
     (line,) = capsys.readouterr().err.splitlines()
     assert line == (
-        f"{tmp_path}: 4 files of 3 kinds are not read: .gif (2), .txt (1), no suffix (1)"
+        f"{tmp_path}: 5 files of 3 kinds are not read: .gif (2), others (2), .txt (1)"
     )
 
 

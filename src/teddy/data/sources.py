@@ -508,7 +508,7 @@ def _list_images(root: Path, name: str, folders: Sequence[str]) -> dict[str, _Li
             by_folder[folder] = _images_below(root, f"{name}/{folder}" if name else folder, others)
             bar.update()
     if others:
-        kinds = [f"{suffix or 'no suffix'} ({count})" for suffix, count in others.most_common()]
+        kinds = [f"{suffix} ({count})" for suffix, count in others.most_common()]
         log(
             f"{root / name}: {others.total()} files of {len(others)} kinds are not read: "
             f"{_some(kinds)}"
@@ -529,7 +529,8 @@ def _images_below(root: Path, name: str, others: Counter[str]) -> _Listed:
             elif _is_image(entry.name):
                 listed.append((f"{folder}/{entry.name}", _size(entry)))
             else:
-                others[Path(entry.name).suffix.lower()] += 1
+                suffix = Path(entry.name).suffix.lower()
+                others[suffix if suffix[1:].isalnum() else "others"] += 1
     return sorted(listed)
 
 
@@ -599,9 +600,12 @@ def _root(config: PrepareConfig) -> Path:
 
 
 def _unpacked(config: PrepareConfig, archive: Published, name: str, marker: str) -> Path:
-    """Folder ``name`` of an archive: in the root, the root itself, or unpacked into it now."""
+    """Folder ``name`` of an archive: in the root, the root itself, or unpacked into it now.
+
+    Unpacked into a folder of its own name it lies twice as deep.
+    """
     root = _root(config)
-    for folder in (root / name, root):
+    for folder in (root / name, root, root / name / name):
         if (folder / marker).is_file():
             return folder
     if (root / name).exists():

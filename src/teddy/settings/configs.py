@@ -11,7 +11,7 @@ from annotated_types import Ge, Gt, Le, Lt
 
 from teddy.core.errors import TeddyError
 from teddy.core.user_code import is_reference
-from teddy.settings.schema import check, settings, suggest
+from teddy.settings.schema import check, settings, shown, suggest
 
 Whole = Annotated[int, Ge(0), Le(10**9)]
 Count = Annotated[int, Ge(1), Le(10**9)]
@@ -203,7 +203,7 @@ class PrepareConfig:
     def __post_init__(self) -> None:
         check(
             len(self.classes) == len(set(self.classes)),
-            f"classes must be distinct, got {list(self.classes)}",
+            f"classes must be distinct, got {shown(list(self.classes))}",
         )
         check(
             0 < self.keep[0] <= self.keep[1] <= 1,
