@@ -324,6 +324,13 @@ def test_all_unreadable_images_are_found(folders: Path) -> None:
         assert reason in line
 
 
+def test_line_breaks_in_names_leave_an_error_one_line(folders: Path) -> None:
+    for split in ("train", "val"):
+        (folders / split / "bee").rename(folders / split / "b\ne\r")
+    (folders / "train/b\ne\r/0\n.png").write_text("damaged")
+    refused("train/b e /0 .png .not an image.", folders)
+
+
 @pytest.mark.parametrize("count", [5, 7])
 def test_only_the_first_unreadable_images_are_named(folders: Path, count: int) -> None:
     for i in range(count):

@@ -7,6 +7,8 @@ Every set's students score 50, 52 and 57 percent plus an offset of their own, so
 import csv
 import dataclasses
 import functools
+import html
+import io
 import json
 import math
 import re
@@ -30,6 +32,7 @@ from teddy.report import drawing as figures
 from teddy.report import targets as report
 from teddy.report.axis_tables import AXES
 from teddy.report.image_grids import class_grid, method_grid
+from teddy.report.page import from_markdown
 from teddy.report.results import EvaluationResult, ImageGrid, PaperResult
 from teddy.report.summary import summarise
 from teddy.settings.rows import DatasetRow, MethodRow
@@ -549,7 +552,7 @@ def test_table_renders_as_markdown_csv_and_latex() -> None:
         r"\toprule",
         r"\multicolumn{1}{c}{} & \multicolumn{2}{c}{G\&H} \\",
         r"\cmidrule(lr){2-3}",
-        r"na|me & a\_1 & b \\",
+        r"na\textbar{}me & a\_1 & b \\",
         r"\midrule",
         r"x & 1.2 & -- \\",
         r"longer & 10.0 & 1 $\pm$ 2$^*$ \\",
@@ -558,6 +561,24 @@ def test_table_renders_as_markdown_csv_and_latex() -> None:
         r"\par\smallskip\footnotesize No--te",
         r"\end{table}",
     ]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["a|b", "a\\|b", "<b>x</b>", "<!-- x", "*x*", "**x**", "_x__", "`x`", "[x](y)", "![x](y)",
+     "a&b", "&amp;", "&#65;", "~~x~~", "\\", "\\*", "x\\", "$x$ $y$", "100%", "a^b", "{x}",
+     "shuffle_v2_x", "1 ± 2*", "汉字", "عربي", "😀", "a" * 300],
+)  # fmt: skip
+def test_names_in_tables_are_text_and_no_markup(text: str) -> None:
+    columns = (tables.Column(text, text, text=True), tables.Column("value"))
+    table = tables.Table(text, columns, ((text, 1.0),))
+    page = from_markdown(table.markdown()).replace("&quot;", '"')
+    shown = html.escape(text, quote=False)
+    for part in (f"<h3>{shown}<", f">{shown} {shown}</th>", f'<td class="text">{shown}</td>'):
+        assert part in page
+    rows = list(csv.reader(io.StringIO(table.csv())))
+    assert rows == [[text, "value"], [text, "1"]]
+    assert re.search(r"(?<![\\$])[&%#^~|<>]", tables._tex(text)) is None
 
 
 # ----------------------------------------------------------------------------------------- targets
@@ -1007,7 +1028,10 @@ def test_a_target_has_mean_and_spread_of_each_cell_as_metrics(small: Path) -> No
 
 
 def test_any_class_name_is_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    names = (",", " ", "$a$ and $b", "$\\frac$", "two\nlines", "bell\a", "字母", "字")
+    names = (
+        ",", " ", "$a$ and $b", "$\\frac$", "two\nlines", "bell\a", "字母", "字", "",
+        "<b>&amp;%#_^|", "عربي", "😀" * 300, "--help",
+    )  # fmt: skip
     images = np.zeros((1, len(names), 8, 8, 1), np.uint8)
     grid = ImageGrid(
         dataset="digits", method="sre2l", ipc=1, num_classes=8, class_names=names, images=images

@@ -7,3 +7,6 @@ class TeddyError(ValueError):
     Stage entrypoints print it as a single line and exit with status 1; every other exception is a
     bug of ours and keeps its traceback.
     """
+
+    def __str__(self) -> str:
+        return " ".join(super().__str__().splitlines())  # names of files may have line breaks

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -44,12 +45,15 @@ class Table:
     def markdown(self) -> str:
         """Title, table and notes."""
         notes = [textwrap.fill(note, 100, break_on_hyphens=False) for note in self.notes]
-        return "\n\n".join([f"## {self.title}", self.body(), *notes]) + "\n"
+        return "\n\n".join([f"## {_markdown(self.title)}", self.body(), *notes]) + "\n"
 
     def body(self) -> str:
         """The Markdown table alone; columns line up in the source too."""
         heads = [f"{column.group} {column.name}".strip() for column in self.columns]
-        lines = [[text.replace("|", r"\|") for text in line] for line in [heads, *self._shown()]]
+        lines = [
+            [_markdown(text).replace("|", r"\|") for text in line]
+            for line in [heads, *self._shown()]
+        ]
         widths = [max(3, *map(len, texts)) for texts in zip(*lines, strict=True)]
         rule = [
             f":{'-' * (width - 1)}" if column.text else f"{'-' * (width - 1)}:"
@@ -111,9 +115,21 @@ def _shown(cell: Cell, spec: str) -> str:
     return cell if isinstance(cell, str) else format(cell, spec)
 
 
+# What would begin a code span, link, tag, entity, escape, struck-out or emphasised text.
+_MARKUP = re.compile(
+    r"[`\[]|<(?=[a-zA-Z/!?])|&(?=#?\w+;)|\\(?=[!-/:-@\[-`{-~])|~(?=~)|\*(?=\S)|(?<![^\W_])_"
+)
+
+
+def _markdown(text: str) -> str:
+    """Text that Markdown shows as it is."""
+    return _MARKUP.sub(r"\\\g<0>", text)
+
+
 _TEX = {symbol: f"\\{symbol}" for symbol in "&%$#_{}"} | {
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
     "±": r"$\pm$", "−": "$-$", "–": "--", "×": r"$\times$", "†": r"$^\dagger$", "*": r"$^*$",
+    "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", "[": "{[}",
 }  # fmt: skip
 
 
