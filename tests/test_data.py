@@ -192,7 +192,7 @@ def test_more_images_than_a_class_has_are_refused(dataset: ImageDataset) -> None
         "prepare.small_classes: repeat"
     )
     with pytest.raises(TeddyError, match=expected):
-        select_random(dataset.train.labels, ABC, range(17), seed=0)
+        select_random(dataset.train.labels, ABC, range(17), 0, "refuse")
     with pytest.raises(TeddyError, match=r"expected 3 .* class 'b' has 2"):
         select_random(torch.tensor([0, 0, 0, 1, 1]), "ab", [2], seed=0)
 

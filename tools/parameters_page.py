@@ -98,7 +98,8 @@ def _section(
 ) -> str:
     heads = [Column(head, text=True) for head in ("key", "value", *columns, "meaning")]
     doc = _plain(inspect.getdoc(cls) or "")
-    return f"{level} {name}\n\n{doc}\n\n{Table(name, tuple(heads), tuple(map(tuple, rows))).body()}"
+    table = Table(name, tuple(heads), tuple(map(tuple, rows)), marked_up=True)
+    return f"{level} {name}\n\n{doc}\n\n{table.body()}"
 
 
 # ------------------------------------------------------------------------------ keys and meanings

@@ -36,6 +36,8 @@ class Table:
     columns: tuple[Column, ...]
     rows: tuple[tuple[Cell, ...], ...]
     notes: tuple[str, ...] = ()
+    marked_up: bool = False
+    """Whether cells are Markdown, and not text."""
 
     def __post_init__(self) -> None:
         for row in self.rows:
@@ -50,10 +52,10 @@ class Table:
     def body(self) -> str:
         """The Markdown table alone; columns line up in the source too."""
         heads = [f"{column.group} {column.name}".strip() for column in self.columns]
-        lines = [
-            [_markdown(text).replace("|", r"\|") for text in line]
-            for line in [heads, *self._shown()]
-        ]
+        lines = [heads, *self._shown()]
+        if not self.marked_up:
+            lines = [[_markdown(text) for text in line] for line in lines]
+        lines = [[text.replace("|", r"\|") for text in line] for line in lines]
         widths = [max(3, *map(len, texts)) for texts in zip(*lines, strict=True)]
         rule = [
             f":{'-' * (width - 1)}" if column.text else f"{'-' * (width - 1)}:"

@@ -121,7 +121,8 @@ def select_random(
         class_names: of the K classes.
         indices: IPC indices wanted, non-negative.
         seed: experiment seed.
-        small_classes: ``repeat`` begins the shuffle of a class of fewer images again.
+        small_classes: ``repeat`` begins the shuffle of a class of fewer images again; None where
+            it is no choice.
 
     Returns:
         int64 ``(len(indices), K)``; entry ``[i, c]`` does not depend on the other entries.
@@ -135,9 +136,12 @@ def select_random(
         raise TeddyError(
             f"expected {wanted} real images of each class for training, but class "
             f"{shown(class_names[label])} has {counts[label]}; choose a smaller ipc (and of images "
-            "that start from real ones a divisor of it for synthesize.indices_per_batch), or "
-            "prepare.small_classes: repeat, which takes the images of such a class again"
-        )
+            "that start from real ones a divisor of it for synthesize.indices_per_batch)"
+            + (
+                ", or prepare.small_classes: repeat, which takes the images of such a class again"
+                if small_classes == "refuse" else ""
+            )
+        )  # fmt: skip
     columns = []
     for label in range(len(class_names)):
         members = torch.nonzero(labels == label)[:, 0]

@@ -42,7 +42,7 @@ class Ingredients:
     training_views: ViewConfig | None = None
     """Augmentation that the teachers were trained with."""
     small_classes: SmallClasses | None = None
-    """What to do with a class of fewer real images than are needed; None refuses."""
+    """What to do with a class of fewer real images than are needed; None if none are."""
 
 
 @dataclass(frozen=True, slots=True)
