@@ -552,7 +552,8 @@ def test_folders_of_class_folders_are_no_classes(tmp_path: Path, split: str) -> 
     root = tmp_path / split
     for kind in ("color", "grayscale", "segmented"):
         write_classes(root / kind, {"Apple": 2, "Corn": 2})
-    expected = rf"{root}: color/ is no class: .* folders: Apple, Corn\. .* in {root}/color, set"
+    mend = f"move these to {root}" if split else "set prepare.root to it"
+    expected = rf"{root}: color/ is no class: .* folders: Apple, Corn\. .* in {root}/color, {mend}"
     with pytest.raises(TeddyError, match=expected):
         load(prepare_config(root=tmp_path))
     assert len(load(prepare_config(root=root / "color")).train.labels) == 4

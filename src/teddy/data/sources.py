@@ -471,11 +471,11 @@ def _class_folders(root: Path, name: str) -> dict[str, _Listed]:
         start = len(f"{name}/{folder}/" if name else f"{folder}/")
         inside = {file[start:].rpartition("/")[0].partition("/")[0] for file, _ in listed}
         if inside and "" not in inside and inside != {"images"}:  # Tiny-ImageNet has images/
-            _refuse_nested(root / name, folder, len(folders))
+            _refuse_nested(root / name, folder, len(folders), split=bool(name))
     return by_class
 
 
-def _refuse_nested(root: Path, name: str, count: int) -> None:
+def _refuse_nested(root: Path, name: str, count: int, *, split: bool) -> None:
     """Refuse one of ``count`` class folders, and say where class folders may be."""
     which = (
         f"{name}/ is no class: it" if count > 1
@@ -486,9 +486,10 @@ def _refuse_nested(root: Path, name: str, count: int) -> None:
     while len(inside) == 1 and inside[0] not in _SPLITS and _subfolders(folder / inside[0]):
         folder /= inside[0]
         inside = _subfolders(folder)
+    mend = f"move these to {root}" if split else "set prepare.root to it"  # val/ lies beside train/
     raise TeddyError(
         f"{root}: {which} holds no image itself, only folders: {found}. If the classes are those "
-        f"in {folder}, set prepare.root to it; if not, put the images right into {name}/"
+        f"in {folder}, {mend}; if not, put the images right into {name}/"
     )
 
 
