@@ -122,7 +122,7 @@ def markdown(report: Report, figures: str) -> str:
     for section in report.sections:
         blocks += [f"## {section.title}", section.statement, f"*Computed.* {section.computed}"]
         rows = tuple(_row(check) for check in section.checks)
-        blocks.append(Table(section.title, _COLUMNS, rows).body())
+        blocks.append(Table(section.title, _COLUMNS, rows, marked_up=True).body())
         if section.figure:
             blocks.append(
                 f"![{section.caption}]({figures}/{section.figure}.png)\n\n*{section.caption}*"
