@@ -269,3 +269,21 @@ def test_changed_arrays_are_refused(dataset: ImageDataset, tmp_path: Path) -> No
     write_json(tmp_path / "manifest.json", manifest | {"sha256": "0" * 64})
     with pytest.raises(TeddyError, match=r"arrays\.safetensors: checksum differs"):
         read_dataset(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("storage", None, r"manifest.json .*\.storage must be one of memory, files; got None"),
+        ("class_names", ["rows", "blob"], "manifest.json: class_names must have a name for each"),
+        ("std", [0], r"\.std\[0\] must be above 0; got 0"),
+        ("mean", [0.5, 0.5], "mean and std must have 1 entries, as image_shape says"),
+    ],
+)
+def test_manifest_that_is_not_as_it_was_written_is_refused(
+    dataset: ImageDataset, tmp_path: Path, key: str, value: object, message: str
+) -> None:
+    write_dataset(tmp_path, dataset, {})
+    write_json(tmp_path / "manifest.json", read_manifest(tmp_path) | {key: value})
+    with pytest.raises(TeddyError, match=message):
+        read_dataset(tmp_path)

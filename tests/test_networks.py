@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 from urllib.error import URLError
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
+from teddy.core import memory
 from teddy.core.artifacts import write_tensors
 from teddy.core.errors import TeddyError
 from teddy.settings.configs import ARCHITECTURES, NetworkConfig
@@ -530,6 +532,42 @@ def test_names_that_begin_like_a_prefix_are_the_networks_own(
     network = build(config, SHAPE, 3, seed=1)
     torch.save(network.state_dict(), tmp_path / "net.pth")
     assert_same(load_pretrained(config, SHAPE, 3, str(tmp_path / "net.pth")), network)
+
+
+def test_numbers_of_numpy_beside_the_weights_do_no_harm(tmp_path: Path) -> None:
+    path = tmp_path / "net.pth"
+    others = {"best": np.float64(93.1), "epoch": np.int64(3), "done": np.bool_(True)}
+    torch.save({"state_dict": convnet_state(), **others}, path)
+    load_pretrained(convnet(), SHAPE, 3, str(path))
+
+
+@pytest.mark.filterwarnings("ignore:Validating sparse tensor")
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda weight: weight.to(torch.int8), "is torch.int8, expected floating-point numbers"),
+        (lambda weight: weight.to(torch.complex64), "is torch.complex64, expected floating"),
+        (lambda weight: weight.to("meta"), "has no values"),
+        (lambda weight: weight.to_sparse(), "is torch.sparse_coo, expected dense"),
+        (lambda weight: weight * torch.nan, "has numbers that are not finite in torch.float32"),
+        (lambda weight: weight.double() + 1e99, "has numbers that are not finite in torch.float32"),
+    ],
+    ids=["whole", "complex", "meta", "sparse", "nan", "too large"],
+)
+def test_weights_that_are_no_numbers_of_a_network_are_refused(
+    change: Callable[[Tensor], Tensor], message: str, tmp_path: Path
+) -> None:
+    state = convnet_state()
+    state["features.0.weight"] = change(state["features.0.weight"])
+    torch.save(state, tmp_path / "net.pth")
+    assert f"features.0.weight {message}" in refused(tmp_path / "net.pth")
+
+
+def test_network_larger_than_the_memory_is_not_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "machine_memory", lambda: 10**6)
+    build(replace(convnet(), width=100), SHAPE, 3, seed=0)
+    with pytest.raises(TeddyError, match=r"^convnet3 of width 200 has 721,800 weights: .* GiB"):
+        build(replace(convnet(), width=200), SHAPE, 3, seed=0)
 
 
 def test_names_that_fit_nothing_are_shown(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import tarfile
 import warnings
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -29,6 +29,7 @@ from raw_fixtures import (
 )
 from torch import Tensor
 
+from teddy.core import memory
 from teddy.core.errors import TeddyError
 from teddy.core.files import digest, write_json
 from teddy.data.datasets import SPLITS, ImageDataset, read_dataset, read_manifest
@@ -359,6 +360,28 @@ def test_unreadable_images_can_be_left_out(
     paths = sorted((folders / "val").rglob("[01].png"))
     expected = torch.stack([png(path) for path in paths])
     assert torch.equal(dataset.test.pick(torch.arange(4)), expected)
+
+
+@pytest.mark.parametrize("storage", ["memory", "files"])
+def test_strip_that_resizing_would_blow_up_is_an_unreadable_image(
+    folders: Path, storage: Literal["memory", "files"]
+) -> None:
+    """A pixel's width becomes 293, and its 60,000 would become 17 million."""
+    Image.new("RGB", (1, 60_000)).save(folders / "val" / "ant" / "0.png")
+    config = prepare_config(root=folders, image_size=256, storage=storage, checksums="sizes")
+    expected = r"val/ant/0\.png.*strip of 1×60000 pixels, too long to be resized"
+    with pytest.raises(TeddyError, match=expected):
+        made, _ = prepare(config, seed=0)
+        made.test.pick(torch.arange(len(made.test)))
+
+
+def test_images_larger_than_the_memory_are_refused_before_they_are_made(
+    folders: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "machine_memory", lambda: 10**9)
+    expected = r"^prepare\.image_size 4096 makes \d+ images of 3×4096×4096: .* GiB of memory, but"
+    with pytest.raises(TeddyError, match=expected):
+        prepare(prepare_config(root=folders, image_size=4096), seed=0)
 
 
 def test_class_that_loses_all_images_is_refused(folders: Path) -> None:

@@ -31,6 +31,7 @@ from raw_fixtures import (
     write_tiny_imagenet,
 )
 
+from teddy.core import memory
 from teddy.core.errors import TeddyError
 from teddy.data import sources
 from teddy.data.downloads import Published, checksum
@@ -168,6 +169,16 @@ def test_array_that_is_no_array_is_refused_unmade(tmp_path: Path) -> None:
         (folder / "data_batch_1").write_bytes(content.replace(shape, forged))
         with pytest.raises(TeddyError, match="data_batch_1: expected a CIFAR batch, got a damaged"):
             warn("cifar10", tmp_path)
+
+
+def test_batch_that_numbers_more_objects_than_it_can_hold_is_refused(tmp_path: Path) -> None:
+    """Python would make room for all of them at once."""
+    folder = tmp_path / "cifar-10-batches-py"
+    write_cifar(folder)
+    many = b"r" + (2**18).to_bytes(4, "little")  # of which it makes no more than a few MB
+    (folder / "test_batch").write_bytes(b"\x80\x02}" + many + b".")
+    with pytest.raises(TeddyError, match=r"test_batch: .*damaged file \(numbers an object 262144"):
+        warn("cifar10", tmp_path)
 
 
 def test_names_that_are_no_text_are_refused(tmp_path: Path) -> None:
@@ -880,6 +891,29 @@ def test_member_that_is_no_array_is_refused(tmp_path: Path, member: bytes) -> No
     with pytest.raises(TeddyError, match=expected) as caught:
         load(prepare_config("npz", path))
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
+
+
+def test_arrays_larger_than_the_memory_are_refused_unread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_npz(tmp_path / "own.npz", notes=np.zeros(10**6))  # which is not read
+    monkeypatch.setattr(memory, "machine_memory", lambda: 90_000)
+    size = r"0\.0 GiB of memory, but this machine has 0\.0 GiB"
+    with pytest.raises(TeddyError, match=rf"^{path}: its arrays: {size}"):
+        load(prepare_config("npz", path))
+    monkeypatch.setattr(memory, "machine_memory", lambda: 100_000)
+    load(prepare_config("npz", path))
+    write_mnist(tmp_path)
+    monkeypatch.setattr(memory, "machine_memory", lambda: 10_000)
+    with pytest.raises(TeddyError, match=rf"ubyte\.gz: an array of \[40, 28, 28\]: {size}"):
+        warn("mnist", tmp_path)
+
+
+def test_file_that_is_no_npz_is_closed(tmp_path: Path) -> None:
+    path = tmp_path / "own.npz"
+    path.write_bytes(b"PK\x03\x04 and no archive")
+    with pytest.raises(TeddyError, match=r"own\.npz: expected an \.npz file"):
+        load(prepare_config("npz", path))  # pytest makes an error of a file that is left open
 
 
 @pytest.mark.parametrize("damage", ["missing", "text", "npy"])

@@ -1,9 +1,12 @@
-"""Exhausted memory as one exception, however PyTorch says it."""
+"""Memory: what cannot fit is refused before it is tried; exhausted memory is one exception."""
 
 import contextlib
+import os
 from collections.abc import Iterator
 
 import torch
+
+from teddy.core.errors import TeddyError
 
 _WORDS = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED")
 """Of the CUDA driver, the C library's allocators, and cuBLAS and cuDNN."""
@@ -28,3 +31,25 @@ def memory_watch() -> Iterator[None]:
         if any(word in text for word in _WORDS):
             raise OutOfMemory(text.splitlines()[0]) from None
         raise
+
+
+def check_fits(size: int, what: str) -> None:
+    """Refuse what is larger than all memory of this machine.
+
+    Args:
+        size: bytes.
+        what: file or keys, and what is so large.
+
+    Raises:
+        TeddyError: it does not fit.
+    """
+    most = machine_memory()
+    if size > most:
+        raise TeddyError(
+            f"{what}: {size / 2**30:.1f} GiB of memory, but this machine has {most / 2**30:.1f} GiB"
+        )
+
+
+def machine_memory() -> int:
+    """Bytes of memory that this machine has."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -8,9 +8,10 @@ while training (``files.json``, sets too large for memory). :mod:`teddy.data.pre
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from annotated_types import Len
 from torch import Tensor
 
 from teddy.core.artifacts import read_tensors
@@ -19,8 +20,8 @@ from teddy.core.files import Json, digest, read_json
 from teddy.core.seeding import permutation
 from teddy.data.images import Images, Normalisation
 from teddy.data.lazy_images import ImageFiles
-from teddy.settings.configs import SmallClasses
-from teddy.settings.schema import shown
+from teddy.settings.configs import Count, Positive, SmallClasses
+from teddy.settings.schema import check, config_keys, from_json, settings, shown
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
@@ -56,6 +57,26 @@ class ImageDataset:
         return {"train": self.train, "val": self.val, "test": self.test}[name]
 
 
+@settings
+class _Manifest:
+    """What is read of a manifest."""
+
+    storage: Literal["memory", "files"]
+    root: str = ""
+    class_names: Annotated[tuple[str, ...], Len(2)]
+    image_shape: tuple[Count, Count, Count]
+    mean: Annotated[tuple[float, ...], Len(1)]
+    std: Annotated[tuple[Positive, ...], Len(1)]
+    sha256: str
+
+    def __post_init__(self) -> None:
+        channels = self.image_shape[0]
+        check(
+            len(self.mean) == len(self.std) == channels,
+            f"mean and std must have {channels} entries, as image_shape says",
+        )
+
+
 def read_manifest(folder: Path) -> Json:
     """Manifest of a prepared dataset."""
     if not (folder / MANIFEST).is_file():
@@ -69,34 +90,42 @@ def read_dataset(folder: Path) -> ImageDataset:
     Raises:
         TeddyError: missing, or its content is not what the manifest describes.
     """
-    manifest = read_manifest(folder)
-    content = folder / (FILES if manifest["storage"] == "files" else ARRAYS)
-    if digest(content) != manifest["sha256"]:
+    raw, known = read_manifest(folder), config_keys(_Manifest)
+    own = {key: value for key, value in raw.items() if key in known}
+    manifest = from_json(_Manifest, own, f"{folder / MANIFEST} (run the prepare stage again)")
+    content = folder / (FILES if manifest.storage == "files" else ARRAYS)
+    if digest(content) != manifest.sha256:
         raise TeddyError(
             f"{content}: checksum differs from {MANIFEST}; run the prepare stage again"
         )
-    if manifest["storage"] == "files":
+    if manifest.storage == "files":
         splits = _file_splits(content, manifest)
     else:
         tensors, _ = read_tensors(content, kind=ARRAYS_KIND)
         splits = {
             name: Images(tensors[f"{name}.images"], tensors[f"{name}.labels"]) for name in SPLITS
         }
+    highest = max(int(split.labels.max()) for split in splits.values())
+    if highest >= len(manifest.class_names):
+        raise TeddyError(
+            f"{folder / MANIFEST}: class_names must have a name for each label up to {highest}, "
+            f"got {len(manifest.class_names)}; run the prepare stage again"
+        )
     return ImageDataset(
         train=splits["train"],
         val=splits["val"],
         test=splits["test"],
-        class_names=tuple(manifest["class_names"]),
-        normalisation=Normalisation(tuple(manifest["mean"]), tuple(manifest["std"])),
+        class_names=manifest.class_names,
+        normalisation=Normalisation(manifest.mean, manifest.std),
     )
 
 
-def _file_splits(content: Path, manifest: Json) -> dict[Split, LabelledImages]:
-    channels, size, _ = manifest["image_shape"]
+def _file_splits(content: Path, manifest: _Manifest) -> dict[Split, LabelledImages]:
+    channels, size, _ = manifest.image_shape
     record = read_json(content)
     return {
         name: ImageFiles(
-            root=Path(manifest["root"]),
+            root=Path(manifest.root),
             files=record[name]["files"],
             sizes=record[name]["sizes"],
             labels=torch.tensor(record[name]["labels"], dtype=torch.int64),

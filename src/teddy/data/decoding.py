@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import hashlib
+import math
 import os
 import stat
 import warnings
@@ -23,6 +24,7 @@ from teddy.core.runtime import cores, progress
 
 _MARGIN_FROM = 128  # side from which evaluation cuts a margin off
 _MARGIN = 256 / 224  # torchvision's reference evaluation: resize to 256, keep the central 224
+_MOST_PIXELS = 2**27  # of a resized image, of which the centre is kept
 _CHUNK = 64  # images per task: few enough for a lively progress bar, many enough to cost nothing
 
 
@@ -76,6 +78,8 @@ def centre_view(image: Image.Image, size: int) -> Image.Image:
         (short, int(short * height / width)) if width <= height
         else (int(short * width / height), short)
     )  # fmt: skip
+    if math.prod(scaled) > _MOST_PIXELS:
+        raise ValueError(f"a strip of {width}×{height} pixels, too long to be resized")
     if scaled != image.size:
         image = image.resize(scaled, Image.Resampling.BILINEAR)
     left, top = (round((side - size) / 2) for side in scaled)
@@ -97,7 +101,7 @@ def fit(image: Image.Image, size: int, channels: int) -> NDArray[np.uint8]:
         uint8 ``(C, S, S)``.
 
     Raises:
-        ValueError: more than 8 bits per channel.
+        ValueError: more than 8 bits per channel, or a strip too long to be resized.
         OSError: the file is damaged.
     """
     square = centre_view(as_channels(image, channels), size)

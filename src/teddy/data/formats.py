@@ -9,8 +9,10 @@ import gzip
 import importlib
 import math
 import pickle
+import pickletools
 import zlib
 from collections.abc import Collection
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from teddy.core.errors import TeddyError
+from teddy.core.memory import check_fits
 
 # --------------------------------------------------------------------------------------- CIFAR
 
@@ -105,8 +108,12 @@ class _Unpickler(pickle.Unpickler):
 def _unpickle(path: Path, *keys: str) -> list[Any]:
     """Values of a pickled dictionary; None for a key that it lacks."""
     try:
-        with path.open("rb") as file:
-            entry = _Unpickler(file, encoding="latin1").load()
+        content = path.read_bytes()
+        for opcode, index, _ in pickletools.genops(content):
+            # Room is made for as many objects; each of them needs a byte at least.
+            if opcode.name.endswith("PUT") and int(index or 0) > len(content):
+                raise ValueError(f"numbers an object {index}")
+        entry = _Unpickler(BytesIO(content), encoding="latin1").load()
         if isinstance(entry, dict):
             values = [entry.get(key) for key in keys]
             return [value.array() if isinstance(value, _Part) else value for value in values]
@@ -150,7 +157,10 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
             shape = [int.from_bytes(sizes[i : i + 4]) for i in range(0, len(sizes), 4)]
             count = math.prod(shape)
             # Read if the file can hold so many values, and one more, to see that it ends there.
-            values = file.read(count + 1) if count <= size * (_DEFLATED if zipped else 1) else b""
+            fits = count <= size * (_DEFLATED if zipped else 1)
+            if fits:
+                check_fits(count, f"{path}: an array of {shape}")
+            values = file.read(count + 1) if fits else b""
     except (gzip.BadGzipFile, zlib.error, EOFError) as error:
         raise TeddyError(f"{path}: damaged ({error}); fetch it again") from error
     except OSError as error:
@@ -182,10 +192,14 @@ def read_npz(path: Path, wanted: Collection[str]) -> tuple[dict[str, NDArray[Any
     where = ""
     arrays, others = {}, []
     try:
-        file = np.load(path, allow_pickle=False)
-        if not isinstance(file, np.lib.npyio.NpzFile):
-            raise ValueError("a single array, .npy")
-        with file:
+        # Opened here, because NumPy leaves a damaged file open.
+        with path.open("rb") as opened:
+            file = np.load(opened, allow_pickle=False)
+            if not isinstance(file, np.lib.npyio.NpzFile):
+                raise ValueError("a single array, .npy")
+            assert file.zip is not None, "it is open"
+            sizes = {info.filename: info.file_size for info in file.zip.infolist()}
+            check_fits(sum(sizes.get(f"{name}.npy", 0) for name in wanted), f"{path}: its arrays")
             for name in file.files:
                 if name not in wanted:
                     others.append(name)
@@ -194,6 +208,8 @@ def read_npz(path: Path, wanted: Collection[str]) -> tuple[dict[str, NDArray[Any
                 arrays[name] = file[name]
                 if not isinstance(arrays[name], np.ndarray):
                     raise ValueError("not an array")
+    except TeddyError:
+        raise
     except Exception as error:  # a damaged header raises whatever its bytes happen to mean
         raise TeddyError(
             f"{path}: expected an .npz file of plain arrays ({where}{_reason(error)})"

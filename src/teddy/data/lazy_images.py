@@ -157,7 +157,7 @@ class _Decoder(Dataset[Tensor | str]):
         images = [self._read(name, expected) for _, name, expected in entries]
         size = self.shape[1]
         if self.views is None:
-            return _stack([np.asarray(centre_view(image, size)) for image in images])
+            return _stack([np.asarray(image) for image in images])
         views = draw_views(
             self.views,
             torch.tensor([image.height for image in images]),
@@ -172,6 +172,7 @@ class _Decoder(Dataset[Tensor | str]):
         return _stack([_random_view(*one, size) for one in drawn])
 
     def _read(self, name: str, expected: int) -> "Image":
+        """A file's image, or of whole images the square that evaluation sees."""
         from PIL import Image
 
         path = self.root / name
@@ -186,7 +187,8 @@ class _Decoder(Dataset[Tensor | str]):
                 f"prepared; {again}"
             )
         try:
-            return as_channels(Image.open(io.BytesIO(content)), self.shape[0])
+            image = as_channels(Image.open(io.BytesIO(content)), self.shape[0])
+            return centre_view(image, self.shape[1]) if self.views is None else image
         except Exception as error:  # a damaged file makes Pillow raise almost anything
             raise TeddyError(
                 f"{path}: cannot be decoded ({error}); mend or remove it, or set "

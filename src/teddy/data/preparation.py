@@ -11,6 +11,7 @@ from torch import Tensor
 from teddy.core.artifacts import write_tensors
 from teddy.core.errors import TeddyError
 from teddy.core.files import Json, digest, write_json
+from teddy.core.memory import check_fits
 from teddy.core.runtime import log
 from teddy.core.seeding import derive, permutation, uniforms
 from teddy.data.datasets import (
@@ -55,6 +56,12 @@ def prepare(config: PrepareConfig, seed: int) -> tuple[ImageDataset, Json]:
     if config.keep != (1, 1):
         kept = unbalanced(parts["train"].labels, len(raw.class_names), config.keep, seed)
         parts["train"] = parts["train"].take(kept)
+    if config.storage == "memory":
+        size, count = config.image_size, sum(len(part.labels) for part in parts.values())
+        check_fits(
+            count * config.channels * size**2,
+            f"prepare.image_size {size} makes {count} images of {config.channels}×{size}×{size}",
+        )
     if isinstance(raw.train, RawFiles):
         splits, facts = _of_files(raw, parts, config, seed)
     elif config.storage == "files":

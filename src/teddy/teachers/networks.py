@@ -9,6 +9,7 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
@@ -18,6 +19,7 @@ from teddy.core import user_code
 from teddy.core.artifacts import read_record, read_tensors, write_tensors
 from teddy.core.errors import TeddyError
 from teddy.core.files import Json
+from teddy.core.memory import check_fits
 from teddy.core.seeding import derive
 from teddy.settings.configs import NetworkConfig
 from teddy.settings.schema import from_json, to_json
@@ -33,6 +35,12 @@ _PREFIXES = (
     "module._orig_mod.", "_orig_mod.module.", "_orig_mod.", "module.", "model.", "net.",
     "backbone.",
 )  # fmt: skip
+# What a number of NumPy is pickled by; NumPy 1 has the first of these in another module.
+_SCALAR: Any = np.float64(0).__reduce__()[0]
+_NUMBERS: list[Any] = [
+    _SCALAR, (_SCALAR, "numpy.core.multiarray.scalar"), np.dtype,
+    *{type(np.dtype(code)) for code in np.typecodes["AllInteger"] + np.typecodes["Float"] + "?"},
+]  # fmt: skip
 # torchvision's published DenseNet weights have names of before its modules were renamed.
 _OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)")
 
@@ -57,6 +65,8 @@ class ConvNet(nn.Module):
                 f"convnet3 halves the image three times: expected at least 8×8 pixels, got "
                 f"{height}×{rest}"
             )
+        weights = 9 * width * (channels + 2 * width)
+        check_fits(4 * weights, f"convnet3 of width {width} has {weights:,} weights")
         blocks: list[nn.Module] = []
         for padding in (dm_padding(channels), 1, 1):
             blocks += [
@@ -264,11 +274,24 @@ def _load(network: nn.Module, state: Mapping[str, Tensor], complaint: str) -> No
         if name in state and state[name].shape != tensor.shape:
             got, expected = _shape(state[name]), _shape(tensor)
             raise TeddyError(f"{complaint}: {name} has shape {got}, expected {expected}")
+        if name in state and (problem := _problem(state[name], tensor)):
+            raise TeddyError(f"{complaint}: {name} {problem}")
     for name in state:
         if name not in wanted:
             raise TeddyError(f"{complaint}: {name} is not in it")
     wanted.update(state)  # with the version of its layout, which MNASNet asks for
     network.load_state_dict(wanted)
+
+
+def _problem(given: Tensor, wanted: Tensor) -> str:
+    """Why a tensor cannot be a network's own of that shape, "" if it can."""
+    if given.layout != torch.strided or given.is_quantized or given.is_meta:
+        kind = "is quantised" if given.is_quantized else "has no values"
+        return kind if given.layout == torch.strided else f"is {given.layout}, expected dense"
+    if wanted.is_floating_point() and not given.is_floating_point():
+        return f"is {given.dtype}, expected floating-point numbers"
+    finite = given.to(wanted.dtype).isfinite().all()
+    return "" if finite else f"has numbers that are not finite in {wanted.dtype}"
 
 
 def _shape(tensor: Tensor) -> str:
@@ -398,8 +421,9 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 def _read_pth(path: Path) -> Any:
     try:
-        # torchvision's and SRe2L's training scripts leave their arguments in the file.
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        # Training scripts leave their arguments in the file, as torchvision's and SRe2L's do, and
+        # what they measured, as NumPy's numbers.
+        with torch.serialization.safe_globals([argparse.Namespace, *_NUMBERS]):
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # what the unpickler raises on a damaged file depends on the damage
         if isinstance(error, OSError) and error.errno != errno.EINVAL:  # that is a short file's
