@@ -3,6 +3,7 @@
 Everything here is fast on one core: 8x8 grey images, networks of four channels.
 """
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -39,6 +40,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("cuda"):
                 item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What the campaign of damaged inputs has tried, where it was run."""
+    trial = sys.modules.get("trial")
+    if trial is not None and trial.ROWS:
+        terminalreporter.section("campaign")
+        terminalreporter.write_line(trial.table())
 
 
 @pytest.fixture(autouse=True)

@@ -577,6 +577,7 @@ def test_whole_numbers_become_floats_where_floats_are_meant(read: Read) -> None:
         ("prepare:image_size", 0, "image_size must be at least 1; got 0"),
         ("prepare:image_size", 10**6, "image_size must be at most 4096; got 1000000"),
         ("prepare:mean", [0.5], "mean and std must be empty or have 1 entries"),
+        ("prepare:mean", [0.5] * 999, "must be empty or have 1 entries, got [0.5, 0.5"),
         ("prepare:val_fraction", 0, "val_fraction must be above 0; got 0"),
         ("prepare:val_fraction", 0.75, "must leave training images, got 0.75 and 0.25"),
         (
@@ -1107,7 +1108,7 @@ def test_figure_3d_names_what_its_sets_need(read: Read) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "on: {tox: true}", "on: {toy: false}", "on: true", "on: [toy]"]
+    "text", ["", "on: {tox: true}", "on: {toy: false}", "on: {toy: 1}", "on: true", "on: [toy]"]
 )
 def test_an_experiment_file_says_that_it_is_on(read: Read, tmp_path: Path, text: str) -> None:
     read()

@@ -33,6 +33,7 @@ class Damage:
     """
 
     def __init__(self, seed: str) -> None:
+        self.seed = seed
         self.random = random.Random(seed)
 
     def tree(self, tree: Any, times: int = 3) -> Any:

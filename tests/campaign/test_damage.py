@@ -1,17 +1,6 @@
-"""Hundreds of damaged files, each of which is read or refused in one line that names a file.
+"""Damaged files of our own: settings, labels, sets and pools; :mod:`trial` says how it is run."""
 
-``TEDDY_CAMPAIGN=5000`` tries so many instead of 600, and ``TEDDY_CAMPAIGN_SEED`` others; both are
-printed with every input that fails.
-"""
-
-import contextlib
 import json
-import os
-import signal
-import time
-import traceback
-from collections import Counter
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +9,13 @@ import torch
 from checkouts import DIGITS, METHODS, tiny_checkout
 from damage import Damage
 from safetensors.torch import save_file
+from trial import campaign
 
 import teddy
 from teddy.core.artifacts import read_tensors, write_tensors
-from teddy.core.errors import TeddyError
 from teddy.core.files import digest, read_json, write_json
+from teddy.data.datasets import ARRAYS, MANIFEST, ImageDataset, read_dataset
+from teddy.data.preparation import write_dataset
 from teddy.settings.schema import read_yaml
 from teddy.settings.stages import read_settings
 from teddy.stages.commands import COMMANDS
@@ -35,57 +26,8 @@ from teddy.teachers.networks import build, save_network
 from teddy.teachers.pools import Pool, open_pool, training_views
 
 pytestmark = pytest.mark.slow
-SEED = int(os.environ.get("TEDDY_CAMPAIGN_SEED", "0"))
-COUNT = int(os.environ.get("TEDDY_CAMPAIGN", "600"))
-SECONDS = 10
-"""No input may take longer."""
 SHAPE = (6, 4, 3)
 """Epochs, images and classes of the labels."""
-
-Try = Callable[[Damage], None]
-"""Writes a damaged file and reads it."""
-
-
-class TooSlow(Exception):
-    """An input took longer than :data:`SECONDS`."""
-
-
-@contextlib.contextmanager
-def limited() -> Iterator[None]:
-    """End a block that takes too long."""
-
-    def stop(*_: object) -> None:
-        raise TooSlow
-
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(SECONDS)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
-
-
-def campaign(name: str, folder: Path, count: int, attempt: Try) -> None:
-    """Try damaged inputs; every failure is shown."""
-    seen, failures, start = Counter[str](), list[str](), time.monotonic()
-    for number in range(count):
-        seed = f"{SEED}/{name}/{number}"
-        try:
-            with limited():
-                attempt(Damage(seed))
-            seen["read"] += 1
-        except TeddyError as error:
-            seen["refused"] += 1
-            message = str(error)
-            if "\n" in message or str(folder) not in message or len(message) > 1000:
-                failures.append(f"{seed}: not one line that names a file: {message!r}")
-        except Exception:
-            failures.append(f"{seed}: {traceback.format_exc(limit=-4)}")
-    seconds = time.monotonic() - start
-    print(f"{name}: seed {SEED}, {count} inputs, {dict(seen)}, {len(failures)} failures, "
-          f"{seconds:.0f} s")  # fmt: skip
-    assert not failures, f"{len(failures)} of {count} failed:\n" + "\n".join(failures)
 
 
 def test_parameters(tmp_path: Path) -> None:
@@ -99,7 +41,7 @@ def test_parameters(tmp_path: Path) -> None:
     }
     own = "params/digits.yaml"
 
-    def attempt(damage: Damage) -> None:
+    def attempt(damage: Damage) -> str:
         files = dict(whole)
         if damage.random.random() < 0.5:
             files |= {"params.yaml": apart, own: params["datasets"]["digits"]}
@@ -113,8 +55,9 @@ def test_parameters(tmp_path: Path) -> None:
             text = damage.as_yaml(tree) if name == hit else json.dumps(tree)
             (root / name).write_bytes(text.encode("utf-8", "surrogatepass"))
         write_inputs(root, root / "inputs")
+        return ""
 
-    campaign("parameters", tmp_path, COUNT // 2, attempt)
+    campaign("parameters", 0.13, attempt, tmp_path)
 
 
 def test_settings_files(tmp_path: Path) -> None:
@@ -128,7 +71,7 @@ def test_settings_files(tmp_path: Path) -> None:
     }  # fmt: skip
     trees = {stage: read_json(path) for stage, path in files.items()}
 
-    def attempt(damage: Damage) -> None:
+    def attempt(damage: Damage) -> str:
         stage = damage.random.choice(list(files))
         text = damage.as_json(trees[stage])
         path = tmp_path / "settings.json"
@@ -136,8 +79,9 @@ def test_settings_files(tmp_path: Path) -> None:
         cls = COMMANDS[modules.get(stage, stage)].settings
         assert cls is not None
         read_settings(cls, path)
+        return ""
 
-    campaign("settings", tmp_path, COUNT // 6, attempt)
+    campaign("settings", 0.06, attempt, tmp_path)
 
 
 def test_labels(tmp_path: Path) -> None:
@@ -150,7 +94,7 @@ def test_labels(tmp_path: Path) -> None:
         shards.append({"file": file, "first": first, "last": first + 1})
     contents = {shard["file"]: (tmp_path / str(shard["file"])).read_bytes() for shard in shards}
 
-    def attempt(damage: Damage) -> None:
+    def attempt(damage: Damage) -> str:
         for file, content in contents.items():
             (tmp_path / str(file)).write_bytes(content)
         write_json(tmp_path / "manifest.json", {"shards": shards})
@@ -162,8 +106,9 @@ def test_labels(tmp_path: Path) -> None:
         labels = StoredLabels(tmp_path, read_json(tmp_path / "manifest.json"), "cpu", SHAPE)
         for epoch in range(SHAPE[0]):
             assert labels.epoch(epoch).shape == SHAPE[1:]
+        return ""
 
-    campaign("labels", tmp_path, COUNT // 9, attempt)
+    campaign("labels", 0.05, attempt, tmp_path)
 
 
 def test_sets(tmp_path: Path) -> None:
@@ -183,7 +128,7 @@ def test_sets(tmp_path: Path) -> None:
         torch.full((4,), torch.nan), torch.zeros(4, 1, 0, 8, dtype=torch.uint8),
     )  # fmt: skip
 
-    def attempt(damage: Damage) -> None:
+    def attempt(damage: Damage) -> str:
         made, text = dict(tensors), json.dumps(record)
         how = damage.random.choice(("bytes", "record", "tensors"))
         if how == "record":
@@ -201,8 +146,9 @@ def test_sets(tmp_path: Path) -> None:
         assert str(dataset)
         for image, label in (dataset[index] for index in range(len(dataset))):
             assert image.ndim == 3 and 0 <= label < dataset.num_classes
+        return ""
 
-    campaign("sets", tmp_path, COUNT // 9, attempt)
+    campaign("sets", 0.05, attempt, tmp_path)
 
 
 def test_pools(tmp_path: Path, pool: Pool, network_config: Any) -> None:
@@ -215,7 +161,7 @@ def test_pools(tmp_path: Path, pool: Pool, network_config: Any) -> None:
     entry = {"file": member.name, "sha256": digest(member), "epoch": 1, "val_top1": 50.0}
     manifest = {"members": [entry], "training_views": views}
 
-    def attempt(damage: Damage) -> None:
+    def attempt(damage: Damage) -> str:
         member.write_bytes(content)
         write_json(tmp_path / "manifest.json", manifest)
         if damage.random.random() < 0.6:
@@ -227,5 +173,28 @@ def test_pools(tmp_path: Path, pool: Pool, network_config: Any) -> None:
         opened.check((1, 8, 8), 3, tmp_path)
         for index in range(len(opened)):
             read_tensors(tmp_path / opened.entries[index]["file"], kind="teddy.network.v1")
+        return ""
 
-    campaign("pools", tmp_path, COUNT // 9, attempt)
+    campaign("pools", 0.04, attempt, tmp_path)
+
+
+def test_prepared_images(tmp_path: Path, dataset: ImageDataset) -> None:
+    """Manifests of prepared images, and the file that they are in."""
+    write_dataset(tmp_path, dataset, {"source": "x"})
+    manifest, content = read_json(tmp_path / MANIFEST), (tmp_path / ARRAYS).read_bytes()
+
+    def attempt(damage: Damage) -> str:
+        (tmp_path / ARRAYS).write_bytes(content)
+        write_json(tmp_path / MANIFEST, manifest)
+        if damage.random.random() < 0.7:
+            (tmp_path / MANIFEST).write_text(damage.as_json(manifest))
+        else:
+            (tmp_path / ARRAYS).write_bytes(damage.content(content))
+        read = read_dataset(tmp_path)
+        channels = read.image_shape[0]
+        fits = len(read.normalisation.mean) == len(read.normalisation.std) == channels
+        if not fits or read.num_classes <= int(read.train.labels.max()):
+            return f"{read.class_names} {read.normalisation}"
+        return ""
+
+    campaign("prepared", 0.04, attempt, tmp_path)

@@ -140,7 +140,7 @@ class Parameters:
         )
         refuse_unknown(raw, {"on", "kinds", "methods", "targets", "datasets", *ROWS}, str(path))
         check(
-            raw.get("on") == {path.stem: True},
+            raw.get("on") == {path.stem: True} and raw["on"][path.stem] is True,  # 1 equals it
             f"{path}: expected `on: {{{path.stem}: true}}`, which tells the stage resolve that the "
             f"file is listed under vars; got {shown(raw.get('on'))}",
         )

@@ -113,7 +113,8 @@ def _message(cls: type, errors: list[Any], where: str) -> str:
     if kind == "missing":
         return f"{parent} lacks the key {path[-1]!r}"
     if kind == "value_error":
-        return f"{where}{at}: {context['error']}"
+        reason = str(context["error"])  # of lists, which may be long
+        return f"{where}{at}: {reason if len(reason) <= 300 else reason[:297] + '...'}"
     if "expected" in context:
         context = {"expected": context["expected"].replace("'", "").replace(" or ", ", ")}
     expected = _EXPECTED.get(kind, first["msg"]).format(**context)
