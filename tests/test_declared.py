@@ -1138,6 +1138,16 @@ def test_file_that_is_not_a_mapping_is_refused(
     refused(lambda: Declared(tmp_path), f"{tmp_path}/", expected)
 
 
+@pytest.mark.parametrize("value", ["!!binary eA==", "!!set {a}", "!!timestamp 2024-01-01"])
+def test_values_that_tags_make_are_no_text(read: Read, tmp_path: Path, value: str) -> None:
+    read({})
+    path = tmp_path / "params.yaml"
+    text = path.read_text().replace('"title": "Toy"', f'"title": {value}')
+    assert value in text
+    path.write_text(text)
+    refused(lambda: Declared(tmp_path), f"{path}: datasets.toy", "values must be text, numbers")
+
+
 def test_a_key_that_stands_twice_is_refused(read: Read, tmp_path: Path) -> None:
     read()
     for file, first in ((TOY, '"bases": {'), ("params.yaml", '"seed": 0')):

@@ -62,11 +62,19 @@ def from_json(cls: type[T], section: Any, where: str) -> T:
     from pydantic import ValidationError
 
     try:
-        text = json.dumps(section, default=str)
+        text = json.dumps(section, default=_refuse)
         checked: T = _adapter(cls).validate_json(text, strict=True)  # type: ignore[arg-type]
         return checked
     except ValidationError as error:
         raise TeddyError(_message(cls, error.errors(include_url=False), where)) from None
+    except TypeError as error:  # which tags of YAML make, as !!binary and !!set
+        raise TeddyError(
+            f"{where}: values must be text, numbers, true, false, lists or keys; got {error}"
+        ) from None
+
+
+def _refuse(value: object) -> None:
+    raise TypeError(shown(value))
 
 
 @functools.cache
