@@ -577,6 +577,13 @@ def test_whole_numbers_become_floats_where_floats_are_meant(read: Read) -> None:
         ("prepare:image_size", 0, "image_size must be at least 1; got 0"),
         ("prepare:image_size", 10**6, "image_size must be at most 4096; got 1000000"),
         ("prepare:mean", [0.5], "mean and std must be empty or have 1 entries"),
+        (
+            "train_teacher:network:arch",
+            "x" * 999,
+            "arch must be path/to/file.py:Name or known, got",
+        ),
+        ("prepare:source", "x" * 999, "source must be path/to/file.py:name or known, got"),
+        ("methods:teddy:algorithm", "x" * 999, "algorithm must be path/to/file.py:Name or known"),
         ("prepare:mean", [0.5] * 999, "must be empty or have 1 entries, got [0.5, 0.5"),
         ("prepare:val_fraction", 0, "val_fraction must be above 0; got 0"),
         ("prepare:val_fraction", 0.75, "must leave training images, got 0.75 and 0.25"),

@@ -55,7 +55,7 @@ class NetworkConfig:
     def __post_init__(self) -> None:
         if self.arch not in ARCHITECTURES and not is_reference(self.arch):
             raise TeddyError(
-                f"arch must be path/to/file.py:Name or known, got {self.arch!r}; "
+                f"arch must be path/to/file.py:Name or known, got {shown(self.arch)}; "
                 f"{suggest(self.arch, ARCHITECTURES)}"
             )
         check(

@@ -14,7 +14,7 @@ from teddy.settings.configs import ALGORITHMS, STAGES
 from teddy.settings.parameters import Parameters
 from teddy.settings.places import AXES, PLACES, SOFT_ALONE
 from teddy.settings.rows import parents
-from teddy.settings.schema import Section, check, suggest
+from teddy.settings.schema import Section, check, shown, suggest
 from teddy.settings.theory import Fig1Config, Fig5Config
 from teddy.settings.user_files import check_reference
 
@@ -89,7 +89,7 @@ class Declared(Parameters):
         if not user_code.is_reference(algorithm) and algorithm not in ALGORITHMS:
             raise TeddyError(
                 f"{self.where('methods', name)}.algorithm must be path/to/file.py:Name or known, "
-                f"got {algorithm!r}; {suggest(algorithm, ALGORITHMS)}"
+                f"got {shown(algorithm)}; {suggest(algorithm, ALGORITHMS)}"
             )
         check_reference(algorithm, f"{self.where('methods', name)}.algorithm", self._dvc)
 

@@ -465,7 +465,7 @@ class Parameters:
         source = own.get("source")
         if source is not None and not user_code.is_reference(source) and source not in SOURCES:
             raise TeddyError(
-                f"{where}.source must be path/to/file.py:name or known, got {source!r}; "
+                f"{where}.source must be path/to/file.py:name or known, got {shown(source)}; "
                 f"{suggest(source, SOURCES)}"
             )
         check_reference(source or "", f"{where}.source", self._dvc)
