@@ -129,6 +129,15 @@ def one_crashes(folder: Path) -> str:
     raise AttributeError("a bug")
 
 
+def one_is_killed(folder: Path) -> str:
+    """The second process of a team is gone."""
+    with team(CPU) as processes:
+        if processes.rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        processes.sum(torch.ones(1))
+    return "went on"
+
+
 def all_fail(folder: Path) -> str:
     """All refuse for the same reason."""
     raise TeddyError("everybody refuses")
@@ -314,6 +323,7 @@ FAILURES = {
     "one_crashes": "AttributeError: a bug",
     "all_fail": "error: everybody refuses",
     "folders_differ": "does not see the first process's files; set $TEDDY_WORK",
+    "one_is_killed": "error: process 0 does not reach another one any more (",
     "inputs_differ": "has other inputs, code, PyTorch or kind of device",
 }
 
@@ -324,7 +334,8 @@ def test_failure_of_one_ends_the_others_unaided_with_one_line(tmp_path: Path) ->
     assert process.returncode == 0, errors
     for rank in (0, 1):
         codes = read_json(tmp_path / f"codes{rank}.json")
-        assert codes == dict.fromkeys(FAILURES, 1)
+        killed = {"one_is_killed": -signal.SIGKILL} if rank else {}
+        assert codes == dict.fromkeys(FAILURES, 1) | killed
     for line in FAILURES.values():
         assert errors.count(line) == 1, errors
     assert "went on" not in errors

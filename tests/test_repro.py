@@ -1,6 +1,9 @@
 """The order in which stages run side by side; DVC itself is not started."""
 
 import json
+import subprocess
+import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -9,7 +12,7 @@ from hypothesis import strategies as st
 
 from teddy.core.errors import TeddyError
 from tools import repro
-from tools.repro import Plan, ancestors, instances, stale
+from tools.repro import _LOCK, Plan, _alone, ancestors, instances, stale
 from tools.target_costs import _whole_run, costs
 
 PARENTS = {
@@ -113,6 +116,35 @@ def test_costs_are_of_the_last_run_that_made_everything(tmp_path: Path) -> None:
         _whole_run(path, {*PARENTS, "table3"})
     with pytest.raises(TeddyError, match="no run made all"):
         _whole_run(tmp_path / "none", set(PARENTS))
+
+
+HOLDER = """
+import fcntl, sys
+from pathlib import Path
+with Path(sys.argv[1]).open("a") as file:
+    fcntl.flock(file, fcntl.LOCK_EX)
+    print("held", flush=True)
+    sys.stdin.read(1)
+"""
+
+
+def test_second_run_in_a_checkout_says_that_it_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with _alone():
+        pass
+    assert capsys.readouterr().err == ""
+    first = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(_LOCK)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    )  # fmt: skip
+    assert first.stdout
+    assert first.stdout.readline() == b"held\n"
+    threading.Timer(0.2, first.kill).start()
+    with _alone():
+        assert first.wait(10) != 0
+    assert capsys.readouterr().err == "repro: another run is going on here; waiting for its end\n"
+    first.communicate()
 
 
 def test_circles_are_refused() -> None:

@@ -4,10 +4,11 @@
 several cores: DVC runs one stage after another, this starts ``dvc repro --single-item`` for every
 stage that has changed as soon as those before it are done, each with its share of the cores. Stages
 that most others wait for come first. What each takes goes to ``logs/``, which
-:mod:`tools.target_costs` reads.
+:mod:`tools.target_costs` reads. A second run in the same checkout waits for the first.
 """
 
 import contextlib
+import fcntl
 import os
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from teddy.core.console import append_line, parser, run_command
 from teddy.core.environment import whole_number
@@ -26,6 +27,7 @@ from teddy.settings.stages import refuse_row
 
 Graph = Mapping[str, Set[str]]
 """Stages, and those that each depends on directly."""
+_LOCK = Path("work/repro.lock")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -39,6 +41,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     def command() -> str:
         if args.jobs < 1:
             raise TeddyError(f"--jobs must be at least 1, got {args.jobs}")
+        with _alone():
+            return made()
+
+    def made() -> str:
         parents = graph()
         wanted = ancestors(parents, instances(parents, args.targets))
         if "resolve" in wanted:  # which says what code and settings are now
@@ -52,7 +58,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                 plan.finish(names[0])
             return f"{len(todo)} of {len(wanted - {'resolve'})} stages would run"
         cores = whole_number("TEDDY_WORKERS", len(os.sched_getaffinity(0)))
-        environment = os.environ | {"TEDDY_WORKERS": str(max(1, cores // args.jobs))}
+        share = str(max(1, cores // args.jobs))
+        environment = os.environ | {"TEDDY_WORKERS": share, "TEDDY_REPRO": str(os.getpid())}
         start = time.monotonic()
         seconds = _run(Plan(parents, todo), len(todo), args.jobs, environment)
         append_line(
@@ -65,24 +72,59 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
         return f"{len(seconds)} of {len(wanted - {'resolve'})} stages made, the others up to date"
 
-    run_command("repro", command)
+    try:
+        run_command("repro", command)
+    except KeyboardInterrupt:
+        _stop()
+
+
+def _stop() -> NoReturn:
+    """End at once: its threads wait for stages, which end with this process."""
+    print("\nrepro: stopped; the same command continues from here", file=sys.stderr, flush=True)
+    os._exit(130)
+
+
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    """Wait until no other run is going on in this checkout, and keep others waiting.
+
+    The lock is inherited by every DVC that is started, and lasts until the last one has ended.
+    """
+    try:
+        _LOCK.parent.mkdir(exist_ok=True)
+        file = _LOCK.open("a")
+    except OSError as error:
+        raise TeddyError(f"{_LOCK}: cannot write here: {error.strerror}") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print("repro: another run is going on here; waiting for its end", file=sys.stderr)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError:  # a file system without locks
+            pass
+        os.set_inheritable(file.fileno(), True)
+        yield
 
 
 def _run(plan: "Plan", count: int, jobs: int, environment: Mapping[str, str]) -> dict[str, float]:
     """Carry out a plan; seconds of the stages that DVC did run."""
     seconds: dict[str, float] = {}
     start = time.monotonic()
+    running: dict[Future[float | None], str] = {}
     with ThreadPoolExecutor(jobs) as pool:
-        running: dict[Future[float | None], str] = {}
-        while not plan.done or running:
-            for name in plan.take(jobs - len(running)):
-                running[pool.submit(_reproduce, name, environment)] = name
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                name, taken = running.pop(future), future.result()
-                if taken is not None:
-                    seconds[name] = taken
-                plan.finish(name)
-                _say(name, len(plan.finished), count, time.monotonic() - start)
+        try:
+            while not plan.done or running:
+                for name in plan.take(jobs - len(running)):
+                    running[pool.submit(_reproduce, name, environment)] = name
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    name, taken = running.pop(future), future.result()
+                    if taken is not None:
+                        seconds[name] = taken
+                    plan.finish(name)
+                    _say(name, len(plan.finished), count, time.monotonic() - start)
+        except KeyboardInterrupt:
+            _stop()
     return seconds
 
 
@@ -140,9 +182,13 @@ def _reproduce(name: str, environment: Mapping[str, str]) -> float | None:
     """Bring one stage up to date; seconds it took, None if DVC had its results already."""
     start, ran = time.monotonic(), False
     command = ["dvc", "--wait-for-lock", "repro", "--single-item", name]
+    # Apart from this process group, so that neither Ctrl-C nor the end of a terminal reaches DVC:
+    # interrupted while it writes dvc.lock, it leaves half of that file. It ends after its stage,
+    # which ends with this process.
     with subprocess.Popen(
-        command, env=dict(environment), stdout=subprocess.PIPE, text=True
-    ) as process:
+        command, env=dict(environment), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True,
+        process_group=0, close_fds=False,
+    ) as process:  # fmt: skip
         assert process.stdout is not None
         for line in process.stdout:
             ran = ran or line.startswith("Running stage")

@@ -259,5 +259,14 @@ def team(device: torch.device) -> Iterator[Team]:
             timeout=_COLLECTIVE,
             device_id=device if device.type == "cuda" else None,
         )
-    yield Team(rank(), world_size())
+    try:
+        yield Team(rank(), world_size())
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error):
+            raise
+        raise TeddyError(
+            f"process {rank()} does not reach another one any more ("
+            f"{str(error).splitlines()[0].rpartition('] ')[2]}); run the same command again, which "
+            "continues from here"
+        ) from error
     dist.destroy_process_group()  # not after an error: others may never come to it

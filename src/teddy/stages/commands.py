@@ -12,6 +12,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
+from teddy.core.ancestors import end_with_dvc
 from teddy.core.console import run_command
 from teddy.core.errors import TeddyError
 from teddy.core.files import check_writable
@@ -200,6 +201,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         return str(import_module(f"teddy.stages.{name}").main(settings, args))
 
     if command.computes:
+        end_with_dvc(name)
         from teddy.core.runtime import run_stage
 
         run_stage(name, stage, parallel=command.parallel)
