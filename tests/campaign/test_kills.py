@@ -30,7 +30,7 @@ pytestmark = [
 ]
 SEED = int(os.environ.get("TEDDY_CAMPAIGN_SEED", "0"))
 LARGE = "TEDDY_CAMPAIGN" in os.environ
-KILLS = {n: int(os.environ.get("TEDDY_CAMPAIGN", kills)) for n, kills in ((1, 3), (2, 2))}
+KILLS = {n: int(os.environ.get("TEDDY_CAMPAIGN", kills)) for n, kills in ((1, 3), (2, 1))}
 GONE_SECONDS = 5
 """No stage may outlive by more what has started it."""
 LAST_SECONDS = 300
