@@ -2,7 +2,7 @@
 
 A small pipeline is killed again and again until it ends by itself: a stage, a process of torchrun,
 torchrun, DVC, or :mod:`tools.repro`, which starts DVC. ``TEDDY_CAMPAIGN=100`` kills so often with
-and without torchrun instead of three times each, all along the pipeline instead of in training, and
+and without torchrun instead of once and three times, all along the pipeline instead of in training, and
 ``TEDDY_CAMPAIGN_SEED`` at other times; both are printed with what happened.
 """
 
