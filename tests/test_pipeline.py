@@ -333,6 +333,20 @@ def test_killed_stage_resumes_to_the_same_bytes(
     assert outputs(folder) == expected
 
 
+def test_interrupt_before_a_stage_begins_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("teddy.stages.commands.run_command", interrupted)
+    with pytest.raises(SystemExit) as stop:
+        main(["resolve", "--out", str(tmp_path)])
+    assert stop.value.code == 130
+    line = "\nresolve: stopped; the same command continues from here\n"
+    assert capsys.readouterr().err == line
+
+
 # ---------------------------------------------------------------------------------------- refusals
 
 

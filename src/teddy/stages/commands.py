@@ -6,6 +6,7 @@ Neither PyTorch nor a stage is imported before its command line is understood.
 import argparse
 import ast
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -200,13 +201,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         command.check_outputs(args)
         return str(import_module(f"teddy.stages.{name}").main(settings, args))
 
-    if command.computes:
-        end_with_dvc(name)
-        from teddy.core.runtime import run_stage
+    try:
+        if command.computes:
+            end_with_dvc(name)
+            from teddy.core.runtime import run_stage
 
-        run_stage(name, stage, parallel=command.parallel)
-    else:
-        run_command(name, stage)
+            run_stage(name, stage, parallel=command.parallel)
+        else:
+            run_command(name, stage)
+    except KeyboardInterrupt:
+        print(f"\n{name}: stopped; the same command continues from here", file=sys.stderr)
+        raise SystemExit(130) from None
 
 
 def _parser() -> argparse.ArgumentParser:
