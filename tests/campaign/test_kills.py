@@ -203,8 +203,9 @@ def test_killed_pipeline_goes_on_to_the_same_bytes(prepared: Pipeline, processes
         pipeline.end(process)
         made = pipeline.made()
         different |= {n for n in made.keys() | expected.keys() if made.get(n) != expected.get(n)}
-    print(f"{processes} processes: seed {SEED}, {seen.total()} kills {dict(seen)} of {runs} "
-          f"pipelines, {orphans} orphans, {cut} times dvc.lock cut off, {len(different)} of "
-          f"{len(expected)} outputs different, {time.monotonic() - begin:.0f} s")  # fmt: skip
+        seconds = time.monotonic() - begin
+        print(f"{processes} processes: seed {SEED}, {seen.total()} kills {dict(seen)} of {runs} "
+              f"pipelines, {orphans} orphans, {cut} times dvc.lock cut off, {len(different)} of "
+              f"{len(expected)} outputs different, {seconds:.0f} s", flush=True)  # fmt: skip
     assert not different
     assert not orphans
