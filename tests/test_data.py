@@ -14,7 +14,13 @@ from torch import Tensor
 
 from teddy.core.errors import TeddyError
 from teddy.core.files import read_json, write_json
-from teddy.data.datasets import ImageDataset, read_dataset, read_manifest, select_random
+from teddy.data.datasets import (
+    ImageDataset,
+    read_dataset,
+    read_manifest,
+    select_random,
+    without_repeats,
+)
 from teddy.data.images import Images, Normalisation
 from teddy.data.lazy_images import ImageFiles
 from teddy.data.preparation import prepare, stratified_split, write_dataset
@@ -203,6 +209,9 @@ def test_images_of_a_small_class_are_repeated_if_asked_for() -> None:
     assert sorted(chosen[:, 0].tolist()) == [0, 2, 4, 5, 6], "the larger class needs no repeats"
     assert chosen[:, 1].tolist() == [*(once := chosen[:2, 1].tolist()), *once, once[0]]
     assert torch.equal(select_random(labels, "ab", range(2), 0), chosen[:2])
+    assert torch.equal(select_random(labels, "ab", range(5), 0, "fewer"), chosen)
+    kept = without_repeats(of_set := torch.tensor([0, 1] * 5), labels)
+    assert kept.tolist() == [0, 1, 2, 3, 4, 6, 8] and of_set[kept].bincount().tolist() == [5, 2]
 
 
 # --------------------------------------------------------------------------------------- on disk

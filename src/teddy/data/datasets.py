@@ -150,8 +150,8 @@ def select_random(
         class_names: of the K classes.
         indices: IPC indices wanted, non-negative.
         seed: experiment seed.
-        small_classes: ``repeat`` begins the shuffle of a class of fewer images again; None where
-            it is no choice.
+        small_classes: ``repeat`` and ``fewer`` begin the shuffle of a class of fewer images again,
+            whose repeats :func:`without_repeats` finds; None where it is no choice.
 
     Returns:
         int64 ``(len(indices), K)``; entry ``[i, c]`` does not depend on the other entries.
@@ -161,13 +161,14 @@ def select_random(
     """
     counts = labels.bincount(minlength=len(class_names))
     label, wanted = int(counts.argmin()), max(indices) + 1
-    if wanted > counts[label] and small_classes != "repeat":
+    if wanted > counts[label] and small_classes not in ("repeat", "fewer"):
         raise TeddyError(
             f"expected {wanted} real images of each class for training, but class "
             f"{shown(class_names[label])} has {counts[label]}; choose a smaller ipc (and of images "
             "that start from real ones a divisor of it for synthesize.indices_per_batch)"
             + (
-                ", or prepare.small_classes: repeat, which takes the images of such a class again"
+                ", or prepare.small_classes: repeat, which takes the images of such a class again, "
+                "or fewer, which takes those that there are"
                 if small_classes == "refuse" else ""
             )
         )  # fmt: skip
@@ -177,3 +178,18 @@ def select_random(
         order = members[permutation(len(members), seed, "random real", label)]
         columns.append(order[[index % len(members) for index in indices]])
     return torch.stack(columns, dim=1)
+
+
+def without_repeats(labels: Tensor, real: Tensor) -> Tensor:
+    """Images of a set but those that :func:`select_random` has taken again.
+
+    Args:
+        labels: int64 ``(N,)``, of the set, whose images of a class are in the order of its shuffle.
+        real: int64, labels of the real images that it was selected from.
+
+    Returns:
+        int64, ascending: of every class as many as there are real ones, at most.
+    """
+    counts = real.bincount(minlength=int(labels.max()) + 1)
+    kept = [torch.nonzero(labels == c)[: counts[c], 0] for c in labels.unique().tolist()]
+    return torch.cat(kept).sort().values

@@ -19,8 +19,9 @@ class DistilledSet(Dataset[tuple[Tensor, int]]):
     """Synthetic (or selected real) images with hard labels and their provenance.
 
     Images are ordered by IPC index, then by class, so the first ``i·K`` images are the set of
-    ``i`` images per class. An item is ``(image, label)``: a normalised float32 image ``(C, H, W)``
-    ready for a network, and its class.
+    ``i`` images per class (unless ``prepare.small_classes: fewer`` left some classes with less). An
+    item is ``(image, label)``: a normalised float32 image ``(C, H, W)`` ready for a network, and
+    its class.
     """
 
     def __init__(
@@ -56,8 +57,8 @@ class DistilledSet(Dataset[tuple[Tensor, int]]):
 
     @property
     def ipc(self) -> int:
-        """Images per class."""
-        return len(self) // self.num_classes
+        """Images per class, the most that any has."""
+        return int(self.labels.bincount().max())
 
     def as_images(self) -> Images:
         """The uint8 images and labels."""

@@ -240,8 +240,12 @@ def _grid(row: ShownSet, sets: Path) -> ImageGrid:
         record = set_record(raw, path)
         count = len(record.class_names)
         shown = np.unique(np.linspace(0, count - 1, CLASSES_SHOWN).round().astype(int)).tolist()
-        rows = np.stack([np.flatnonzero(labels == c)[:IMAGES_SHOWN] for c in shown], axis=1)
-        images = np.moveaxis(np.stack([pixels[one] for one in rows]), 2, -1)
+        columns = [np.flatnonzero(labels == c)[:IMAGES_SHOWN] for c in shown]
+        # White where a class has fewer images than the others.
+        images = np.full((max(map(len, columns)), len(shown), *pixels.shape[1:]), 255, np.uint8)
+        for place, column in enumerate(columns):
+            images[: len(column), place] = pixels[column]
+        images = np.moveaxis(images, 2, -1)
     except TeddyError:
         raise
     except (SafetensorError, OSError, ValueError, LookupError, TypeError, RecursionError) as error:

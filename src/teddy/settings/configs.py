@@ -142,7 +142,7 @@ class DsaConfig:
 
 
 Precision = Literal["float32", "bfloat16"]
-SmallClasses = Literal["refuse", "repeat"]
+SmallClasses = Literal["refuse", "repeat", "fewer"]
 
 # ------------------------------------------------------------------------------ stage sections
 
@@ -198,7 +198,8 @@ class PrepareConfig:
     (Table 3, §8-20); ``[1, 1]`` keeps all."""
     small_classes: SmallClasses
     """What a set that starts from real images, or has them, does with a class of fewer training
-    images than it needs: ``repeat`` takes them again, in the same order."""
+    images than it needs: ``repeat`` takes them again, in the same order; ``fewer`` has as many of
+    that class as there are."""
 
     def __post_init__(self) -> None:
         check(

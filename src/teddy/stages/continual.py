@@ -18,7 +18,7 @@ from teddy.core.files import (
 )
 from teddy.core.runtime import for_each, pick_device
 from teddy.core.seeding import derive
-from teddy.data.datasets import ImageDataset, read_dataset
+from teddy.data.datasets import ImageDataset, read_dataset, without_repeats
 from teddy.data.distilled import DistilledSet
 from teddy.data.images import Images
 from teddy.settings.configs import ViewConfig
@@ -170,7 +170,11 @@ class Learner:
             own = of_classes(self.distilled.as_images(), classes)
             return own.pick(torch.arange(len(own))), own.labels
         tensors, _ = read_tensors(self._images_path(order, step), kind=_KIND)
-        return tensors["images"], torch.tensor(classes).repeat(self.distilled.ipc)
+        images, labels = tensors["images"], torch.tensor(classes).repeat(self.distilled.ipc)
+        if self.settings.small_classes == "fewer":
+            kept = without_repeats(labels, self.data.train.labels.cpu())
+            images, labels = images[kept], labels[kept]
+        return images, labels
 
     def _views(self, images: torch.Tensor, labels: torch.Tensor, seed: int) -> TrainingViews:
         own = Images(images, labels).to(self.device)

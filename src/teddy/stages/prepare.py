@@ -42,7 +42,8 @@ def _warn_of_large_ipc(demand: Demand, name: str, dataset: ImageDataset) -> None
         log(
             f"warning: sets.{demand.row} needs {demand.images} real images per class{grouped}, "
             f"but class {shown(few)} of {name} has {smallest} for training: its stage synthesize "
-            "will refuse it; choose a smaller ipc, or prepare.small_classes: repeat"
+            "will refuse it; choose a smaller ipc, or prepare.small_classes: repeat "
+            "or fewer"
         )
 
 

@@ -12,7 +12,7 @@ from teddy.core.artifacts import WorkDir
 from teddy.core.files import Json, manifest_digest, write_json
 from teddy.core.runtime import pick_device
 from teddy.core.seeding import derive
-from teddy.data.datasets import ImageDataset, read_dataset
+from teddy.data.datasets import ImageDataset, read_dataset, without_repeats
 from teddy.data.distilled import DistilledSet, save_distilled
 from teddy.settings.schema import from_json
 from teddy.settings.stages import SynthesizeSettings
@@ -46,6 +46,9 @@ def main(settings: SynthesizeSettings, args: Namespace) -> str:
     given = dataclasses.replace(given, small_classes=settings.small_classes)
     work = WorkDir("synthesize", settings.name, code=settings.code, **provenance).claim()
     made = cls(config, given).make(settings.ipc, work)
+    if settings.small_classes == "fewer":
+        kept = without_repeats(made.labels, dataset.train.labels.cpu())
+        made = dataclasses.replace(made, images=made.images[kept], labels=made.labels[kept])
     distilled = DistilledSet(
         made.images, made.labels, dataset.class_names, dataset.normalisation, provenance
     )

@@ -52,7 +52,7 @@ class Made:
     images: Tensor
     """uint8 ``(ipc·K, C, H, W)``."""
     labels: Tensor
-    """int64 ``(ipc·K,)``, IPC of every class."""
+    """int64 ``(ipc·K,)``, IPC of every class, ordered by index, then class."""
     records: list[Json]
     """For the set's history: what is worth keeping of every batch, its loss curve say."""
 
