@@ -378,7 +378,7 @@ def test_strip_that_resizing_would_blow_up_is_an_unreadable_image(
 def test_images_larger_than_the_memory_are_refused_before_they_are_made(
     folders: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(memory, "machine_memory", lambda: 10**9)
+    monkeypatch.setattr(memory, "machine_memory", lambda: 10**8)
     expected = r"^prepare\.image_size 4096 makes \d+ images of 3×4096×4096: .* GiB of memory, but"
     with pytest.raises(TeddyError, match=expected):
         prepare(prepare_config(root=folders, image_size=4096), seed=0)
