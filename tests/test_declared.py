@@ -1093,7 +1093,8 @@ def test_figure_3d_measures_no_set_that_does_not_fit(read: Read) -> None:
     edits = {"targets:fig3d": {"toy": target}}
     assert not read(edits).unfit
     found = read(edits | {f"sets:{PRIOR}:draw": 5}).unfit
-    assert found["targets", "fig3d/toy"].endswith(f"targets.fig3d/toy: it measures {PRIOR}")
+    why = found["sets", PRIOR]
+    assert found["targets", "fig3d/toy"].endswith(f"it measures a set that is refused ({why})")
 
 
 def test_figure_3d_names_what_its_sets_need(read: Read) -> None:

@@ -50,6 +50,12 @@ def said(root: Path, edits: Mapping[str, Any], file: str = "params.yaml") -> lis
     return list(without_effect(Declared(root), root))
 
 
+def own_iterations(root: Path) -> int:
+    value = read_yaml(root / "params.yaml")["datasets"]["digits"]["synthesize"]["iterations"]
+    assert isinstance(value, int)
+    return value
+
+
 def switch_other_on(root: Path) -> None:
     files = [METHODS, "experiments/digits.yaml", OTHER]
     (root / "dvc.yaml").write_text(listed(files), encoding="utf-8")
@@ -64,6 +70,13 @@ def test_a_default_that_the_dataset_hides_is_said_with_the_key_that_acts(root: P
         "params.yaml: synthesize.iterations = 20 changes nothing: what the dataset says wins; try "
         "-S datasets.digits.synthesize.iterations=20"
     ]
+
+
+def test_a_hidden_default_is_not_talked_about_where_the_dataset_says_the_same(root: Path) -> None:
+    lines = {
+        value: said(root, {"synthesize:iterations": value}) for value in (own_iterations(root), 7)
+    }
+    assert [len(found) for found in lines.values()] == [0, 1]
 
 
 def test_an_edit_that_acts_is_not_talked_about(root: Path) -> None:

@@ -225,6 +225,8 @@ def refused(message: str, root: Path, **others: Any) -> None:
 
 def test_other_number_of_classes_is_refused(folders: Path) -> None:
     refused(r"expected 3 classes \(prepare\.num_classes\), found 2", folders, num_classes=3)
+    chosen = prepare_config(root=folders, num_classes=3, classes=("bee", "ant"))
+    assert prepare(chosen, seed=0)[0].class_names == ("bee", "ant")
 
 
 def test_single_class_is_refused(tmp_path: Path) -> None:

@@ -668,8 +668,10 @@ def test_list_without_splits_has_training_images_alone(tmp_path: Path) -> None:
         ("", "expected one column 'path' .*got the columns none"),
         ("path,name\na.png,x\n", "expected one column 'label' .or class.*columns path, name"),
         ("path,file,label\na,b,c\n", "expected one column 'path'"),
-        ("path,label\na.png\n", "line 2: expected 2 cells with text, path,label; got 'a.png'"),
-        ("path,label\na.png,\n", "line 2: expected 2 cells with text"),
+        ("path,label\na.png\n", "line 2: expected 2 cells, path,label; got 'a.png'"),
+        ("path,label\na.png,\n", "label: the cell of row 1 is empty"),
+        ("path,label,label\na.png,x,y\n", "names of columns must be distinct"),
+        ("path,label\na.png,x\n./a.png,y\n", "1 files are there twice: a.png"),
         ("path,label\na.png,x\na.png,y\n", "1 files are there twice: a.png"),
         ("path,label\nb.png,x\n", "1 files that it names are not there, from .*: b.png"),
         ("path,label\n\0.png,x\n", "expected a list with a header|are not there"),
@@ -687,6 +689,13 @@ def test_unexpected_lists_are_refused(tmp_path: Path, text: str, message: str) -
     (tmp_path / "list.csv").write_text(text)
     with pytest.raises(TeddyError, match=message):
         load(prepare_config("list", tmp_path / "list.csv"))
+
+
+def test_classes_of_a_list_are_in_one_order_and_unused_cells_may_be_empty(tmp_path: Path) -> None:
+    names = [write_image(tmp_path / f"{label}.png").name for label in ("2", "1", "01")]
+    text = "path,label,note\n" + "".join(f"{name},{name[:-4]},\n" for name in names)
+    (tmp_path / "list.csv").write_text(text)
+    assert load(prepare_config("list", tmp_path / "list.csv")).class_names == ("01", "1", "2")
 
 
 @pytest.mark.parametrize("name", ["gone.csv", "a.png", "bad.csv"])
@@ -710,7 +719,7 @@ def test_parquet_is_read_where_pyarrow_is(tmp_path: Path, monkeypatch: pytest.Mo
         write_image(tmp_path / name)
     assert load(prepare_config("list", path)).train.labels.tolist() == [1, 0]
     columns["label"][1] = None
-    with pytest.raises(TeddyError, match="label: the cell of row 1 is missing"):
+    with pytest.raises(TeddyError, match="label: the cell of row 2 is empty"):
         load(prepare_config("list", path))
 
 

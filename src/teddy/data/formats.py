@@ -275,7 +275,7 @@ def read_columns(path: Path) -> dict[str, list[str]]:
     """Columns of a list by name, as text: of a ``.csv``, ``.tsv`` or ``.parquet`` file.
 
     Raises:
-        TeddyError: missing, damaged, of another kind, or a cell is missing.
+        TeddyError: missing, damaged or of another kind.
     """
     if not path.is_file():
         raise TeddyError(f"{path}: expected a .csv, .tsv or .parquet file, found no file there")
@@ -297,11 +297,13 @@ def _csv_columns(path: Path, delimiter: str) -> dict[str, list[str]]:
     with path.open(encoding="utf-8-sig", newline="") as file:
         rows = csv.reader(file, delimiter=delimiter, strict=True)
         header = [name.strip() for name in next(rows, [])]
+        if len(set(header)) < len(header):
+            raise TeddyError(f"{path}: names of columns must be distinct; got {header}")
         columns: dict[str, list[str]] = {name: [] for name in header}
         for row in rows:
-            if row and (len(row) != len(header) or "" in row):
+            if row and len(row) != len(header):
                 raise TeddyError(
-                    f"{path}: line {rows.line_num}: expected {len(header)} cells with text, "
+                    f"{path}: line {rows.line_num}: expected {len(header)} cells, "
                     f"{delimiter.join(header)}; got {delimiter.join(row)[:100]!r}"
                 )
             for name, cell in zip(header, row, strict=False):
@@ -318,7 +320,7 @@ def _parquet_columns(path: Path) -> dict[str, list[str]]:
             "or write the list as .csv"
         ) from error
     columns: dict[str, list[Any]] = parquet.read_table(path).to_pydict()
-    for name, cells in columns.items():
-        if None in cells:
-            raise TeddyError(f"{path}: {name}: the cell of row {cells.index(None)} is missing")
-    return {name: [str(cell) for cell in cells] for name, cells in columns.items()}
+    return {
+        name: ["" if cell is None else str(cell) for cell in cells]
+        for name, cells in columns.items()
+    }

@@ -84,7 +84,7 @@ def prepare(config: PrepareConfig, seed: int) -> tuple[ImageDataset, Json]:
 
 def _check(raw: RawDataset, config: PrepareConfig) -> None:
     count = len(raw.class_names)
-    if config.num_classes not in (0, count):
+    if not config.classes and config.num_classes not in (0, count):
         raise TeddyError(
             f"expected {config.num_classes} classes (prepare.num_classes), found {count}"
         )

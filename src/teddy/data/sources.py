@@ -387,14 +387,18 @@ def _list(config: PrepareConfig) -> RawDataset:
     columns = read_columns(path)
     names, labels = (_column(columns, path, *entry) for entry in _COLUMNS.items())
     splits = columns.get("split", ["train"] * len(names))
+    for column, cells in (("path", names), ("label", labels), ("split", splits)):
+        if "" in cells:
+            raise TeddyError(f"{path}: {column}: the cell of row {cells.index('') + 1} is empty")
     others = sorted(set(splits) - {"train", "val", "test"})
     if others:
         raise TeddyError(f"{path}: split: expected train, val or test, got {_some(others)}")
-    repeated = [name for name, times in Counter(names).items() if times > 1]
+    spellings = Counter(map(os.path.normpath, names))  # of one file
+    repeated = [name for name, times in spellings.items() if times > 1]
     if repeated:
         raise TeddyError(f"{path}: {len(repeated)} files are there twice: {_some(repeated)}")
-    numbers = all(label.isdecimal() for label in labels)
-    classes = sorted(set(labels), key=int if numbers else None)
+    numbers = all(label.isdecimal() and len(label) < 19 for label in labels)
+    classes = sorted(set(labels), key=lambda label: (int(label) if numbers else 0, label))
     places = {name: place for place, name in enumerate(classes)}
     sizes, missing = [], []
     with progress(len(names), f"list {path.name}", "img") as bar:

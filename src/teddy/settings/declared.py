@@ -282,8 +282,9 @@ class Declared(Parameters):
 
         if target == "fig3d":  # which measures sets that DVC does not make for it
             for name in self.shown(target, dataset):
-                fit = ("sets", name) not in self.unfit
-                self._check_fit(fit, "targets", f"{target}/{dataset}", f"it measures {name}")
+                why = self.unfit.get(("sets", name), "")
+                reason = f"it measures a set that is refused ({why})"
+                self._check_fit(not why, "targets", f"{target}/{dataset}", reason)
 
     def _check_places(self, target: str, dataset: str) -> None:
         """Two results must not share a place in a table, which training would show too late."""

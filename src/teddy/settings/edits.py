@@ -38,7 +38,8 @@ def without_effect(declared: Declared, root: Path) -> Iterator[str]:
             dataset, own = _place(file, key)
             if own[0] in (*STAGES, "dsa") and not _acts(declared, dataset, own, _at(before, key)):
                 acts = _what_acts(declared, dataset, own, value)
-                yield f"{file}: {'.'.join(key)} = {_text(value)} changes nothing: {acts}"
+                if acts:
+                    yield f"{file}: {'.'.join(key)} = {_text(value)} changes nothing: {acts}"
 
 
 def _keys(text: str) -> Section:
@@ -112,15 +113,15 @@ def _at(section: Any, key: Key) -> Any:
 
 
 def _what_acts(declared: Declared, dataset: str, key: Key, value: Any) -> str:
-    """Where a key stands that wins over a default, or a dataset's own."""
+    """Where a key stands that wins over a default, or a dataset's own; "" if it has this value."""
     if dataset and dataset not in declared.datasets:
         return f"no row that is switched on is of the dataset {dataset}"
     above = [] if dataset else declared.datasets
-    places = [
-        declared.place_of_dataset(name)
-        for name in above
-        if _at(declared.sections_of(name), key) is not _ABSENT
-    ]
+    owns = {name: _at(declared.sections_of(name), key) for name in above}
+    owns = {name: own for name, own in owns.items() if own is not _ABSENT}
+    places = [declared.place_of_dataset(name) for name, own in owns.items() if own != value]
+    if owns and not places:
+        return ""
     if places:
         own = ((file, ".".join(part for part in (at, *key) if part)) for file, at in places)
         told = (
@@ -137,4 +138,4 @@ def _what_acts(declared: Declared, dataset: str, key: Key, value: Any) -> str:
 
 
 def _text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+    return value if isinstance(value, str) else json.dumps(value, default=str)
