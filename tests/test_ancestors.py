@@ -65,3 +65,13 @@ def test_stage_ends_soon_after_dvc_and_goes_on_after_a_terminal(
     line = "stage: stopped, as what started it has ended; the same command continues from here\n"
     log = (tmp_path / "log").read_text().removesuffix("Killed\n")  # which the shell may add
     assert log == (line if who == "dvc" else "")
+
+
+def test_stage_does_not_begin_after_the_end_of_what_had_it_started(tmp_path: Path) -> None:
+    """Whatever process has taken its orphans, which need not be 1."""
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1] / "src"),
+                   "DVC_STAGE": "stage", "TEDDY_REPRO": str(gone.pid)}  # fmt: skip
+    run = subprocess.run([sys.executable, "-c", STAGE], env=environment, capture_output=True)
+    assert run.returncode == -signal.SIGKILL and not run.stdout

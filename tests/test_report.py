@@ -581,6 +581,12 @@ def test_names_in_tables_are_text_and_no_markup(text: str) -> None:
     assert re.search(r"(?<![\\$])[&%#^~|<>]", tables._tex(text)) is None
 
 
+def test_line_breaks_in_names_leave_a_row_one_line() -> None:
+    columns = (tables.Column("name", text=True), tables.Column("value"))
+    table = tables.Table("", columns, (("a\nb\r\nc", 1.0),))
+    assert table.body().splitlines()[2:] == ["| a b c |   1.0 |"]
+
+
 # ----------------------------------------------------------------------------------------- targets
 
 

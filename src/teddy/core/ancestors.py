@@ -28,12 +28,12 @@ def end_with_dvc(stage: str) -> None:
     if sys.platform == "linux" and "DVC_STAGE" in os.environ:
         line = _line()
         last, first = line[-1]
-        # It may be gone already, or be 1 itself, in a container.
-        if (
-            first == 1
-            and os.environ.get("TEDDY_REPRO") != "1"
-            and os.getpgid(last) != os.getpgid(1)
-        ):
+        repro = os.environ.get("TEDDY_REPRO")
+        if repro:  # whoever takes its orphans, if it is gone already
+            gone = repro not in (str(parent) for _, parent in line)
+        else:  # DVC may be gone already, or be 1 itself, in a container
+            gone = first == 1 and os.getpgid(last) != os.getpgid(1)
+        if gone:
             _end(stage)
         threading.Thread(target=_watch, args=(stage, line), daemon=True).start()
 

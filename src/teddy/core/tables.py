@@ -55,7 +55,9 @@ class Table:
         lines = [heads, *self._shown()]
         if not self.marked_up:
             lines = [[_markdown(text) for text in line] for line in lines]
-        lines = [[text.replace("|", r"\|") for text in line] for line in lines]
+        lines = [
+            [" ".join(text.replace("|", r"\|").splitlines()) for text in line] for line in lines
+        ]
         widths = [max(3, *map(len, texts)) for texts in zip(*lines, strict=True)]
         rule = [
             f":{'-' * (width - 1)}" if column.text else f"{'-' * (width - 1)}:"

@@ -57,7 +57,8 @@ def _head(results: Results) -> str:
         "students": sum(result.n for result in results),
     }
     lines = [
-        f"- Teddy {teddy.__version__}: " + ", ".join(f"{n} {what}" for what, n in counts.items()),
+        f"- Teddy {teddy.__version__}: "
+        + ", ".join(f"{n} {what if n != 1 else what[:-1]}" for what, n in counts.items()),
         f"- Students trained on: {'; '.join(machines) or 'not recorded'}",
         "- Date and commit of the newest record: `git log -1 metrics/evaluations`",
     ]
