@@ -86,19 +86,13 @@ def save_distilled(path: Path, distilled: DistilledSet) -> None:
     write_tensors(path, tensors, kind=_KIND, record=record)
 
 
-def load(path: str | Path) -> DistilledSet:
-    """Load a distilled set.
-
-    Example:
-        >>> import teddy
-        >>> path = "data/distilled/digits/main/ipc10/prior.safetensors"
-        >>> dataset = teddy.load(path)  # doctest: +SKIP
-        >>> image, label = dataset[0]  # doctest: +SKIP
+def read_set(path: Path) -> DistilledSet:
+    """Read a distilled set whose parts fit each other, which ``teddy.load`` checks first.
 
     Raises:
         TeddyError: missing, truncated or not a distilled set.
     """
-    tensors, record = read_tensors(Path(path), kind=_KIND)
+    tensors, record = read_tensors(path, kind=_KIND)
     images, labels = tensors["images"], tensors["labels"]
     if images.dtype != torch.uint8 or len(images) != len(labels):
         raise TeddyError(f"{path}: expected uint8 images and as many labels")

@@ -5,8 +5,7 @@ from pathlib import Path
 from teddy.core.artifacts import check_tensors
 from teddy.core.errors import TeddyError
 from teddy.data.datasets import ImageDataset
-from teddy.data.distilled import DistilledSet
-from teddy.data.distilled import load as read_set
+from teddy.data.distilled import DistilledSet, read_set
 from teddy.settings.sets import AGAIN, KIND, set_record
 
 
