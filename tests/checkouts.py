@@ -158,7 +158,7 @@ sets:
   digits/main/ipc3/random: &random {data: digits, pool: digits/prior, method: random, ipc: 3}
   digits/main/ipc3/sre2l: {<<: *random, pool: digits/converged, method: sre2l, draw: 1}
   digits/main/ipc3/post: {<<: *random, pool: digits/post, method: teddy-post}
-  digits/main/ipc3/prior: &prior {<<: *random, method: teddy-prior}
+  digits/main/ipc3/prior: &prior {<<: *random, method: teddy-prior, syntheses: 2}
   digits/fig3a/draw1: {<<: *prior, draw: 1}
   digits/table5/dm:
     {<<: *random, method: dm, initialise: real,
@@ -214,6 +214,7 @@ def tiny_checkout(folder: Path, **changes: Any) -> Path:
     params = yaml.load(ROOT / "params.yaml")
     for key, value in {**_SMALL, **{k.replace("__", "."): v for k, v in changes.items()}}.items():
         assign(params["datasets"]["digits"], key, value)
+    params["syntheses"] = 1  # but of the row that says 2
     params["continual"] = {"steps": 2, "orders": [0, 1]}
     params["fig1"] |= {"ipc": 2, "inner_steps": [1, 2], "repeats": 1}
     params["fig5"] |= {

@@ -74,6 +74,7 @@ def of_toy(section: dict[str, Any]) -> dict[str, Any]:
 
 PARAMS: dict[str, Any] = {
     "seed": 0,
+    "syntheses": 3,
     **{name: of_toy(REAL[name]) for name in EXPERIMENTS},
     "continual": {"steps": 2, "orders": [0, 1]},
     "datasets": {"toy": {"title": "Toy"} | {stage: {} for stage in STAGES}},
@@ -105,6 +106,12 @@ PARAMS: dict[str, Any] = {
         "class_statistics": "none", "gradient": "two_pass", "precision": "float32",
     },
     "dm": DM,
+    "plus": {
+        "initialise": "kmeans", "easiest": 0.3, "iterations": 100, "classes_per_batch": 100,
+        "real_images": 32, "views_per_image": 2, "views": VIEWS, "classifier_weight": 1,
+        "lr": 0.05, "betas": [0.5, 0.9], "eps": 1e-8, "clip": True,
+    },
+    "coreset": {"choose": "kmeans", "easiest": 1, "crops": 10, "views": VIEWS},
     "dsa": DSA,
     "relabel": {
         "epochs": 150, "augmentation": "views", "views": VIEWS, "cutmix": True,
@@ -399,7 +406,7 @@ def test_a_mistyped_key_of_a_row_is_named_before_the_one_that_is_missing(
 def test_keys_of_a_row_and_its_stages_are_suggested_beside_those_of_its_settings(
     read: Read,
 ) -> None:
-    for key, meant in (("repat", "repeat"), ("relabl", "relabel"), ("drw", "draw")):
+    for key, meant in (("synthesis", "syntheses"), ("relabl", "relabel"), ("drw", "draw")):
         words = f"sets.{PRIOR}: unknown key {key!r}; did you mean {meant!r}?"
         refusal(read, {f"sets:{PRIOR}:{key}": 1}, words)
     refusal(read, {"bases:toy/base:epoch": 1}, "unknown key 'epoch'; did you mean 'epochs'?")
@@ -521,7 +528,11 @@ def test_missing_key_is_refused_by_name(read: Read, place: str) -> None:
         (f"sets:{PRIOR}:views", 3, f"sets.{PRIOR}.views must be keys; got 3"),
         (f"sets:{PRIOR}:relabel", 3, f"sets.{PRIOR}.relabel must be keys; got 3"),
         ("pools:toy/prior:kind", "best", "kind must be one of converged, prior, post"),
-        ("methods:teddy:labels", ["hart"], "labels[0] must be one of hard, soft; got 'hart'"),
+        (
+            "methods:teddy:labels",
+            ["hart"],
+            "labels[0] must be one of hard, fixed, soft; got 'hart'",
+        ),
         ("targets:table1", "toy", "targets.table1 must be datasets; got 'toy'"),
         ("targets:table1:toy", 3, "targets.table1/toy must be keys; got 3"),
         ("targets:fig3b:toy:beside", "main", "targets.fig3b/toy.beside must be a list; got 'main'"),
@@ -621,8 +632,12 @@ def test_whole_numbers_become_floats_where_floats_are_meant(read: Read) -> None:
         ("evaluate:eval_epochs", 0, "eval_epochs must be at least 1; got 0"),
         ("evaluate:seeds", [], "seeds must be distinct, got []"),
         ("evaluate:seeds", [1, 1], "seeds must be distinct, got [1, 1]"),
-        ("methods:teddy:labels", [], "labels must be hard, soft or both, got []"),
-        ("methods:teddy:labels", ["soft", "soft"], "labels must be hard, soft or both"),
+        ("methods:teddy:labels", [], "labels must be some of hard, fixed, soft, each once, got []"),
+        (
+            "methods:teddy:labels",
+            ["soft", "soft"],
+            "labels must be some of hard, fixed, soft, each once",
+        ),
     ],
 )
 def test_value_out_of_range_is_refused_with_its_key(
@@ -800,10 +815,13 @@ def test_soft_labels_are_refused_with_dsa(read: Read) -> None:
     assert read(dsa | hard).relabel(PRIOR).augmentation == "dsa"
 
 
-def test_a_set_that_is_no_repeat_need_not_say_so(read: Read) -> None:
-    assert read({}).sets[PRIOR].repeat == 0
-    assert read({f"sets:{PRIOR}:repeat": 2}).sets[PRIOR].repeat == 2
-    refusal(read, {f"sets:{PRIOR}:repeat": -1}, "repeat must be at least 0; got -1")
+def test_a_set_is_made_as_often_as_it_or_all_of_them_say(read: Read) -> None:
+    everyone = read({"syntheses": 4})
+    assert (everyone.syntheses(PRIOR), everyone.syntheses(RANDOM)) == (4, 4)
+    own = read({"syntheses": 4, f"sets:{PRIOR}:syntheses": 2})
+    assert (own.syntheses(PRIOR), own.syntheses(RANDOM)) == (2, 4)
+    refusal(read, {f"sets:{PRIOR}:syntheses": -1}, "syntheses must be at least 0; got -1")
+    refusal(read, {"syntheses": 0}, "syntheses must be at least 1; got 0")
 
 
 def test_parent_of_another_dataset_is_refused(read: Read) -> None:
@@ -889,7 +907,7 @@ def test_an_evaluation_says_what_students_learn_from(read: Read) -> None:
     [
         ({"members": 5}, "members is 5, but the pool 'toy/prior' has 4"),
         ({"members": -1}, "members must be at least 0; got -1"),
-        ({"labels": []}, "labels must be hard, soft or both, got []"),
+        ({"labels": []}, "labels must be some of hard, fixed, soft, each once, got []"),
         ({"relabel": 3}, "relabel must be keys; got 3"),
         ({"evaluate": {"epochs": 3}}, "unknown key 'epochs'"),
     ],
@@ -904,7 +922,7 @@ def test_bad_evaluations_are_refused_by_name(read: Read, edits: dict[str, Any], 
     [
         ({"pool": "toy/post"}, "cannot be pruned copies"),
         ({"teachers": "toy/post"}, "teachers must be its pool 'toy/prior'"),
-        ({"labels": []}, "labels must be hard, soft or both"),
+        ({"labels": []}, "labels must be some of hard, fixed, soft, each once"),
         ({"relabel": {"augmentation": "dsa"}}, "has no soft labels"),
     ],
 )
@@ -1316,8 +1334,13 @@ def test_a_method_of_the_users_own_is_known_by_its_file(read: Read, own: str) ->
 
 def test_keys_of_a_set_of_the_users_own_method_are_checked(read: Read, own: str) -> None:
     edits: dict[str, Any] = {"methods:random:algorithm": f"{own}:Own"}
-    words = "; did you mean 'repeat'?"
-    refusal(read, edits | {f"sets:{RANDOM}:repat": 1}, f"sets.{RANDOM}: unknown key 'repat'", words)
+    words = "; did you mean 'syntheses'?"
+    refusal(
+        read,
+        edits | {f"sets:{RANDOM}:synthesis": 1},
+        f"sets.{RANDOM}: unknown key 'synthesis'",
+        words,
+    )
     mistyped = {f"sets:{RANDOM}:pool": MISSING, f"sets:{RANDOM}:pol": "toy/prior"}
     refusal(read, edits | mistyped, "unknown key 'pol'; did you mean 'pool'?")
 

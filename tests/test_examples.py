@@ -139,7 +139,7 @@ def test_all_three_go_through_the_whole_pipeline(
     other = (checkout / "metrics/tables/shapes/table2/table.md").read_text(encoding="utf-8")
     assert "examples/small_net.py:SmallNet" in other
     assert (checkout / "plots/figures/shapes/fig4-6-7/shapes_nearest.png").is_file()
-    nearest = teddy.load(checkout / "data/distilled/shapes/main/ipc5/nearest.safetensors")
+    nearest = teddy.load(checkout / "data/distilled/shapes/main/ipc5/nearest/0.safetensors")
     assert nearest.labels.tolist() == [0, 1, 2] * 5
     read = read_json(checkout / "inputs/relabel/shapes/main/ipc5/small.json")["code"]
     assert "examples/small_net.py" in read

@@ -88,7 +88,7 @@ def test_tables_show_means_and_spreads() -> None:
 
 @pytest.mark.parametrize(
     ("shift", "outcomes"),
-    [(0.0, ["reproduced"] * 3), (5.0, ["reproduced", "not reproduced", "not reproduced"])],
+    [(0.0, ["reproduced"] * 3), (5.0, ["reproduced", "contradicted", "contradicted"])],
 )
 def test_verdicts_on_the_taylor_error(shift: float, outcomes: list[str]) -> None:
     found = [verdict.outcome for verdict in experiments.taylor_verdicts(fig5(shift))]
@@ -99,12 +99,12 @@ def test_a_large_gap_in_loss_is_not_negligible() -> None:
     record = fig5()
     for point in record["runs"][1]["points"][1:]:
         point["exact_loss"] += 0.2
-    assert experiments.taylor_verdicts(record)[0].outcome == "not reproduced"
+    assert experiments.taylor_verdicts(record)[0].outcome == "contradicted"
 
 
 def test_verdict_on_cost_asks_for_growth() -> None:
     assert {v.outcome for v in experiments.cost_verdicts(fig1())} == {"reproduced"}
-    assert {v.outcome for v in experiments.cost_verdicts(fig1(0))} == {"not reproduced"}
+    assert {v.outcome for v in experiments.cost_verdicts(fig1(0))} == {"contradicted"}
 
 
 def test_figures_have_the_same_bytes_for_the_same_record(tmp_path: Path) -> None:

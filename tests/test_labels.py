@@ -20,7 +20,14 @@ from teddy.data.dsa import draw_dsa
 from teddy.data.images import Images
 from teddy.settings.configs import RelabelConfig, ViewConfig
 from teddy.students import labels as module
-from teddy.students.labels import Batch, OnlineLabels, StoredLabels, TrainingViews, store_labels
+from teddy.students.labels import (
+    Batch,
+    FixedLabels,
+    OnlineLabels,
+    StoredLabels,
+    TrainingViews,
+    store_labels,
+)
 from teddy.teachers.pools import Pool
 
 CPU = torch.device("cpu")
@@ -208,6 +215,25 @@ class Loud(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         """The same logit for every class."""
         return torch.full((len(inputs), 4), self.logit)
+
+
+@pytest.mark.parametrize("cutmix", [True, False])
+def test_fixed_labels_are_those_of_whole_images_mixed_as_the_views_are(
+    views: TrainingViews, teachers: list[nn.Module], dataset: ImageDataset, cutmix: bool
+) -> None:
+    own = changed(views, cutmix=cutmix)
+    with torch.no_grad():
+        inputs = dataset.normalisation.apply(own.images.images)
+        logits = torch.stack([teacher(inputs) for teacher in teachers]).mean(0)
+    probabilities = (logits / 4).softmax(1)
+    mix = draw_cutmix(12, 8, 8, 0, "cutmix", 3, device="cpu")
+    want = probabilities.clone()
+    for i in range(12) if cutmix else ():
+        kept, partner = float(mix.kept(8, 8)[i]), int(mix.partner[i])
+        want[i] = kept * probabilities[i] + (1 - kept) * probabilities[partner]
+    labels = FixedLabels(own, teachers, temperature=4.0)
+    torch.testing.assert_close((labels.epoch(3) / 4).softmax(1), want, atol=1e-3, rtol=0)
+    assert torch.equal(labels.epoch(3), labels.epoch(0)) == (not cutmix)
 
 
 @pytest.mark.parametrize("logit", [2e5, torch.inf, torch.nan])

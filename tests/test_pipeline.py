@@ -113,7 +113,7 @@ def test_accuracies_are_in_the_summary(whole_run: Path) -> None:
     for method in ("random", "sre2l", "post", "prior"):
         for labels in ("hard", "soft"):
             cell = summary["digits"]["main"]["ipc3"][method][labels]
-            assert cell["n"] == 2
+            assert cell["n"] == (4 if method == "prior" else 2)
             assert 0 <= cell["top1_mean"] <= 100
     assert list((whole_run / "metrics/tables/digits/table1").iterdir())
     assert (whole_run / "plots/report.html").is_file()
@@ -152,7 +152,7 @@ def test_teachers_of_a_step_know_its_classes_alone(tiny_run: Path) -> None:
 
 
 def test_distilled_sets_load_in_one_line(tiny_run: Path) -> None:
-    dataset = teddy.load(tiny_run / f"data/distilled/{PRIOR}.safetensors")
+    dataset = teddy.load(tiny_run / f"data/distilled/{PRIOR}/0.safetensors")
     image, label = dataset[11]
     assert (len(dataset), dataset.ipc, label) == (30, 3, 1)
     assert image.shape == (1, 8, 8)
@@ -175,7 +175,9 @@ def test_records_say_what_they_are_of(tiny_run: Path) -> None:
     assert (again["evaluation"], again["set"]) == ("digits/fig3b/members1", PRIOR)
     assert (own["evaluation"], own["set"]) == (PRIOR, PRIOR)
     assert (again["members"], own["members"]) == (1, 3)
-    assert (list(again["labels"]), list(own["labels"])) == (["soft"], ["hard", "soft"])
+    assert (list(again["labels"]), list(own["labels"])) == (
+        ["soft"], ["fixed", "hard", "soft"],
+    )  # fmt: skip
 
 
 def test_a_second_run_gives_the_same_bytes(tiny_run: Path, tmp_path: Path) -> None:
@@ -223,22 +225,40 @@ def test_more_images_per_class_only_add_to_a_set(in_tiny_run: Path, tmp_path: Pa
     write_inputs(other, other / "inputs")
     of, out, history = settings_of("synthesize", name, other), tmp_path / "set", tmp_path / "h.json"
     main(command(in_tiny_run, "synthesize", PRIOR, settings=of, out=out, history=history))
-    few = teddy.load(in_tiny_run / f"data/distilled/{PRIOR}.safetensors")
-    many = teddy.load(out)
+    few = teddy.load(in_tiny_run / f"data/distilled/{PRIOR}/0.safetensors")
+    many = teddy.load(out / "0.safetensors")
     assert many.ipc == 7
     assert many.images[: len(few)].equal(few.images)
 
 
-def test_a_repeat_differs_from_the_synthesis_itself(in_tiny_run: Path, tmp_path: Path) -> None:
+def test_syntheses_differ_in_images_labels_and_students(tiny_run: Path) -> None:
+    first, other = (teddy.load(tiny_run / f"data/distilled/{PRIOR}/{n}.safetensors") for n in "01")
+    assert first.labels.equal(other.labels) and not first.images.equal(other.images)
+    assert (first.provenance["synthesis"], other.provenance["synthesis"]) == (0, 1)
+    folder = tiny_run / "data/labels" / PRIOR
+    assert {path.name for path in folder.iterdir()} == {"0", "1"}
+    manifests = [read_json(folder / n / "manifest.json") for n in "01"]
+    assert manifests[0]["seed"] != manifests[1]["seed"]
+    record = read_json(tiny_run / f"metrics/evaluations/{PRIOR}.json")
+    for students in record["labels"].values():
+        assert [student["synthesis"] for student in students] == [0, 0, 1, 1]
+        assert len({student["top1_last"] for student in students}) > 1
+    batches = read_json(tiny_run / f"metrics/synthesis/{PRIOR}.json")["batches"]
+    assert {batch["synthesis"] for batch in batches} == {0, 1}
+    assert len({str(batch["curve"]) for batch in batches}) == len(batches)
+
+
+def test_the_first_synthesis_does_not_depend_on_their_number(
+    in_tiny_run: Path, tmp_path: Path
+) -> None:
     other = tiny_checkout(tmp_path / "other")
-    edit_rows(other, {f"sets:{RANDOM}:repeat": 1})
+    edit_rows(other, {f"sets:{RANDOM}:syntheses": 2})
     write_inputs(other, other / "inputs")
     of, out, history = settings_of("synthesize", RANDOM, other), tmp_path / "s", tmp_path / "h.json"
     main(command(in_tiny_run, "synthesize", RANDOM, settings=of, out=out, history=history))
-    again = teddy.load(out)
-    first = teddy.load(in_tiny_run / f"data/distilled/{RANDOM}.safetensors")
-    assert len(again) == len(first)
-    assert not again.images.equal(first.images)
+    own = in_tiny_run / f"data/distilled/{RANDOM}/0.safetensors"
+    assert (out / "0.safetensors").read_bytes() == own.read_bytes()
+    assert (out / "1.safetensors").is_file()
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
@@ -442,13 +462,13 @@ def test_more_images_than_a_class_has_are_refused_by_the_row_alone(
     edit_rows(root, {"prepared:digits:small_classes": "repeat"})
     write_inputs(root, root / "inputs")
     main(arguments)
-    made = teddy.load(root / f"data/distilled/{RANDOM}.safetensors")
+    made = teddy.load(root / f"data/distilled/{RANDOM}/0.safetensors")
     assert made.ipc == 200 and made.provenance["small_classes"] == "repeat"
     repeated = made
     edit_rows(root, {"prepared:digits:small_classes": "fewer"})
     write_inputs(root, root / "inputs")
     main(arguments)
-    made = teddy.load(root / f"data/distilled/{RANDOM}.safetensors")
+    made = teddy.load(root / f"data/distilled/{RANDOM}/0.safetensors")
     real = read_dataset(tmp_path / "out").train.labels.bincount().tolist()
     assert made.labels.bincount().tolist() == real and made.ipc == max(real) < 200
     first = [(repeated.labels == c).nonzero()[: real[c], 0] for c in range(10)]
@@ -522,7 +542,7 @@ def test_damaged_checkpoints_are_refused(
         if damage == "truncated":
             member.write_bytes(member.read_bytes()[:-100])
         elif damage == "foreign":
-            shutil.copy(folder / f"data/distilled/{PRIOR}.safetensors", member)
+            shutil.copy(folder / f"data/distilled/{PRIOR}/0.safetensors", member)
         elif damage == "missing":
             member.unlink()
         else:
@@ -530,7 +550,7 @@ def test_damaged_checkpoints_are_refused(
     out, history = tmp_path / "set", tmp_path / "history.json"
     arguments = command(folder, "synthesize", PRIOR, out=out, history=history)
     assert "models/digits/prior/member" in refuse(arguments, capsys)
-    assert not out.exists()
+    assert not list(out.glob("*"))
 
 
 def test_non_finite_loss_names_stage_batch_and_step(
@@ -550,7 +570,7 @@ def test_non_finite_loss_names_stage_batch_and_step(
     )
     line = refuse(arguments, capsys)
     assert re.search(r"synthesize: loss is (nan|inf) at iteration \d+ of indices 0-1", line), line
-    assert not out.exists()
+    assert not list(out.glob("*"))
 
 
 def test_unwritable_output_is_refused_before_any_work(
@@ -642,33 +662,35 @@ def test_damaged_labels_are_refused_before_any_student_is_trained(
     monkeypatch.setattr("teddy.stages.evaluate.train_student", lambda *_: pytest.fail("trained"))
     labels = tmp_path / "labels"
     shutil.copytree(in_tiny_run / "data/labels" / PRIOR, labels)
-    manifest, last = read_json(labels / "manifest.json"), sorted(labels.glob("epochs*"))[-1]
+    manifest, last = read_json(labels / "1/manifest.json"), sorted(labels.glob("1/epochs*"))[-1]
     shards = manifest["shards"]
     if damage == "missing":
         last.unlink()
     elif damage == "renamed":
-        last.rename(labels / "other.safetensors")
+        last.rename(labels / "1/other.safetensors")
     else:
         shards = {"few": shards[:1], "text": "x", "none": None}[damage]
-    write_json(labels / "manifest.json", manifest | {"shards": shards})
+    write_json(labels / "1/manifest.json", manifest | {"shards": shards})
     arguments = command(in_tiny_run, "evaluate", PRIOR, labels=labels, out=tmp_path / "out.json")
     line = refuse(arguments, capsys)
-    assert line.startswith(f"error: {labels}") and words in line, line
+    assert line.startswith(f"error: {labels / '1'}") and words in line, line
 
 
 def test_sets_of_another_kind_of_images_are_refused_before_any_work(
     in_tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    wrong, out = tmp_path / "set.safetensors", tmp_path / "out"
-    own = teddy.load(in_tiny_run / f"data/distilled/{PRIOR}.safetensors")
+    wrong, out = tmp_path / "set/0.safetensors", tmp_path / "out"
+    own = teddy.load(in_tiny_run / f"data/distilled/{PRIOR}/0.safetensors")
     colour = Normalisation(own.normalisation.mean * 3, own.normalisation.std * 3)
     images = own.images.expand(-1, 3, -1, -1)
-    save_distilled(wrong, DistilledSet(images, own.labels, own.class_names, colour, own.provenance))
-    line = refuse(command(in_tiny_run, "relabel", PRIOR, set=wrong, out=out), capsys)
+    for path in (wrong, wrong.with_name("1.safetensors")):
+        made = DistilledSet(images, own.labels, own.class_names, colour, own.provenance)
+        save_distilled(path, made)
+    line = refuse(command(in_tiny_run, "relabel", PRIOR, set=wrong.parent, out=out), capsys)
     assert "digits/prior/member00.safetensors: is a teacher of image_shape [1, 8, 8], but" in line
     for stage, row in (("evaluate", PRIOR), ("continual", "digits/fig3e/all")):
         record = tmp_path / f"{stage}.json"
-        line = refuse(command(in_tiny_run, stage, row, set=wrong, out=record), capsys)
+        line = refuse(command(in_tiny_run, stage, row, set=wrong.parent, out=record), capsys)
         assert f"{wrong}: has images of (3, 8, 8), but the prepared dataset has (1, 8, 8)" in line
     assert not list(out.iterdir())
 

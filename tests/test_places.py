@@ -12,6 +12,7 @@ from teddy.settings.places import PLACES, SOFT_ALONE
 OTHER: dict[str, Any] = {
     "arch": "resnet18", "data": "digits-keep60", "method": "sre2l", "ipc": 50, "labels": "hard",
     "stages": (1, 4), "teachers_drawn": 1, "members": 2, "pool_size": 2, "init": "real",
+    "precision": "bfloat16",
 }  # fmt: skip
 
 

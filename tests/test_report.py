@@ -138,7 +138,7 @@ def row(name: str, method: str, ipc: int, pool: str) -> ShownEvaluation:
     """A set under its own labels."""
     return ShownEvaluation(
         name=name, dataset="digits", data="digits", set=name, method=method, ipc=ipc,
-        pool=f"digits/{pool}", members=0, labels=("hard", "soft"), repeat=0, keep=(1, 1),
+        pool=f"digits/{pool}", members=0, labels=("hard", "soft"), syntheses=3, keep=(1, 1),
         default=True,
     )  # fmt: skip
 
@@ -198,7 +198,8 @@ def write_set(root: Path, own: ShownEvaluation) -> None:
     students = {
         labels: [
             {
-                "seed": seed,
+                "synthesis": seed,
+                "seed": 0,
                 "top1_last": last + offset(method, ipc, labels),
                 "top1_best": best + offset(method, ipc, labels),
                 "macro_f1": last + offset(method, ipc, labels) - 1,
@@ -239,7 +240,7 @@ def write_set(root: Path, own: ShownEvaluation) -> None:
         Normalisation((0.5,), (0.5,)),
         {"set": name},
     )
-    save_distilled(root / f"sets/{name}.safetensors", distilled)
+    save_distilled(root / f"sets/{name}/0.safetensors", distilled)
 
 
 Step = tuple[list[str], tuple[str, ...]]
@@ -405,7 +406,7 @@ def test_a_single_student_has_no_spread(small: Path) -> None:
     text = (out / "tables/digits/table1/table.md").read_text()
     line = next(line for line in text.splitlines() if line.startswith("| Teddy (prior)"))
     assert line.split("|")[2].strip() == "56.0"
-    assert "n = 1 or 3 students" in text
+    assert "n = 1 or 3 students in all" in text
 
 
 def test_curves_are_means_over_batches(out: Path) -> None:
@@ -451,7 +452,8 @@ def test_table_shows_each_number_in_its_place(out: Path) -> None:
         "Random real images", "SRe2L", "Teddy (post)", "Teddy (prior)",
     ]  # fmt: skip
     assert table[4][1:] == ["57.0 ± 3.6", "77.0 ± 3.6", "57.1 ± 3.6", "77.1 ± 3.6"]
-    assert "n = 3 students" in text and "last of 150 epochs" in text
+    assert "over 3 syntheses" in text and "n = 3 students in all" in text.replace("\n", " ")
+    assert "last of 150 epochs" in text
     assert "test split (450 images held out)" in text.replace("\n", " ")
     assert "optimistic" in text.split("\n## ")[2] and "67.1" in text.split("\n## ")[2]
 
@@ -596,7 +598,8 @@ def result(method: str, ipc: int, top1: float, **changes: Any) -> EvaluationResu
     fields: Settings = {
         "name": name, "set": name, "dataset": "digits", "data": "digits", "method": method,
         "ipc": ipc, "arch": "convnet3", "pool": "digits/prior", "labels": "soft", "split": "test",
-        "images_held_out": 450, "epochs": 150, "n": 3, "top1_mean": top1, "top1_std": 1.5,
+        "images_held_out": 450, "epochs": 150, "n": 3, "syntheses": 3,
+        "top1_mean": top1, "top1_std": 1.5,
         "top1_best_mean": top1 + 1, "f1_mean": top1 - 2, "f1_std": 0.5,
         "kl_student_teacher": 0.5, "kl_teacher_student": 0.25, "members": 4, "pool_size": 4,
         "stages": (2, 8), "teachers_drawn": 3, "ensemble": "logits", "first_bn_weight": 10.0,
@@ -703,14 +706,13 @@ def test_ablations_say_what_differs_and_who_labels() -> None:
 
 def test_precisions_are_compared_over_syntheses() -> None:
     results = [
-        result("teddy-prior", 10, mean, precision=precision, repeat=repeat)
-        for precision, means in {"float32": (40.0, 42.0, 44.0), "bfloat16": (41.0,)}.items()
-        for repeat, mean in enumerate(means)
+        result("teddy-prior", 10, mean, precision=precision, name=precision)
+        for precision, mean in (("float32", 42.0), ("bfloat16", 41.0))
     ]
     (table,) = report.target_tables("precision", results, printed(), catalogue())
     assert [row[1:] for row in cells(table)] == [
-        ["float32", 3, None, "42.0 ± 2.0"],
-        ["bfloat16", 1, None, "41.0 ± 0.0"],
+        ["float32", None, "42.0 ± 1.5"],
+        ["bfloat16", None, "41.0 ± 1.5"],
     ]
 
 
@@ -800,7 +802,7 @@ def test_page_shows_a_target_of_every_dataset_in_one_section(small: Path) -> Non
     assert f'alt="{lines}, More digits"' in section
     assert re.search(r'alt="Grid of distilled images, [^"]*: Teddy \(prior\)"', text)
     assert 'Accuracy and loss of each base run by epoch, with the teachers taken"' in text
-    assert re.search(r"Teddy [\d.]+: 1 datasets, 4 distilled sets, 24 students", text)
+    assert re.search(r"Teddy [\d.]+: 1 dataset, 4 distilled sets, 24 students", text)
     assert "Students trained on: a machine</li>" in text
     verdicts = read_json(out / "tables/digits/table1/verdicts.json")["verdicts"]
     outcomes = re.findall(r"(reproduced|inconclusive)</td>", section)
@@ -893,7 +895,7 @@ def test_tables_check_makes_every_table_that_only_reads_records() -> None:
         ("teachers/digits/base.json", "train_teacher"),
         ("syntheses/digits/main/ipc1/sre2l.json", "synthesize"),
         ("pools/digits/post.json", "build_pool"),
-        ("sets/digits/main/ipc1/random.safetensors", "synthesize"),
+        ("sets/digits/main/ipc1/random/0.safetensors", "synthesize"),
     ],
 )
 def test_missing_record_is_refused_with_its_stage(
@@ -1007,7 +1009,7 @@ def test_grid_of_many_classes_shows_ten_in_colour(tmp_path: Path) -> None:
     distilled = DistilledSet(
         images, torch.arange(count).repeat(ipc), names, Normalisation((0.5,) * 3, (0.5,) * 3), {}
     )
-    save_distilled(tmp_path / f"sets/{shown_set.name}.safetensors", distilled)
+    save_distilled(tmp_path / f"sets/{shown_set.name}/0.safetensors", distilled)
     (grid,) = records.read_grids([shown_set], tmp_path / "sets")
     shown = [0, 22, 44, 66, 88, 111, 133, 155, 177, 199]
     assert grid.class_names == tuple(names[label] for label in shown)

@@ -23,9 +23,10 @@ from teddy.core.console import parser
 from teddy.core.errors import TeddyError
 from teddy.core.files import Json, read_json
 from teddy.core.runtime import log, run_stage
-from teddy.report.results import spread
+from teddy.report.records import by_synthesis, spread_of
 from teddy.settings.configs import STAGES
 from teddy.settings.declared import Declared
+from teddy.settings.rows import KINDS
 from teddy.settings.schema import check, parse_yaml, read_yaml, suggest, to_json
 from teddy.stages import commands
 from teddy.stages.resolve import write_inputs
@@ -91,14 +92,15 @@ def _try(name: str, overrides: Sequence[Override], folder: Path) -> Json:
     record = _evaluate(changed, name, folder, _upstream(changed, name, folder))
     result: Json = {"set": name, "tried": dict(overrides), "split": "val", "settings": settings}
     for kind, runs in record["labels"].items():
-        top1 = [run["top1_last"] for run in runs]
-        mean, std = round(statistics.fmean(top1), 2), round(spread(top1), 2)
+        top1 = by_synthesis(runs, "top1_last")
+        mean = round(statistics.fmean(map(statistics.fmean, top1)), 2)
+        std = round(spread_of(top1), 2)
         result[kind] = {"top1_mean": mean, "top1_std": std, "n": len(runs)}
     return result
 
 
 def _line(result: Json) -> str:
-    found = (f"{kind} {result[kind]['top1_mean']}" for kind in ("hard", "soft") if kind in result)
+    found = (f"{kind} {result[kind]['top1_mean']}" for kind in KINDS if kind in result)
     return f"{result['tried']}: {', '.join(found)} % on the validation split"
 
 

@@ -1,7 +1,7 @@
 """Teddy: dataset distillation via Taylor-approximated matching (ECCV 2024).
 
 >>> import teddy
->>> path = "data/distilled/digits/main/ipc10/prior.safetensors"
+>>> path = "data/distilled/digits/main/ipc10/prior/0.safetensors"
 >>> dataset = teddy.load(path)  # doctest: +SKIP
 """
 

@@ -27,13 +27,14 @@ NO_NUMBER: tuple[Any, ...] = (
 SIGNED = {"mean", "roll"}
 FROM_ZERO = {
     "weight_decay", "alpha_bn", "first_bn_weight", "max_epochs", "num_classes", "test_fraction",
-    "warmup_epochs", "claimed_top1", "repeat", "members", "seed", "seeds", "orders", "momentum",
+    "warmup_epochs", "claimed_top1", "members", "seed", "seeds", "orders", "momentum",
     "betas", "rotate", "crop", "cutout", "brightness", "saturation", "contrast", "pruning_ratio",
-    "classifier_weight",
+    "classifier_weight", "syntheses",
 }  # fmt: skip
 """Keys that may be 0. Any other number must be above it, but for those that have a sign."""
 SHARES = {
     "crop_scale", "val_fraction", "test_fraction", "pruning_ratio", "keep", "momentum", "betas",
+    "easiest",
 }  # fmt: skip
 """Keys that must not be above 1."""
 WHOLE = {
@@ -42,7 +43,7 @@ WHOLE = {
     "indices_per_batch", "real_batch", "eval_epochs", "steps", "num_classes", "image_size", "ipc",
     "channels", "inner_steps", "real_images", "draws", "repeats", "depth", "real_per_class",
     "law_steps", "measured_inits", "num_steps", "lengths", "segment_steps", "bound_draws",
-    "isotropic_draws", "members", "repeat", "roll",
+    "isotropic_draws", "members", "roll", "syntheses", "crops", "views_per_image",
 }  # fmt: skip
 
 

@@ -145,6 +145,20 @@ def leave_to_first() -> None:
     _together = False
 
 
+@contextlib.contextmanager
+def first_alone() -> Iterator[None]:
+    """Within a stage, work that the first process may do alone; all go on together after it.
+
+    The others leave the block at :func:`leave_to_first` and wait for the first; errors as
+    :func:`barrier`.
+    """
+    several = _together
+    with contextlib.suppress(Left):
+        yield
+    if several:
+        rejoin()
+
+
 def rejoin() -> None:
     """End a stage together: wait for the first process; errors as :func:`barrier`."""
     global _together

@@ -23,6 +23,13 @@ def derive(seed: int, *item: str | int) -> int:
     return int.from_bytes(digest, "little") & _MASK_63
 
 
+def of_synthesis(seed: int, number: int) -> int:
+    """Seed of a set's synthesis ``number`` and of all that follows from it: 0 has ``seed`` itself,
+    and others are whole repeats, labels and students included.
+    """
+    return derive(seed, "repeat", number) if number else seed
+
+
 def rng(seed: int, *item: str | int, device: torch.device | str = "cpu") -> torch.Generator:
     """The item's own random numbers, e.g. ``rng(seed, "noise", class_id, index)``."""
     return torch.Generator(device).manual_seed(derive(seed, *item))

@@ -23,7 +23,11 @@ from teddy.report.drawing import (
     looks,
 )
 from teddy.report.results import EvaluationResult, LearnerResult, Results, grouped
+from teddy.settings.rows import KINDS
 from teddy.settings.stages import Catalogue
+
+_STYLES = {"hard": (0, (4, 3)), "fixed": (0, (1, 1.5)), "soft": "-"}
+"""Lines of labels."""
 
 # --------------------------------------------------------------------------------- images per class
 
@@ -117,8 +121,8 @@ def _axis_panel(axes: Axes, results: Results, axis: Axis, value: str) -> None:
             along if numbers else [places.index(place) for place in along],
             [getattr(result, value) for result in own],
             [result.top1_std if value == "top1_mean" else 0.0 for result in own],
-            color=COLOURS[_ipc_colour(ipc, lines)], marker=MARKERS[labels == "soft"],
-            linestyle="-" if labels == "soft" else (0, (4, 3)), capsize=2, elinewidth=0.8,
+            color=COLOURS[_ipc_colour(ipc, lines)], marker=MARKERS[KINDS.index(labels)],
+            linestyle=_STYLES[labels], capsize=2, elinewidth=0.8,
             label=f"IPC {ipc}, {labels}",
         )  # fmt: skip
     if numbers:

@@ -7,6 +7,7 @@ from teddy.core.errors import TeddyError
 from teddy.core.tables import Cell, Column, Table, percent
 from teddy.report.paper import marked, paper_result, paper_table, quoted
 from teddy.report.results import EvaluationResult, PaperResult, Results, grouped
+from teddy.settings.rows import KINDS
 from teddy.settings.stages import Catalogue
 
 Maker = Callable[[Results, Sequence[PaperResult], Catalogue], list[Table]]
@@ -114,20 +115,20 @@ def _by_cell(
 
 def _sizes(results: Results, catalogue: Catalogue) -> Table:
     """Bytes of images and of labels, which is what a distilled set costs to keep."""
-    rows = [
-        (
-            catalogue.datasets[result.dataset].title, result.ipc,
-            catalogue.methods[result.method].title, result.image_bytes, result.label_bytes,
-        )
-        for result in results
-        if result.labels == "soft"
-    ]  # fmt: skip
+    rows: list[tuple[Cell, ...]] = []
+    for (method, ipc), own in grouped(results, "method", "ipc").items():
+        sizes = {result.labels: result.label_bytes for result in own}
+        dataset = catalogue.datasets[own[0].dataset].title
+        of_set = (dataset, ipc, catalogue.methods[method].title, own[0].image_bytes)
+        rows.append((*of_set, sizes.get("fixed"), sizes.get("soft")))
     columns = (
         Column("dataset", text=True), Column("IPC"), Column("method", text=True),
-        Column("images", spec=","), Column("soft labels", spec=","),
+        Column("images", spec=","), Column("fixed labels", spec=","),
+        Column("soft labels", spec=","),
     )  # fmt: skip
     note = (
-        "images: uint8 pixels, before compression. soft labels: float16 logits of every view in "
+        "images: uint8 pixels, before compression. fixed labels: float16 logits of every image. "
+        "soft labels: those of every view in "
         "every epoch, which are stored, or computed while training if relabel.store is false."
     )
     return Table("Bytes of a distilled set", columns, tuple(rows), (note,))
@@ -297,8 +298,9 @@ def placed(results: Iterable[EvaluationResult], *keys: str) -> dict[Any, Evaluat
 
 
 def ipcs_and_labels(results: Results) -> tuple[list[int], list[str]]:
-    """Images per class and kinds of labels that there are results of, sorted."""
-    return sorted({r.ipc for r in results}), sorted({r.labels for r in results})
+    """Images per class and kinds of labels that there are results of, in order."""
+    own = {r.labels for r in results}
+    return sorted({r.ipc for r in results}), [kind for kind in KINDS if kind in own]
 
 
 def top1_cell(result: EvaluationResult | None) -> str | None:
@@ -317,13 +319,21 @@ def f1_cell(result: EvaluationResult | None) -> str | None:
 
 def students_note(results: Results) -> str:
     """What the numbers of a table are means of."""
-    split, n = split_title(results[0].split), distinct(results, "n")
+    split = split_title(results[0].split)
+    n, syntheses = distinct(results, "n"), distinct(results, "syntheses")
+    over = (
+        f"n = {n} student{'s' * (n != '1')} (seeds) trained on one synthesis; the spread between "
+        "syntheses is not in it"
+        if syntheses == "1"
+        else f"{syntheses} syntheses, which differ in all random numbers, of their students' "
+        f"means; n = {n} students in all"
+    )
     return (
-        f"Mean ± sample standard deviation over n = {n} student{'s' * (n != '1')} (seeds) "
-        "trained on one synthesis; the spread between syntheses is not in it. Accuracy after the "
+        f"Mean ± sample standard deviation over {over}. Accuracy after the "
         f"last of {distinct(results, 'epochs')} epochs on the {split} split "
-        f"({distinct(results, 'images_held_out')} images held out). Hard and soft are the labels "
-        "that students learn from."
+        f"({distinct(results, 'images_held_out')} images held out). Students learn "
+        "from classes (hard), from one soft label for each image (fixed) or for each of its views "
+        "(soft)."
     )
 
 

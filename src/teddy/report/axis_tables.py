@@ -3,7 +3,6 @@
 All results that a maker gets are of one dataset.
 """
 
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,14 +11,13 @@ from teddy.core.tables import Cell, Column, Table, percent
 from teddy.report.accuracy_tables import (
     Maker,
     dataset_title,
-    distinct,
     ipcs_and_labels,
     placed,
     split_title,
     students_note,
     top1_cell,
 )
-from teddy.report.results import LearnerResult, PaperResult, Results, grouped, spread
+from teddy.report.results import LearnerResult, PaperResult, Results, grouped
 from teddy.settings.stages import Catalogue
 
 # -------------------------------------------------------------------------- figures 2c and 3a to 3c
@@ -134,32 +132,20 @@ def ablations(results: Results, paper: Sequence[PaperResult], catalogue: Catalog
 
 
 def precision(results: Results, paper: Sequence[PaperResult], catalogue: Catalogue) -> list[Table]:
-    """Autocast dtypes of synthesis, each over repeats of the whole synthesis."""
+    """Autocast dtypes of synthesis."""
     tables = []
     for ipc, own in grouped(results, "ipc").items():
         rows: list[tuple[Cell, ...]] = []
         for (method, precision), mine in grouped(own, "method", "precision").items():
-            means = [
-                [result.top1_mean for result in mine if result.labels == kind]
-                for kind in ("hard", "soft")
-            ]
-            cells = [
-                percent(statistics.fmean(values), spread(values)) if values else None
-                for values in means
-            ]
-            count = len({result.repeat for result in mine})
-            rows.append((catalogue.methods[method].title, precision or "–", count, *cells))
+            cells = placed(mine, "labels")
+            shown = [top1_cell(cells.get(kind)) for kind in ("hard", "soft")]
+            rows.append((catalogue.methods[method].title, precision or "–", *shown))
         columns = (
-            Column("images", text=True), Column("precision", text=True), Column("syntheses"),
-            Column("hard"), Column("soft"),
+            Column("images", text=True), Column("precision", text=True), Column("hard"),
+            Column("soft"),
         )  # fmt: skip
-        note = (
-            "Mean ± sample standard deviation over syntheses, which differ in all of their "
-            f"randomness, of the mean accuracy of {distinct(own, 'n')} students each, after the "
-            f"last of {distinct(own, 'epochs')} epochs."
-        )
         title = f"Precision, {dataset_title(own, catalogue)}, IPC {ipc}: top-1 accuracy (%)"
-        tables.append(Table(title, columns, tuple(rows), (note,)))
+        tables.append(Table(title, columns, tuple(rows), (students_note(own),)))
     return tables
 
 

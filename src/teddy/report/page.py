@@ -27,8 +27,8 @@ th, td { padding: .2rem .7rem; border-bottom: 1px solid #ddd; text-align: right;
 th { border-bottom: 2px solid #888; } .text { text-align: left; }
 td:not(.text) { white-space: nowrap; } img { max-width: 100%; }
 p.note { color: #555; font-size: 13px; max-width: 52rem; }
-.reproduced { color: #00664d; font-weight: 600; } .not-reproduced { color: #a84300;
-  font-weight: 600; } .inconclusive, .not-run, .no-evidence { color: #666;
+.reproduced { color: #00664d; font-weight: 600; } .contradicted { color: #a84300;
+  font-weight: 600; } .inconclusive, .not-run { color: #666;
   font-weight: 600; }
 code { background: #f2f2f2; padding: 0 .2em; }
 nav { display: flex; flex-wrap: wrap; gap: .2rem 1rem; } nav a { white-space: nowrap; }

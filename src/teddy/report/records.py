@@ -33,7 +33,7 @@ from teddy.report.results import (
     spread,
 )
 from teddy.settings.schema import from_json, read_yaml
-from teddy.settings.sets import AGAIN, set_record
+from teddy.settings.sets import AGAIN, set_record, synthesis_file
 from teddy.settings.stages import (
     ShownBase,
     ShownEvaluation,
@@ -77,13 +77,12 @@ def read_evaluations(rows: Sequence[ShownEvaluation], folder: Path) -> list[Eval
 
 def _evaluated(record: Json, row: ShownEvaluation, labels: str) -> EvaluationResult:
     students = record["labels"][labels]
-    of_row = ("name", "set", "dataset", "data", "method", "ipc", "pool", "keep", "repeat",
+    of_row = ("name", "set", "dataset", "data", "method", "ipc", "pool", "keep",
               "default")  # fmt: skip
     of_record = ("arch", "split", "images_held_out", "epochs", "members")
     synthesis = record["synthesis"] or {}
     epochs = [teacher["epoch"] for teacher in record["teachers"] if teacher["epoch"] is not None]
-    top1 = [student["top1_last"] for student in students]
-    f1 = [student["macro_f1"] for student in students]
+    top1, f1 = (by_synthesis(students, key) for key in ("top1_last", "macro_f1"))
     return EvaluationResult(
         **{key: getattr(row, key) for key in of_row},
         **{key: record[key] for key in of_record},
@@ -92,11 +91,12 @@ def _evaluated(record: Json, row: ShownEvaluation, labels: str) -> EvaluationRes
         largest_class=record.get("largest_class"),
         machine=record.get("machine"),
         n=len(students),
-        top1_mean=statistics.fmean(top1),
-        top1_std=spread(top1),
+        syntheses=len(top1),
+        top1_mean=statistics.fmean(map(statistics.fmean, top1)),
+        top1_std=spread_of(top1),
         top1_best_mean=statistics.fmean(student["top1_best"] for student in students),
-        f1_mean=statistics.fmean(f1),
-        f1_std=spread(f1),
+        f1_mean=statistics.fmean(map(statistics.fmean, f1)),
+        f1_std=spread_of(f1),
         kl_student_teacher=_mean_of(students, "kl_student_teacher"),
         kl_teacher_student=_mean_of(students, "kl_teacher_student"),
         pool_size=len(record["teachers"]),
@@ -107,8 +107,28 @@ def _evaluated(record: Json, row: ShownEvaluation, labels: str) -> EvaluationRes
         precision=synthesis.get("precision"),
         init=synthesis.get("initialise"),
         image_bytes=record["bytes"]["images"],
-        label_bytes=record["bytes"]["labels"] if labels == "soft" else 0,
+        label_bytes=_label_bytes(record["bytes"], labels),
     )
+
+
+def _label_bytes(sizes: Json, labels: str) -> int:
+    own = {"soft": "labels", "fixed": "fixed"}
+    return int(sizes[own[labels]]) if labels in own else 0
+
+
+def by_synthesis(students: Sequence[Json], key: str) -> list[list[float]]:
+    """A number of every student, a list for each synthesis."""
+    found: dict[int, list[float]] = {}
+    for student in students:
+        found.setdefault(student["synthesis"], []).append(student[key])
+    return list(found.values())
+
+
+def spread_of(values: list[list[float]]) -> float:
+    """Spread of the means of syntheses; of a single synthesis, that of its students."""
+    if len(values) == 1:
+        return spread(values[0])
+    return spread([statistics.fmean(own) for own in values])
 
 
 def read_learners(rows: Sequence[ShownLearner], folder: Path) -> list[LearnerResult]:
@@ -231,7 +251,7 @@ def read_grids(rows: Sequence[ShownSet], sets: Path) -> list[ImageGrid]:
 
 
 def _grid(row: ShownSet, sets: Path) -> ImageGrid:
-    path = sets / f"{row.name}.safetensors"
+    path = synthesis_file(sets / row.name, 0)
     _refuse_missing(path, "synthesize", row.name)
     try:
         with safe_open(path, framework="np") as file:  # not by teddy.load, which needs PyTorch

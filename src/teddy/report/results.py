@@ -43,11 +43,14 @@ class EvaluationResult:
     """Processor or GPU and version of PyTorch; None in runs from before it was recorded."""
     epochs: int
     n: int
-    """Students, one per seed."""
+    """Students: seeds of all syntheses."""
+    syntheses: int
+    """Independent repeats of making, labelling and learning from the set."""
     top1_mean: float
     """Mean over students of the accuracy after the last epoch."""
     top1_std: float
-    """Its sample standard deviation (n − 1); 0 for a single student."""
+    """Sample standard deviation (n − 1) over syntheses of the mean over their students; of a single
+    synthesis that over its students, 0 if there is one."""
     top1_best_mean: float
     """Mean of each student's best epoch, chosen on the same images and therefore optimistic."""
     f1_mean: float
@@ -68,8 +71,6 @@ class EvaluationResult:
     first_bn_weight: float | None
     precision: str | None
     """Autocast dtype of synthesis; None for images not made by Eq. 7."""
-    repeat: int
-    """Which synthesis of these settings it is; 0 is the experiment's own."""
     default: bool
     """Whether Table 1 shows it too, as the figures along an axis mark."""
     init: str | None
@@ -77,7 +78,7 @@ class EvaluationResult:
     image_bytes: int
     """Of the set's uint8 pixels."""
     label_bytes: int
-    """Of the soft labels of all epochs, float16; 0 for hard labels."""
+    """Of soft labels, float16: of all epochs, or of one each if fixed; 0 for hard labels."""
 
 
 Results = Sequence[EvaluationResult]

@@ -156,7 +156,7 @@ def long_table(
     """
     keys = ("dataset", "data", "method", "ipc", "arch", "pool", "members", "pool_size",
             "teachers_drawn", "ensemble", "first_bn_weight", "init", "labels", "epochs",
-            "n")  # fmt: skip
+            "n", "syntheses")  # fmt: skip
     numbers = ("top1_mean", "top1_std", "top1_best_mean", "f1_mean", "f1_std",
                "kl_student_teacher", "kl_teacher_student", "image_bytes",
                "label_bytes")  # fmt: skip

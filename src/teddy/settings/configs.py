@@ -411,6 +411,55 @@ class DmConfig:
 
 
 @settings
+class PlusConfig:
+    """Class means and classifier prior in the views of students, the algorithm ``plus``."""
+
+    initialise: Literal["noise", "real", "kmeans"]
+    """Start from N(0, 1) in normalised space, from random training images of the class, or from
+    those nearest to the centres of k-means among its easiest, as the algorithm ``coreset``."""
+    easiest: Annotated[float, Gt(0), Le(1)]
+    """Share of a class's training images, those that the pool's last member finds easiest, that
+    ``kmeans`` chooses from, but never fewer than it needs."""
+    iterations: Count
+    """Gradient steps, each with a teacher of its own."""
+    classes_per_batch: Count
+    """Classes optimised together, one chunk of them in index order."""
+    real_images: Count
+    """Real images of a class whose mean is matched; all of a smaller class."""
+    views_per_image: Count
+    """Views of each image at an iteration."""
+    views: ViewConfig
+    """What they are like: as students' views (``relabel.views``)."""
+    classifier_weight: NotNegative
+    """Of the teacher's cross-entropy, beside the distance of class means."""
+    lr: Positive
+    """Adam's learning rate of the pixels at the first iteration, then annealed by a cosine."""
+    betas: Betas
+    """Adam's betas."""
+    eps: Positive
+    """Adam's epsilon."""
+    clip: bool
+    """Clip to the valid pixel range after every step."""
+
+
+@settings
+class CoresetConfig:
+    """Real images that teachers choose, the algorithm ``coreset``."""
+
+    choose: Literal["random", "kmeans", "herding", "crops"]
+    """Among the easiest images of a class: at random; those nearest to the centres of k-means;
+    those whose mean is nearest to the class's (herding); or the crop of each that the pool finds
+    easiest, of images drawn at random."""
+    easiest: Annotated[float, Gt(0), Le(1)]
+    """Share of a class's training images, those that the pool's last member finds easiest, that
+    are chosen from, but never fewer than are needed."""
+    crops: Count
+    """Random crops of an image, of which the easiest is taken."""
+    views: ViewConfig
+    """What such a crop may be."""
+
+
+@settings
 class NoConfig:
     """Settings of an algorithm that has none: random real images."""
 
@@ -437,6 +486,13 @@ ALGORITHMS = {
     "dm": Algorithm(
         "teddy.synthesis.distribution_matching:DistributionMatching", DmConfig, "dm",
         by_pool=False, real=False,
+    ),
+    "plus": Algorithm(
+        "teddy.synthesis.class_matching:ClassMatching", PlusConfig, "plus",
+        by_pool=True, real=False,
+    ),
+    "coreset": Algorithm(
+        "teddy.synthesis.coresets:Coreset", CoresetConfig, "coreset", by_pool=True, real=True
     ),
     "random": Algorithm(
         "teddy.synthesis.real_images:RandomReal", NoConfig, "", by_pool=False, real=True
@@ -504,6 +560,8 @@ STAGES: dict[str, type] = {
     "pool": PoolConfig,
     "synthesize": SynthesizeConfig,
     "dm": DmConfig,
+    "plus": PlusConfig,
+    "coreset": CoresetConfig,
     "relabel": RelabelConfig,
     "evaluate": EvaluateConfig,
 }

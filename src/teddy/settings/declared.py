@@ -324,6 +324,7 @@ class Declared(Parameters):
         return {
             "arch": self.evaluate(name).network.arch, "method": row.method, "data": row.data,
             "ipc": row.ipc, "init": getattr(config, "initialise", None),
+            "precision": getattr(config, "precision", None),
             "teachers_drawn": getattr(config, "draw", None), "members": row.members or size,
             "pool_size": size, "stages": None if pool.kind == "post" else (stages[0], stages[-1]),
         }  # fmt: skip

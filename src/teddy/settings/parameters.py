@@ -24,6 +24,7 @@ from teddy.settings.configs import (
     WITH_DSA,
     Algorithm,
     ContinualConfig,
+    Count,
     DsaConfig,
     EvaluateConfig,
     PoolConfig,
@@ -101,9 +102,12 @@ class Parameters:
         for path in listed:
             self._take(root / path)
         params = self._params
-        known = {"seed", "continual", "datasets", "dsa", *STAGES, *EXPERIMENTS}
+        known = {"seed", "syntheses", "continual", "datasets", "dsa", *STAGES, *EXPERIMENTS}
         refuse_unknown(params.raw, known, params.where())
         self.seed: int = from_json(Seed, params.value("seed"), params.where("seed"))
+        self._syntheses: int = from_json(
+            Count, params.value("syntheses"), params.where("syntheses")
+        )
         self.methods = self._all("methods", MethodRow)
         self.prepared = self._all("prepared", PreparedRow)
         self.bases = self._all("bases", BaseRow)
@@ -394,6 +398,10 @@ class Parameters:
             pool=again.pool if again else row.pool, members=again.members if again else 0,
             labels=again.labels if again else labels,
         )  # fmt: skip
+
+    def syntheses(self, name: str) -> int:
+        """How often a set is made."""
+        return self.sets[name].syntheses or self._syntheses
 
     def shown(self, target: str, dataset: str) -> list[str]:
         """Names of the rows that a table or figure of a dataset shows, in order."""

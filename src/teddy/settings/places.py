@@ -32,6 +32,7 @@ PLACES: Mapping[str, tuple[str, ...]] = {
     "fig3a": ("arch", "teachers_drawn", "ipc", "labels"),
     "fig3b": ("arch", "members", "ipc", "labels"),
     "fig3c": ("arch", "pool_size", "ipc", "labels"),
+    "precision": ("method", "precision", "ipc", "labels"),
 }
 """What a place is, by attributes of :class:`teddy.report.results.EvaluationResult`. In all other
 targets, every row has a place of its own."""

@@ -76,7 +76,8 @@ def _demand(declared: Declared, data: str) -> stages.Demand | None:
 def _small_classes(declared: Declared, name: str) -> SmallClasses | None:
     """What a set does with a class of too few real images; None if it needs none."""
     row, config = declared.sets[name], declared.algorithm_config(name)
-    needed = declared.algorithm(row.method).real or getattr(config, "initialise", "") == "real"
+    starts = getattr(config, "initialise", "") in ("real", "kmeans")
+    needed = declared.algorithm(row.method).real or starts
     return declared.prepare(row.data).small_classes if needed else None
 
 
@@ -105,7 +106,8 @@ def _synthesize(declared: Declared, name: str) -> stages.SynthesizeSettings:
     code = checksums("teddy.stages.synthesize", algorithm.code.split(":")[0])
     return stages.SynthesizeSettings(
         name=name, seed=declared.seed, dataset=declared.dataset_of(row.data), method=row.method,
-        algorithm=declared.methods[row.method].algorithm, ipc=row.ipc, repeat=row.repeat,
+        algorithm=declared.methods[row.method].algorithm, ipc=row.ipc,
+        syntheses=declared.syntheses(name),
         config=to_json(declared.algorithm_config(name)),
         small_classes=_small_classes(declared, name),
         code=code | _code(algorithm.code, teachers),
@@ -115,8 +117,9 @@ def _synthesize(declared: Declared, name: str) -> stages.SynthesizeSettings:
 def _relabel(declared: Declared, name: str) -> stages.RelabelSettings:
     code = _code(_arch(declared, declared.sets[name].pool))
     return stages.RelabelSettings(
-        name=name, seed=declared.seed, config=declared.relabel(name), code=code
-    )
+        name=name, seed=declared.seed, syntheses=declared.syntheses(name),
+        config=declared.relabel(name), code=code,
+    )  # fmt: skip
 
 
 def _evaluate(declared: Declared, name: str) -> stages.EvaluateSettings:
@@ -127,7 +130,8 @@ def _evaluate(declared: Declared, name: str) -> stages.EvaluateSettings:
         )
     made = declared.sets[evaluation.set]
     return stages.EvaluateSettings(
-        evaluation=evaluation, seed=declared.seed, relabel=declared.relabel(name),
+        evaluation=evaluation, seed=declared.seed,
+        syntheses=declared.syntheses(evaluation.set), relabel=declared.relabel(name),
         own=stages.OwnLabels(pool=made.pool, relabel=declared.relabel(evaluation.set)),
         config=config,
         code=_code(config.network.arch, _arch(declared, evaluation.pool)),
@@ -272,7 +276,7 @@ def _shown_evaluation(declared: Declared, name: str) -> stages.ShownEvaluation:
     evaluation = declared.evaluation(name)
     fields = {f.name: getattr(evaluation, f.name) for f in dataclasses.fields(evaluation)}
     return stages.ShownEvaluation(
-        **fields, repeat=declared.sets[evaluation.set].repeat,
+        **fields, syntheses=declared.syntheses(evaluation.set),
         keep=declared.prepare(evaluation.data).keep, default=declared.is_default(name),
     )  # fmt: skip
 

@@ -12,7 +12,10 @@ from typing import Annotated, Literal
 from teddy.settings.configs import Count, Whole
 from teddy.settings.schema import check, settings, shown
 
-Labels = tuple[Literal["hard", "soft"], ...]
+KINDS = ("hard", "fixed", "soft")
+"""Labels that students learn from: classes, one soft label for each image, or one for each view; in
+the order of tables."""
+Labels = tuple[Literal["hard", "fixed", "soft"], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +45,7 @@ def parents(row: type) -> dict[str, str]:
 def _check_labels(labels: Labels) -> None:
     check(
         len(labels) == len(set(labels)) > 0,
-        f"labels must be hard, soft or both, got {list(labels)}",
+        f"labels must be some of {', '.join(KINDS)}, each once, got {list(labels)}",
     )
 
 
@@ -132,9 +135,9 @@ class SetRow:
     """Key of ``pools``: the teachers that make the images and label them."""
     ipc: Count
     """Images per class."""
-    repeat: Whole = 0
-    """0 is the experiment's own synthesis; other numbers are repeats, all of whose randomness
-    differs."""
+    syntheses: Whole = 0
+    """How often it is made, labelled and learnt from, with other random numbers every time; 0 takes
+    the key ``syntheses`` of params.yaml."""
 
 
 @settings

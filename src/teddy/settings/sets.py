@@ -13,6 +13,11 @@ AGAIN = "run the synthesize stage again"
 """What to do where a set is not as it should be."""
 
 
+def synthesis_file(folder: Path, number: int) -> Path:
+    """Where a synthesis of a set lies; 0 is the first, and the one that is shown."""
+    return folder / f"{number}.safetensors"
+
+
 @settings
 class SetRecord:
     """The JSON record of a distilled set."""

@@ -119,7 +119,7 @@ class SynthesizeSettings(Stage):
     algorithm: str
     """What makes the images."""
     ipc: Count
-    repeat: Whole
+    syntheses: Count
     config: dict[str, Any]
     """Settings of the algorithm."""
     small_classes: SmallClasses | None
@@ -132,6 +132,7 @@ class RelabelSettings(Stage):
 
     name: str
     seed: Seed
+    syntheses: Count
     config: RelabelConfig
 
 
@@ -149,6 +150,7 @@ class EvaluateSettings(Stage):
 
     evaluation: Evaluation
     seed: Seed
+    syntheses: Count
     relabel: RelabelConfig
     own: OwnLabels
     """Those of the set, which serve if they are the same."""
@@ -275,7 +277,7 @@ class Catalogue:
 class ShownEvaluation(Evaluation):
     """Students of a set, and what their record does not say."""
 
-    repeat: Whole
+    syntheses: Count
     keep: tuple[float, float]
     """Bounds of the share of its training images that each class keeps."""
     default: bool

@@ -72,7 +72,7 @@ class Command:
 
 _DATA, _SET, _POOL = (
     {"data": "prepared dataset"},
-    {"set": "distilled set"},
+    {"set": "folder of the distilled set's syntheses"},
     {"pool": "folder of the pool"},
 )
 
@@ -98,13 +98,13 @@ COMMANDS = {
     ),
     "synthesize": Command(
         stages.SynthesizeSettings, _DATA | _POOL,
-        {"out": "distilled set to write",
+        {"out": "folder for the syntheses of the set, 0.safetensors and so on",
          "history": "JSON to write with the loss curve of every batch"},
         parallel=True,
     ),
     "relabel": Command(
         stages.RelabelSettings, _SET | _POOL,
-        {"out": "folder for the labels and their manifest"},
+        {"out": "folder for the labels of each synthesis and their manifest"},
         parallel=True,
     ),
     "evaluate": Command(

@@ -23,6 +23,7 @@ from teddy.data.distilled import DistilledSet
 from teddy.data.images import Images
 from teddy.settings.configs import ViewConfig
 from teddy.settings.schema import from_json, to_json
+from teddy.settings.sets import synthesis_file
 from teddy.settings.stages import ContinualSettings
 from teddy.students.continual import (
     UnionLabels,
@@ -49,12 +50,13 @@ _KIND = "teddy.step-images.v1"
 def main(settings: ContinualSettings, args: Namespace) -> str:
     """Run the stage."""
     manifest = args.teachers / (RECORD if settings.strict else MANIFEST)
-    distilled, dataset = load(args.set), read_dataset(args.data)
-    check_of_dataset(args.set, distilled, dataset)
+    file = synthesis_file(args.set, 0)
+    distilled, dataset = load(file), read_dataset(args.data)
+    check_of_dataset(file, distilled, dataset)
     if not settings.strict and "soft" in settings.labels:
         open_pool(args.teachers).check(dataset.image_shape, dataset.num_classes, args.data)
     work = WorkDir(
-        "continual", settings.name, settings=to_json(settings), set=digest(args.set),
+        "continual", settings.name, settings=to_json(settings), set=digest(file),
         teachers=digest(manifest), data=manifest_digest(args.data), split=args.split,
     ).claim()  # fmt: skip
     learner = Learner(settings, distilled, dataset, args.teachers, work)

@@ -14,15 +14,17 @@ from teddy.core.errors import TeddyError
 from teddy.core.files import Json, digest, manifest_digest, read_json, write_json
 from teddy.core.hardware import processor
 from teddy.core.runtime import computed_in, for_each, pick_device
-from teddy.core.seeding import derive
-from teddy.data.datasets import LabelledImages, read_dataset
+from teddy.core.seeding import derive, of_synthesis
+from teddy.data.datasets import ImageDataset, LabelledImages, read_dataset
 from teddy.settings.configs import EvaluateConfig
 from teddy.settings.rows import Evaluation
 from teddy.settings.schema import to_json
+from teddy.settings.sets import synthesis_file
 from teddy.settings.stages import EvaluateSettings
 from teddy.students.evaluation import train_student
 from teddy.students.labels import (
     MANIFEST,
+    FixedLabels,
     KeptLabels,
     OnlineLabels,
     SoftLabels,
@@ -38,68 +40,74 @@ _KEEP_BYTES = 256 * 2**20  # of labels that are computed while training: kept in
 
 def main(settings: EvaluateSettings, args: Namespace) -> str:
     """Run the stage."""
-    evaluation, config, seed = settings.evaluation, settings.config, settings.seed
-    name, relabel = evaluation.name, settings.relabel
-    distilled, dataset, device = load(args.set), read_dataset(args.data), pick_device()
-    check_of_dataset(args.set, distilled, dataset)
-    pool = open_pool(args.pool)
-    views = TrainingViews(distilled.as_images().to(device), distilled.normalisation, relabel, seed)
-    size = label_bytes(views, dataset.num_classes)
-    own = _stored(settings, len(pool), args.set, args.pool, args.labels)
-    soft: SoftLabels | None = None
-    if "soft" in evaluation.labels:
-        if config.divergence or not own:
-            pool.check(dataset.image_shape, dataset.num_classes, args.data)
-        if own:
-            shape = (relabel.epochs, len(distilled), distilled.num_classes)
-            soft = StoredLabels(args.labels, own, device, shape)
-        else:
-            soft = _computed(evaluation, views, pool, size)
+    evaluation, config = settings.evaluation, settings.config
+    dataset, pool, device = read_dataset(args.data), open_pool(args.pool), pick_device()
+    files = [synthesis_file(args.set, number) for number in range(settings.syntheses)]
+    sets = [load(file) for file in files]
+    for file, distilled in zip(files, sets, strict=True):
+        check_of_dataset(file, distilled, dataset)
     work = WorkDir(
-        "evaluate", name, config=to_json(config), relabel=to_json(relabel),
-        seed=seed, set=digest(args.set), pool=manifest_digest(args.pool),
-        data=manifest_digest(args.data), split=args.split, members=evaluation.members,
+        "evaluate", evaluation.name, config=to_json(config), relabel=to_json(settings.relabel),
+        seed=settings.seed, sets=[digest(file) for file in files], data=manifest_digest(args.data),
+        pool=manifest_digest(args.pool), split=args.split, members=evaluation.members,
         computed_in=computed_in(device, config.precision),
     ).claim()  # fmt: skip
-    students = Students(
-        name, config, evaluation.labels, seed, views, soft,
-        _measured_against(evaluation, config, pool, device),
-        dataset.split(args.split).to(device), dataset.num_classes, work,
-    )  # fmt: skip
-    for_each(len(students.runs), students.finish, device)
-    leave_to_first()
+    held_out = dataset.split(args.split).to(device)
     record = _identity(evaluation, pool) | {
         "arch": config.network.arch,
         "computed_in": computed_in(device, config.precision),
         "split": args.split,
-        "images_held_out": len(students.held_out),
+        "images_held_out": len(held_out),
         "num_classes": dataset.num_classes,
-        "largest_class": int(students.held_out.labels.bincount().max()),
+        "largest_class": int(held_out.labels.bincount().max()),
         "machine": machine(device),
-        "epochs": relabel.epochs,
-        "synthesis": distilled.provenance.get("settings"),
-        "bytes": {"images": distilled.images.numel(), "labels": size},
-        "labels": students.results(),
+        "epochs": settings.relabel.epochs,
+        "labels": {kind: [] for kind in evaluation.labels},
     }
+    waiting = list[Students]()
+    for number, (file, distilled) in enumerate(zip(files, sets, strict=True)):
+        seed = of_synthesis(settings.seed, number)
+        images = distilled.as_images().to(device)
+        views = TrainingViews(images, distilled.normalisation, settings.relabel, seed)
+        students = Students(
+            evaluation.name, number, config, evaluation.labels, seed, views,
+            _labels_of_views(settings, number, file, args, pool, dataset, views),
+            _measured_against(evaluation, config, pool, device), held_out, dataset.num_classes,
+            work,
+        )  # fmt: skip
+        waiting.append(students)
+        size = label_bytes(views, dataset.num_classes)
+        fixed = size // settings.relabel.epochs
+        record["bytes"] = {"images": distilled.images.numel(), "labels": size, "fixed": fixed}
+        record["synthesis"] = distilled.provenance.get("settings")
+    for students in waiting:  # all were checked before the first is trained
+        for_each(len(students.runs), students.finish, device)
+        students.views.forget()
+    leave_to_first()
+    for students in waiting:
+        for kind, results in students.results().items():
+            record["labels"][kind] += results
     write_json(args.out, record)
     work.discard()
-    return f"{name}: {_summary(record['labels'])}"
+    return f"{evaluation.name}: {_summary(record['labels'])}"
 
 
 @dataclass(frozen=True, slots=True)
 class Students:
-    """The students of an evaluation: one for each kind of labels and seed."""
+    """The students of one synthesis: one for each kind of labels and seed."""
 
     name: str
     """Of the evaluation."""
+    synthesis: int
+    """Its number."""
     config: EvaluateConfig
     labels: tuple[str, ...]
     """Kinds of labels."""
     seed: int
-    """Of the experiment."""
+    """Of the synthesis."""
     views: TrainingViews
-    soft: SoftLabels | None
-    """None if no student learns from soft labels."""
+    labels_of_views: dict[str, SoftLabels]
+    """Those of all kinds but hard ones."""
     teachers: list[nn.Module]
     """Those whose divergence from students with soft labels is measured."""
     held_out: LabelledImages
@@ -115,16 +123,17 @@ class Students:
     def finish(self, index: int) -> None:
         """Train and measure a student, unless that is done."""
         kind, seed = self.runs[index]
-        soft, path = kind == "soft", self._path(kind, seed)
+        path = self._path(kind, seed)
         if path.exists():
             return
         result = train_student(
-            self.config, self.views, self.soft if soft else None, self.held_out,
+            self.config, self.views, self.labels_of_views.get(kind), self.held_out,
             self.num_classes, derive(self.seed, "student", seed),
-            f"evaluate {self.name}, {kind} labels, seed {seed}", path.with_suffix(".resume"),
-            self.teachers if soft else (),
+            f"evaluate {self.name}, synthesis {self.synthesis}, {kind} labels, seed {seed}",
+            path.with_suffix(".resume"),
+            self.teachers if kind == "soft" else (),
         )  # fmt: skip
-        write_json(path, result | {"seed": seed})
+        write_json(path, result | {"synthesis": self.synthesis, "seed": seed})
 
     def results(self) -> dict[str, list[Json]]:
         """What was measured of all of them, by kind of labels."""
@@ -134,7 +143,7 @@ class Students:
         return found
 
     def _path(self, kind: str, seed: int) -> Path:
-        return self.work / f"{kind}-{seed}.json"
+        return self.work / f"{self.synthesis}-{kind}-{seed}.json"
 
 
 def machine(device: torch.device) -> str:
@@ -143,12 +152,37 @@ def machine(device: torch.device) -> str:
     return f"{name}, PyTorch {torch.__version__}"
 
 
-def _computed(evaluation: Evaluation, views: TrainingViews, pool: Pool, size: int) -> SoftLabels:
-    """Soft labels by the members that an evaluation asks for, computed while training."""
-    device = views.images.labels.device
-    chosen = evenly(len(pool), evaluation.members)
-    labels = OnlineLabels(views, [pool.member(index, device) for index in chosen])
-    return KeptLabels(labels) if size <= _KEEP_BYTES else labels
+def _labels_of_views(
+    settings: EvaluateSettings, number: int, file: Path, args: Namespace, pool: Pool,
+    dataset: ImageDataset, views: TrainingViews,
+) -> dict[str, SoftLabels]:  # fmt: skip
+    """What students of a synthesis learn from, but for hard labels.
+
+    Soft labels are stored ones, or else computed.
+    """
+    evaluation, device = settings.evaluation, views.images.labels.device
+    folder = args.labels / str(number)
+    own = _stored(settings, number, len(pool), file, args.pool, folder)
+    found: dict[str, SoftLabels] = {}
+    if "fixed" in evaluation.labels:
+        pool.check(dataset.image_shape, dataset.num_classes, args.data)
+        members = _members(evaluation, pool, device)
+        found["fixed"] = FixedLabels(views, members, settings.config.temperature)
+    if "soft" not in evaluation.labels:
+        return found
+    if settings.config.divergence or not own:
+        pool.check(dataset.image_shape, dataset.num_classes, args.data)
+    if own:
+        shape = (settings.relabel.epochs, len(views), dataset.num_classes)
+        return found | {"soft": StoredLabels(folder, own, device, shape)}
+    labels = OnlineLabels(views, _members(evaluation, pool, device))
+    keep = label_bytes(views, dataset.num_classes) <= _KEEP_BYTES
+    return found | {"soft": KeptLabels(labels) if keep else labels}
+
+
+def _members(evaluation: Evaluation, pool: Pool, device: torch.device) -> list[nn.Module]:
+    """The members of the pool that an evaluation asks for."""
+    return [pool.member(index, device) for index in evenly(len(pool), evaluation.members)]
 
 
 def _measured_against(
@@ -171,9 +205,9 @@ def _identity(evaluation: Evaluation, pool: Pool) -> Json:
 
 
 def _stored(
-    settings: EvaluateSettings, pool_size: int, made: Path, pool: Path, labels: Path
+    settings: EvaluateSettings, number: int, pool_size: int, made: Path, pool: Path, labels: Path
 ) -> Json | None:
-    """Manifest of the set's own stored labels if the students are to learn from these.
+    """Manifest of the synthesis's own stored labels if the students are to learn from these.
 
     An evaluation may have fewer epochs than its set, whose first epochs are then the same labels.
 
@@ -192,7 +226,7 @@ def _stored(
     _refuse_other(labels, manifest, "pool", manifest_digest(pool))
     # As it reads in the manifest: JSON has lists where Python has tuples.
     _refuse_other(labels, manifest, "settings", _plain(own))
-    _refuse_other(labels, manifest, "seed", settings.seed)
+    _refuse_other(labels, manifest, "seed", of_synthesis(settings.seed, number))
     return manifest if own["store"] else None
 
 

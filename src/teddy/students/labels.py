@@ -18,7 +18,7 @@ from teddy.core.artifacts import WorkDir, check_tensors, read_tensors, write_ten
 from teddy.core.errors import TeddyError
 from teddy.core.files import Json
 from teddy.core.runtime import autocast, for_each, progress
-from teddy.data.augmentation import Views, draw_cutmix, draw_views
+from teddy.data.augmentation import CutMix, Views, draw_cutmix, draw_views
 from teddy.data.dsa import DsaViews, draw_dsa
 from teddy.data.images import Images, Normalisation
 from teddy.objectives import ensemble_logits
@@ -91,6 +91,17 @@ class TrainingViews:
         else:
             yield from self._draw(epoch, parts)
 
+    def mixes(self, epoch: int) -> CutMix | None:
+        """Boxes and partners of the images in an epoch, if they have such."""
+        if not self.config.cutmix:
+            return None
+        device = self.images.labels.device
+        return draw_cutmix(len(self), *self._size, self.seed, "cutmix", epoch, device=device)
+
+    def forget(self) -> None:
+        """Give up the views that are kept."""
+        self._kept.clear()
+
     def _whole(self, epoch: int) -> Batch:
         everything = torch.arange(len(self), device=self.images.labels.device)
         (batch,) = self._draw(epoch, [everything])
@@ -99,11 +110,7 @@ class TrainingViews:
     def _draw(self, epoch: int, parts: Iterable[Tensor]) -> Iterator[Batch]:
         device = self.images.labels.device
         views = None if self.config.augmentation == "dsa" else self._views(epoch)
-        cutmix = (
-            draw_cutmix(len(self), *self._size, self.seed, "cutmix", epoch, device=device)
-            if self.config.cutmix
-            else None
-        )
+        cutmix = self.mixes(epoch)
         for step, part in enumerate(parts):
             view = self._dsa(epoch, step) if views is None else views
             labels = self.images.labels[part]
@@ -153,7 +160,7 @@ class OnlineLabels:
         everything = torch.arange(len(self.views), device=self.views.images.labels.device)
         parts, largest = [], torch.zeros(len(self.teachers), device=everything.device)
         with torch.no_grad():
-            for batch in self.views.batches(epoch, everything.split(self._chunk())):
+            for batch in self.views.batches(epoch, everything.split(_chunk(self.views.images))):
                 inputs = batch.inputs.to(memory_format=torch.channels_last)
                 with autocast(inputs.device, self.views.config.precision):
                     logits_MNK = torch.stack([teacher(inputs) for teacher in self.teachers])
@@ -169,13 +176,45 @@ class OnlineLabels:
             )
         return labels
 
-    def _chunk(self) -> int:
-        """Images per forward pass; fixed, so that stored and online labels are equal."""
-        images = self.views.images
-        if images.labels.device.type != "cpu":
-            return _CHUNK
-        height, width = images.shape[1:]
-        return max(8, min(_CHUNK, _CPU_CHUNK_PIXELS // (height * width)))
+
+def _chunk(images: Images) -> int:
+    """Images per forward pass; fixed, so that stored and online labels are equal."""
+    if images.labels.device.type != "cpu":
+        return _CHUNK
+    height, width = images.shape[1:]
+    return max(8, min(_CHUNK, _CPU_CHUNK_PIXELS // (height * width)))
+
+
+class FixedLabels:
+    """One soft label for each image, whatever its view: that of the image as it is.
+
+    CutMix mixes the probabilities of two images as it mixes hard labels.
+
+    Args:
+        views: of the images.
+        teachers: whose ensemble labels.
+        temperature: at which students compare probabilities.
+    """
+
+    def __init__(
+        self, views: TrainingViews, teachers: Sequence[nn.Module], temperature: float
+    ) -> None:
+        parts = []
+        for pixels in views.images.images.split(_chunk(views.images)):
+            inputs = views.normalisation.apply(pixels).to(memory_format=torch.channels_last)
+            with torch.no_grad(), autocast(inputs.device, views.config.precision):
+                logits_MNK = torch.stack([teacher(inputs) for teacher in teachers])
+            parts.append(ensemble_logits(logits_MNK, views.config.ensemble).half())
+        self._views, self._temperature = views, temperature
+        self._probabilities = (torch.cat(parts).float() / temperature).softmax(1)
+
+    def epoch(self, epoch: int) -> Tensor:
+        """Logits of an epoch's mixtures, float32 ``(N, K)`` in image order."""
+        own, mix = self._probabilities, self._views.mixes(epoch)
+        if mix is None:
+            return self._temperature * own.log()
+        kept = mix.kept(*self._views.images.shape[1:])[:, None]
+        return self._temperature * (kept * own + (1 - kept) * own[mix.partner]).log()
 
 
 class KeptLabels:

@@ -14,7 +14,7 @@ def load(path: str | Path) -> DistilledSet:
 
     Example:
         >>> import teddy
-        >>> path = "data/distilled/digits/main/ipc10/prior.safetensors"
+        >>> path = "data/distilled/digits/main/ipc10/prior/0.safetensors"
         >>> dataset = teddy.load(path)  # doctest: +SKIP
         >>> image, label = dataset[0]  # doctest: +SKIP
 

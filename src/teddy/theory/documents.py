@@ -99,7 +99,7 @@ def cost_verdicts(record: Json) -> list[Verdict]:
             Verdict(
                 claim=claim,
                 data=f"{record['title']}, {unit}",
-                outcome="reproduced" if growth >= times / 2 else "not reproduced",
+                outcome="reproduced" if growth >= times / 2 else "contradicted",
                 evidence=f"{first[key] / size:.2f} at T = {first['inner_steps']}, "
                 f"{last[key] / size:.2f} at T = {last['inner_steps']}: {growth:.1f} times for "
                 f"{times:g} times the steps (half as much is asked for); Teddy at most "
@@ -263,7 +263,7 @@ def taylor_verdicts(record: Json) -> list[Verdict]:
     loss = Verdict(
         claim=claim,
         data=f"{where}, average loss",
-        outcome="reproduced" if gap <= NEGLIGIBLE * gain else "not reproduced",
+        outcome="reproduced" if gap <= NEGLIGIBLE * gain else "contradicted",
         evidence=f"mean gap {gap:.4f}, while the exact run gains {gain:.4f}; up to "
         f"{100 * NEGLIGIBLE:g} % of that counts as negligible",
     )
@@ -290,7 +290,7 @@ def _alike(claim: str, data: str, exact: Sequence[float], other: Sequence[float]
         if len(exact) < 2
         else "reproduced"
         if abs(a - b) <= pooled
-        else "not reproduced",
+        else "contradicted",
         evidence=f"{a:.1f} exact, {b:.1f} first order; a difference within the pooled standard "
         f"deviation of {pooled:.1f} counts as negligible",
     )
