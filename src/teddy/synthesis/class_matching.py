@@ -75,6 +75,7 @@ class ClassMatching(OptimisedMethod):
         self._teachers: dict[int, nn.Module] = {}
         self._means: dict[tuple[int, int], Tensor] = {}
         self._starts: dict[tuple[int, int], Tensor] = {}
+        self._judge: Judge | None = None  # once for all classes, if it is needed
 
     def optimise(self, batch: Batch, state: State) -> Iterator[None]:
         """One batch, from iteration ``state.done`` on."""
@@ -170,8 +171,8 @@ class ClassMatching(OptimisedMethod):
 
     def _chosen(self, label: int, ipc: int) -> Tensor:
         if (label, ipc) not in self._starts:
-            judge = Judge(self.data, self.pool, self.device)
-            self._starts[label, ipc] = judge.choose(
+            self._judge = self._judge or Judge(self.data, self.pool, self.device)
+            self._starts[label, ipc] = self._judge.choose(
                 label, ipc, self.config.easiest, nearest_to_centres, self.seed,
                 self.given.small_classes,
             )  # fmt: skip
