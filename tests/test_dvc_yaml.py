@@ -364,4 +364,4 @@ def test_files_are_short_enough_to_read() -> None:
     assert lines(ROOT / "params.yaml") <= 450
     assert lines(ROOT / "experiments" / "digits.yaml") <= 220
     experiments = (ROOT / "experiments" / name for name in EXPERIMENTS)
-    assert lines(ROOT / "params.yaml", *PARAMS, *experiments) <= 1800
+    assert lines(ROOT / "params.yaml", *PARAMS, *experiments) <= 1900

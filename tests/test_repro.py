@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from teddy.core.errors import TeddyError
 from tools import repro
+from tools.build_costs import builds, last_seconds
 from tools.repro import _LOCK, Plan, _alone, ancestors, instances, stale
 from tools.target_costs import _whole_run, costs
 
@@ -116,6 +117,32 @@ def test_costs_are_of_the_last_run_that_made_everything(tmp_path: Path) -> None:
         _whole_run(path, {*PARENTS, "table3"})
     with pytest.raises(TeddyError, match="no run made all"):
         _whole_run(tmp_path / "none", set(PARENTS))
+
+
+def test_seconds_to_build_a_set_count_its_teachers_and_one_synthesis() -> None:
+    parents = {
+        "prepare@a": set[str](), "train_teacher@a": {"prepare@a"},
+        "build_pool@a": {"train_teacher@a"}, "build_pool@other": {"train_teacher@a"},
+        "synthesize@a/one": {"build_pool@a", "prepare@a", "resolve"},
+        "relabel@a/one": {"synthesize@a/one", "build_pool@a"}, "resolve": set[str](),
+    }  # fmt: skip
+    seconds = {
+        "prepare@a": 1.0, "train_teacher@a": 20.0, "build_pool@a": 4.0, "build_pool@other": 100.0,
+        "synthesize@a/one": 9.0, "relabel@a/one": 3.0,
+    }  # fmt: skip
+    found = builds(parents, seconds, {"a/one": {"syntheses": 3}})
+    assert found == {"a/one": {"syntheses": 3, "teachers": 25.0, "images": 3.0, "labels": 1.0}}
+    del seconds["train_teacher@a"]
+    with pytest.raises(TeddyError, match="train_teacher@a was never timed"):
+        builds(parents, seconds, {"a/one": {"syntheses": 3}})
+
+
+def test_a_stage_counts_as_when_it_was_made_last(tmp_path: Path) -> None:
+    path = tmp_path / "repro-runs.jsonl"
+    runs = [{"stages": {"one": 1.0, "two": 2.0}}, {"stages": {"two": 3.0}}]
+    path.write_text("".join(json.dumps(run) + "\n" for run in runs))
+    assert last_seconds(path) == {"one": 1.0, "two": 3.0}
+    assert last_seconds(tmp_path / "none") == {}
 
 
 HOLDER = """

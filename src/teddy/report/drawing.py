@@ -37,8 +37,11 @@ GREY = "#666666"
 _NO_GLYPH = re.compile(r"Glyph (\d+) .* missing from")
 """What Matplotlib warns of, letter by letter."""
 
-# Okabe and Ito's palette, without its yellow, which is too light on white.
-COLOURS = ("#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+# Okabe and Ito's palette, without its yellow, which is too light on white, then three of Tol's.
+COLOURS = (
+    "#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9",
+    "#882255", "#999933", "#332288",
+)  # fmt: skip
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
 SERIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
 """Colours of lines that are no methods."""
