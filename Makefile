@@ -13,8 +13,8 @@ export PATH := $(BIN):$(PATH)
 export PYTHONPATH := $(CURDIR)/src
 export DVC_NO_ANALYTICS := 1
 
-.PHONY: help install repro table1 report tables-check test test-slow bench gpu lint format docs readme \
-	clean
+.PHONY: help install repro table1 distill report tables-check test test-slow bench gpu lint format \
+	docs readme clean
 
 help:  ## Show the targets
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,6 +35,14 @@ table1: install  ## Install, then make Table 1 alone (10 minutes)
 	@sed '/^## Best-epoch/,$$d' metrics/tables/digits/table1/table.md
 	@echo
 	@echo "Next: dvc exp run -S synthesize.draw=1 table1, or make repro"
+
+# Images per class; further options, such as ARGS="--quick --out FOLDER".
+IPC ?= 10
+ARGS ?=
+
+distill: install  ## Distil your own images: make distill DATA=folder IPC=10 (minutes to hours)
+	@test -n "$(DATA)" || { echo "error: expected the images: make distill DATA=folder"; exit 1; }
+	python -m tools.distill "$(DATA)" --ipc $(IPC) $(ARGS)
 
 report: install  ## Write plots/report.html from the tables and figures that are there (seconds)
 	dvc repro --single-item resolve report

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import evaluation, input, scaling, synthesis
+from benchmarks import evaluation, input, matching, scaling, sets, synthesis
 from benchmarks.command import environment, load, positive, write_figure
 from teddy.core.files import write_json
 from teddy.core.runtime import run_stage
@@ -22,6 +22,8 @@ BENCHMARKS = {
     "synthesis": synthesis.BENCHMARK,
     "evaluation": evaluation.BENCHMARK,
     "scaling": scaling.BENCHMARK,
+    "sets": sets.BENCHMARK,
+    "matching": matching.BENCHMARK,
 }
 """Sub-commands by name. Add a benchmark here."""
 

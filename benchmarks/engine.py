@@ -20,7 +20,7 @@ from teddy.synthesis.engine.batches import Batch
 from teddy.synthesis.engine.lanes import Lane
 from teddy.synthesis.engine.passes import MakePasses
 from teddy.synthesis.engine.runs import BatchRun
-from teddy.synthesis.methods import Ingredients
+from teddy.synthesis.methods import Ingredients, OptimisedMethod
 from teddy.synthesis.teddy import Teddy
 from teddy.teachers.networks import batchnorms, build
 from teddy.teachers.pools import Pool
@@ -134,7 +134,8 @@ class Batches:
             for lane in self._lanes:
                 lane.stream = torch.cuda.Stream()
             torch.cuda.synchronize()
-        runs = [BatchRun(maker, batch, nowhere, save_every=never) for _ in self._lanes]
+        method: OptimisedMethod = maker
+        runs = [BatchRun(method, batch, nowhere, save_every=never) for _ in self._lanes]
         self._steps = [run.steps(lane) for run, lane in zip(runs, self._lanes, strict=True)]
 
     def step(self) -> None:

@@ -194,6 +194,7 @@ class Task:
         self.relabel = RelabelConfig(
             epochs=workload.epochs, augmentation="views", views=workload.views, dsa=_UNUSED_DSA,
             cutmix=True, ensemble="logits", precision="float32", store=True,
+            label_epochs=0, label_bits=16, label_top_k=0,
         )  # fmt: skip
         self.config = EvaluateConfig(
             network=workload.network, batch_size=workload.batch, optimizer=_OPTIMIZER,

@@ -59,7 +59,7 @@ def saved_bytes(step: Callable[[], Any]) -> int:
     known = {
         thing.untyped_storage().data_ptr()
         for thing in gc.get_objects()
-        if type(thing) in (Tensor, torch.nn.Parameter)
+        if type(thing) in (Tensor, torch.nn.Parameter) and thing.layout == torch.strided
     }
     meter = _Meter(known)
     with torch.autograd.graph.saved_tensors_hooks(

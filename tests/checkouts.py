@@ -1,5 +1,6 @@
 """Small checkouts for tests, and ``dvc.yaml`` as DVC reads it: stages, rows and command lines."""
 
+import copy
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,8 +20,8 @@ DVC: dict[str, Any] = dict(read_yaml(ROOT / "dvc.yaml")["stages"])
 RESOLVE: dict[str, Any] = DVC.pop("resolve")
 METHODS, DIGITS = "experiments/methods.yaml", "experiments/digits.yaml"
 COMPUTING = (
-    "prepare", "train_teacher", "build_pool", "synthesize", "relabel", "evaluate", "reevaluate",
-    "train_step_teachers", "continual",
+    "prepare", "train_teacher", "build_pool", "train_experts", "synthesize", "relabel", "evaluate",
+    "reevaluate", "train_step_teachers", "continual",
 )  # fmt: skip
 """Stages of the chain, in order."""
 
@@ -42,6 +43,11 @@ def module(stage: str) -> str:
 
 
 def outs(stage: str) -> list[str]:
+    """Paths that a stage writes, with placeholders, but for figures as SVG beside those as PNG."""
+    return [path for path in all_outs(stage) if not path.endswith(".svg")]
+
+
+def all_outs(stage: str) -> list[str]:
     """Paths that a stage writes, with placeholders."""
     return [next(iter(out)) if isinstance(out, dict) else out for out in body(stage)["outs"]]
 
@@ -154,6 +160,11 @@ pools:
   digits/post: {<<: *of_base, kind: post}
   digits/prior: {<<: *of_base, kind: prior}
 
+experts:
+  digits/experts:
+    {data: digits, count: 2, epochs: 2, batch_size: 64,
+     network: {arch: convnet3, width: 4, norm: instance}}
+
 sets:
   digits/main/ipc3/random: &random {data: digits, pool: digits/prior, method: random, ipc: 3}
   digits/main/ipc3/sre2l: {<<: *random, pool: digits/converged, method: sre2l, draw: 1}
@@ -163,6 +174,9 @@ sets:
   digits/table5/dm:
     {<<: *random, method: dm, initialise: real,
      relabel: {augmentation: dsa, cutmix: false, store: false}}
+  digits/table5/mtt:
+    {<<: *random, method: mtt, pool: digits/experts, iterations: 3, student_steps: 2,
+     expert_epochs: 1, max_start: 2, relabel: {augmentation: dsa, cutmix: false, store: false}}
 
 evaluations:
   digits/fig3b/members1: &again
@@ -213,7 +227,7 @@ def tiny_checkout(folder: Path, **changes: Any) -> Path:
     yaml = YAML()
     params = yaml.load(ROOT / "params.yaml")
     for key, value in {**_SMALL, **{k.replace("__", "."): v for k, v in changes.items()}}.items():
-        assign(params["datasets"]["digits"], key, value)
+        assign(params["datasets"]["digits"], key, copy.deepcopy(value))
     params["syntheses"] = 1  # but of the row that says 2
     params["continual"] = {"steps": 2, "orders": [0, 1]}
     params["fig1"] |= {"ipc": 2, "inner_steps": [1, 2], "repeats": 1}

@@ -173,6 +173,9 @@ def relabel_config(view_config: ViewConfig, dsa_config: DsaConfig) -> RelabelCon
         ensemble="logits",
         precision="float32",
         store=True,
+        label_epochs=0,
+        label_bits=16,
+        label_top_k=0,
     )
 
 

@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+from sklearn.cluster import KMeans
 from test_synthesis import synthesise
+from threadpoolctl import threadpool_info, threadpool_limits
 from torch import Tensor
 
 from teddy.core.artifacts import WorkDir
@@ -288,3 +290,19 @@ def test_a_class_does_not_depend_on_the_others(plus: ClassMatching, workplace: P
 def test_small_classes_are_refused_by_name(plus: ClassMatching) -> None:
     with pytest.raises(TeddyError, match=r"expected 20 real images .* 'rows' has 16"):
         plus.initial_images(plus.batches(20)[0])
+
+
+def test_centres_are_found_on_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four threads and more add up in the order in which they finish: other bytes in every run."""
+    threads: list[int] = []
+
+    fit = KMeans.fit
+
+    def spied(self: Any, points: Any) -> Any:
+        threads.extend(pool["num_threads"] for pool in threadpool_info())
+        return fit(self, points)
+
+    monkeypatch.setattr(KMeans, "fit", spied)
+    with threadpool_limits(2):
+        nearest_to_centres(torch.eye(4), 2, 0)
+    assert threads and set(threads) == {1}

@@ -115,7 +115,8 @@ PARAMS: dict[str, Any] = {
     "dsa": DSA,
     "relabel": {
         "epochs": 150, "augmentation": "views", "views": VIEWS, "cutmix": True,
-        "ensemble": "logits", "precision": "float32", "store": True,
+        "ensemble": "logits", "precision": "float32", "store": True, "label_epochs": 0,
+        "label_bits": 16, "label_top_k": 0,
     },
     "evaluate": {
         "network": NETWORK, "batch_size": 100, "optimizer": OPTIMIZER, "temperature": 20,
@@ -148,6 +149,7 @@ ROWS: dict[str, Any] = {
             "data": "toy", "set": PRIOR, "pool": "toy/prior", "members": 2, "labels": ["soft"],
         },
     },
+    "experts": {},
     "step_teachers": {"toy/by-step": {"data": "toy"}},
     "learners": {
         LEARNER: {
@@ -777,6 +779,46 @@ def test_a_row_that_does_not_fit_refuses_no_other(
     refuse_unfit({f"synthesize@{SRE2L}", "table1@toy", "report", "fig9"}, inputs)
 
 
+MTT = "toy/main/ipc1/mtt"
+EXPERTS: dict[str, Any] = {
+    "methods:mtt": {"title": "M", "algorithm": "trajectory", "labels": ["hard"]},
+    "experts:toy/experts": {"data": "toy", "count": 2, "epochs": 4},
+    f"sets:{MTT}": {
+        "data": "toy", "method": "mtt", "pool": "toy/experts", "ipc": 1, "max_start": 3,
+        "expert_epochs": 2,
+    },
+}  # fmt: skip
+
+
+def test_experts_are_a_pool_of_their_own_kind(read: Read) -> None:
+    declared = read(EXPERTS)
+    assert not declared.unfit and declared.pool_size("toy/experts") == 2
+    files = {path: made for _, path, made in stage_files(declared)}
+    assert files["train_experts/toy/experts"].config.epochs == 4
+    assert files[f"synthesize/{MTT}"].config["max_start"] == 3
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        (f"sets:{MTT}:max_start", 4, f"sets.{MTT}: max_start 4 and expert_epochs 2 need 5 epochs"),
+        (f"sets:{MTT}:pool", "toy/prior", f"sets.{MTT}: pool must be a row of experts"),
+        (f"sets:{MTT}:pool", "toy/absent", f"sets.{MTT}: no row 'toy/absent' in pools"),
+        (f"sets:{PRIOR}:pool", "toy/experts", f"sets.{PRIOR}: pool 'toy/experts' has experts"),
+        ("experts:toy/experts:network", {"arch": "convnet3", "width": 8, "norm": "batch"},
+         "experts.toy/experts: network must have no BatchNorm"),
+        ("experts:toy/experts:epoch", 4, "experts.toy/experts: unknown key 'epoch'"),
+        ("experts:toy/experts:count", 0, "experts.toy/experts.count must be at least 1"),
+        ("experts:toy/base", {"data": "toy"}, "experts.toy/base:"),
+        (f"learners:{LEARNER}:pool", "toy/experts", f"learners.{LEARNER}: strict teachers need"),
+    ],
+)  # fmt: skip
+def test_experts_that_do_not_fit_are_refused_by_name(
+    read: Read, key: str, value: object, words: str
+) -> None:
+    refusal(read, {**EXPERTS, key: value}, words)
+
+
 def test_epochs_beyond_the_trajectory_are_refused(read: Read) -> None:
     ends = "reaches epoch 4, but the base run 'toy/base' ends at epoch 3"
     refusal(read, {"bases:toy/base:epochs": 3}, "pools.toy/p", ends)
@@ -1329,7 +1371,7 @@ def test_a_method_of_the_users_own_is_known_by_its_file(read: Read, own: str) ->
     files = {path: settings for _, path, settings in stage_files(declared)}
     assert own in files[f"synthesize/{RANDOM}"].code
     assert own not in files[f"synthesize/{PRIOR}"].code
-    assert "teddy" in files[f"synthesize/{RANDOM}"].code, "and this package's, as ever"
+    assert "core" in files[f"synthesize/{RANDOM}"].code, "and this package's, as ever"
 
 
 def test_keys_of_a_set_of_the_users_own_method_are_checked(read: Read, own: str) -> None:

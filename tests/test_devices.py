@@ -22,6 +22,7 @@ from teddy.synthesis.engine import frozen, kernels, passes
 from teddy.synthesis.engine.lanes import Lane
 from teddy.synthesis.engine.runs import BatchRun
 from teddy.synthesis.gradient import Mode
+from teddy.synthesis.methods import OptimisedMethod
 from teddy.synthesis.teddy import Teddy
 from teddy.teachers.networks import load_network
 from teddy.teachers.pools import Pool
@@ -168,7 +169,7 @@ def test_iterations_of_synthesis_mix_no_devices(
 ) -> None:
     made = with_config(synthesiser, gradient=mode, iterations=9, **changes)
     pool = Elsewhere(made.pool.folder, made.pool.entries)
-    there = Teddy(made.config, replace(made.given, pool=pool, device=META))
+    there: OptimisedMethod = Teddy(made.config, replace(made.given, pool=pool, device=META))
     batch = there.batches(1)[0]
     there.load([batch])
     run = BatchRun(there, batch, tmp_path / "resume", save_every=float("inf"))

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from teddy.settings.schema import read_yaml
+from teddy.sharing.commands import NAMES as SHARING
 from teddy.stages.commands import COMMANDS
 from tools import readme
 from tools.parameters_page import SECTIONS, page
@@ -241,7 +242,7 @@ def test_commands_exist(path: Path) -> None:
             file = ROOT / ("src" if module.startswith("teddy") else "") / module.replace(".", "/")
             assert file.with_suffix(".py").is_file() or (file / "__main__.py").is_file(), line
         for stage in re.findall(r"(?:^|-m |`)teddy ([a-z_0-9]+)", line):
-            assert stage in COMMANDS, line
+            assert stage in {*COMMANDS, *SHARING}, line
         for target in re.findall(r"(?:^|- run: |`)make ([a-z0-9-]+)", line.strip()):
             assert target in targets, line
         repro = re.search(r"(?:dvc .*repro|dvc exp run|tools\.repro)((?: [^#`&|;]*)?)", line)

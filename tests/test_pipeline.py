@@ -38,7 +38,7 @@ from teddy.core.files import read_json, write_json
 from teddy.data.datasets import read_dataset
 from teddy.data.distilled import DistilledSet, save_distilled
 from teddy.data.images import Normalisation
-from teddy.settings.configs import ALGORITHMS
+from teddy.settings.algorithms import ALGORITHMS
 from teddy.settings.declared import Declared
 from teddy.stages.commands import COMMANDS, main
 from teddy.stages.resolve import write_inputs
@@ -748,7 +748,8 @@ def test_larger_images_label_the_same_with_any_number_of_workers(
         "saturation=0, contrast=0); "
         "view = ViewConfig(crop_scale=0.5, hflip=True, roll=(0, 0)); "
         "config = RelabelConfig(epochs=8, augmentation='views', dsa=dsa, views=view, "
-        "cutmix=True, ensemble='logits', precision='float32', store=True); "
+        "cutmix=True, ensemble='logits', precision='float32', store=True, "
+        "label_epochs=0, label_bits=16, label_top_k=0); "
         "images = torch.arange(6 * 3 * 32 * 32).remainder(251).to(torch.uint8); "
         "images = Images(images.reshape(6, 3, 32, 32), torch.arange(6) % 3); "
         "views = labels.TrainingViews(images, Normalisation((0.5,) * 3, (0.2,) * 3), config, 0); "

@@ -11,8 +11,11 @@ import html
 import io
 import json
 import math
+import os
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -655,8 +658,8 @@ def test_table4_has_the_papers_number_per_ipc() -> None:
 def test_without_base_runs_and_syntheses_there_is_a_figure_that_says_so(tmp_path: Path) -> None:
     training_figures.teachers(tmp_path / "teachers.png", [], [], catalogue())
     training_figures.synthesis(tmp_path / "synthesis.png", [], catalogue())
-    assert all(path.read_bytes().startswith(b"\x89PNG") for path in tmp_path.iterdir())
-    assert len(list(tmp_path.iterdir())) == 2
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in tmp_path.glob("*.png"))
+    assert len(list(tmp_path.glob("*.png"))) == len(list(tmp_path.glob("*.svg"))) == 2
 
 
 @pytest.mark.parametrize(
@@ -683,7 +686,9 @@ def test_axes_have_a_row_per_value_in_order_and_mark_the_default(
     accuracy_figures.along_axis(path, results, AXES[name], catalogue())
     assert path.read_bytes().startswith(b"\x89PNG")
     accuracy_figures.along_axis(tmp_path / "again.png", results[::-1], AXES[name], catalogue())
-    assert (tmp_path / "again.png").read_bytes() == path.read_bytes()
+    for suffix in (".png", ".svg"):
+        again = (tmp_path / "again").with_suffix(suffix).read_bytes()
+        assert again == path.with_suffix(suffix).read_bytes()
 
 
 def test_a_row_without_a_place_on_the_axis_is_refused() -> None:
@@ -977,6 +982,7 @@ def test_two_runs_write_the_same_bytes(
     kinds = ["", "_random", "_sre2l", "_teddy-post", "_teddy-prior"]
     figures_ = ["table1", "teachers", "synthesis", *(f"digits{kind}" for kind in kinds)]
     assert {file.stem for file in files if file.suffix == ".png"} == set(figures_)
+    assert {file.stem for file in files if file.suffix == ".svg"} == set(figures_[:3])
     for file in files:
         assert (out / file).read_bytes() == (again / file).read_bytes(), file
 
@@ -1076,10 +1082,37 @@ def test_one_random_method_at_one_ipc_has_all_figures(tmp_path: Path, logs: Path
 
 
 def test_a_method_looks_the_same_whatever_else_is_shown() -> None:
-    methods = [f"method {index}" for index in range(12)]
-    seen = figures.looks(methods)
-    assert len(set(seen.values())) == 12
-    assert figures.looks(methods[:2]) == {name: seen[name] for name in methods[:2]}
+    methods = [f"method {index}" for index in range(22)]
+    first, other, far = methods[1], methods[4], methods[21]
+    seen = figures.looks(methods, [first, other])
+    assert figures.looks(methods[:5], [other]) == {other: seen[other]}
+    beside = figures.looks(methods, [far, other, first])
+    assert (beside[first], beside[other]) == (seen[first], seen[other])
+    assert figures.looks(methods, [far])[far].colour == seen[first].colour, "there are too few"
+    assert len({look.colour for look in beside.values()}) == 3
+    assert len({look.colour for look in figures.looks(methods, methods[3:13]).values()}) == 10
+
+
+_DRAW = """
+import sys
+from pathlib import Path
+from teddy.report.drawing import drawn
+with drawn(Path(sys.argv[1]), 2, 1) as figure:
+    figure.subplots().plot([0, 1], [1, 0], "o-", clip_on=True)
+"""
+
+
+def test_a_figure_as_svg_has_the_same_bytes_in_another_process_on_another_day(
+    tmp_path: Path,
+) -> None:
+    for name, epoch in (("one", "0"), ("two", "1000000000")):
+        subprocess.run(
+            [sys.executable, "-c", _DRAW, str(tmp_path / f"{name}.png")], check=True,
+            env=os.environ | {"SOURCE_DATE_EPOCH": epoch, "PYTHONHASHSEED": epoch},
+        )  # fmt: skip
+    text = (tmp_path / "one.svg").read_text(encoding="utf-8")
+    assert text == (tmp_path / "two.svg").read_text(encoding="utf-8")
+    assert "<text" not in text and "dc:date" not in text and "clipPath id" in text
 
 
 def test_labels_move_apart_only_where_they_must() -> None:

@@ -143,3 +143,20 @@ def test_layers_compute_in_bfloat16_where_that_is_not_emulated(
     assert computed_in(cpu, "float32") == "float32"
     said = capfd.readouterr().err.count("has no instructions for bfloat16: float32 instead")
     assert said == (0 if instructions else 1)
+
+
+def test_stages_start_on_one_thread_whatever_the_environment_says() -> None:
+    """Rounding of large networks depends on threads, so bytes would on $OMP_NUM_THREADS."""
+    threads: list[int] = []
+
+    def main() -> str:
+        threads.append(torch.get_num_threads())
+        return "ran"
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)  # as the environment would
+    try:
+        runtime.run_stage("stage", main)
+    finally:
+        torch.set_num_threads(before)
+    assert threads == [1]

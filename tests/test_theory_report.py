@@ -131,9 +131,11 @@ def test_stage_writes_the_report_and_fails_with_one_line(
                  "--settings", str(tmp_path / "theory.json")]  # fmt: skip
     main(arguments)
     made = {
-        file: file.read_bytes() for file in tmp_path.rglob("*") if file.suffix in (".md", ".png")
+        file: file.read_bytes()
+        for file in tmp_path.rglob("*")
+        if file.suffix in (".md", ".png", ".svg")
     }
-    assert len(made) == 6
+    assert len(made) == 10
     main(arguments)
     assert {file: file.read_bytes() for file in made} == made
     capsys.readouterr()

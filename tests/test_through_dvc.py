@@ -15,7 +15,8 @@ from checkouts import COMPUTING, DVC, PRIOR, ROOT, instances, listed, tiny_check
 from teddy.core.files import read_json
 from tools.by_hand import variables
 
-DM, RANDOM = "digits/table5/dm", "digits/main/ipc3/random"
+DM, MTT = "digits/table5/dm", "digits/table5/mtt"
+RANDOM = "digits/main/ipc3/random"
 
 
 class Clone:
@@ -135,7 +136,7 @@ def test_dvc_runs_once_and_reruns_only_what_changed(tmp_path: Path) -> None:
     clone.edit("src/teddy/students/evaluation.py", "import ", "import  ")
     assert stages_of(clone.stale()) == {"synthesize", "evaluate", "reevaluate", "continual"}
     clone.edit("src/teddy/synthesis/teddy.py", "import ", "import  ")
-    made_by_it = {name for name in known["sets"] if name not in (DM, RANDOM)}
+    made_by_it = {name for name in known["sets"] if name not in (DM, MTT, RANDOM)}
     assert {name for name in clone.stale() if name.startswith("synthesize@")} == {
         f"synthesize@{name}" for name in (*made_by_it, DM)
     }

@@ -173,12 +173,23 @@ def run(calls: Sequence[Call], until: float, record: Path = _RECORD) -> list[str
         if waits or time.monotonic() > until:
             left.append(call)
             continue
-        key = _fingerprint(call)
-        if made.get(call.name) != key or not all(Path(out).exists() for out in call.outs):
+        if not is_made(call, made):
+            key = _fingerprint(call)
             commands.main(list(call.arguments))
             made[call.name] = key
             write_json(record, made)
     return [call.name for call in left]
+
+
+def is_made(call: Call, made: Json) -> bool:
+    """Whether the outputs of a call are there, made by these settings of these inputs.
+
+    Args:
+        call: whose inputs are there.
+        made: what the record of former runs says.
+    """
+    outputs = all(Path(out).exists() for out in call.outs)
+    return outputs and made.get(call.name) == _fingerprint(call)
 
 
 def _fingerprint(call: Call) -> str:

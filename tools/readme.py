@@ -12,7 +12,7 @@ from teddy.core.console import parser, run_command
 from teddy.core.errors import TeddyError
 from teddy.core.files import atomic_path
 
-FILES = [Path("README.md"), Path("docs/experiments.md")]
+FILES = [Path("README.md"), Path("docs/experiments.md"), Path("docs/sharing.md")]
 """Those that have blocks."""
 _BLOCK = re.compile(r"(<!-- results of ([^\s,]+)[^>]*-->\n).*?(<!-- /results -->)", re.DOTALL)
 

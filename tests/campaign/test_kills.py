@@ -63,6 +63,7 @@ sets:
   digits/main/ipc3/prior: &set {data: digits, pool: digits/prior, method: teddy-prior, ipc: 3}
   digits/main/ipc1/prior: {<<: *set, ipc: 1}
 evaluations: {}
+experts: {}
 step_teachers: {}
 learners: {}
 targets: {table1: {digits: {}}}

@@ -161,7 +161,8 @@ def _takes_keys(path: Path_) -> bool:
 
 
 ROW_SECTIONS = {
-    "methods", "prepared", "bases", "pools", "sets", "evaluations", "step_teachers", "learners",
+    "methods", "prepared", "bases", "pools", "experts", "sets", "evaluations", "step_teachers",
+    "learners",
 }  # fmt: skip
 
 NAMES = (

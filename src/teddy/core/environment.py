@@ -4,9 +4,11 @@
 seconds, which the commands that compute nothing need not spend.
 """
 
+import importlib.util
 import math
 import os
 import re
+from pathlib import Path
 
 from teddy.core.errors import TeddyError
 
@@ -32,6 +34,7 @@ def check_environment() -> None:
     for variable in ("TEDDY_GRAPHS", "TEDDY_FUSED"):
         switch(variable)
     save_seconds()
+    _check_live()
     _check_processes()
 
 
@@ -76,6 +79,29 @@ def save_seconds() -> float:
             f"$TEDDY_SAVE_SECONDS must be a finite number of at least 0, got {_shown(wanted)}"
         )
     return seconds
+
+
+def live_folder() -> str:
+    """``$TEDDY_LIVE``, where TensorBoard's files go; "" if it is not set."""
+    return os.environ.get("TEDDY_LIVE", "")
+
+
+def _check_live() -> None:
+    if not live_folder():
+        return
+    found = importlib.util.find_spec("tensorboard")
+    if found is None or found.origin is None:  # a folder of that name is no package
+        raise TeddyError(
+            "$TEDDY_LIVE must be unset without TensorBoard, which is not installed: "
+            "pip install '.[live]'"
+        )
+    try:
+        Path(live_folder()).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TeddyError(
+            f"$TEDDY_LIVE must be a folder to write to, got {_shown(live_folder())}: "
+            f"{error.strerror}"
+        ) from error
 
 
 def _check_processes() -> None:

@@ -310,6 +310,9 @@ def _run_together(stage: str, main: Callable[[], str], parallel: bool) -> None:
     start = time.perf_counter()
     check_environment()
     keep_freed_memory()
+    # Stages that gain by more ask for them (use_threads). What $OMP_NUM_THREADS or the machine says
+    # would change how labels of large networks are rounded.
+    torch.set_num_threads(1)
     distributed.join()
     processes = distributed.world_size()
     with contextlib.suppress(distributed.Left):

@@ -11,6 +11,7 @@ from teddy.core.artifacts import read_tensors, write_tensors
 from teddy.core.errors import TeddyError
 from teddy.core.files import Json
 from teddy.data.images import Images, Normalisation
+from teddy.data.partition import expand
 
 _KIND = "teddy.distilled.v1"
 
@@ -31,6 +32,7 @@ class DistilledSet(Dataset[tuple[Tensor, int]]):
         class_names: tuple[str, ...],
         normalisation: Normalisation,
         provenance: Json,
+        partition: int = 1,
     ) -> None:
         self.images = images
         """uint8 ``(N, C, H, W)``."""
@@ -40,6 +42,8 @@ class DistilledSet(Dataset[tuple[Tensor, int]]):
         self.normalisation = normalisation
         self.provenance = provenance
         """How the set was made: method, settings, seed, checksums of what it was made from."""
+        self.partition = partition
+        """Smaller images along a side of each image; 1 where they are whole."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -61,8 +65,11 @@ class DistilledSet(Dataset[tuple[Tensor, int]]):
         return int(self.labels.bincount().max())
 
     def as_images(self) -> Images:
-        """The uint8 images and labels."""
-        return Images(self.images, self.labels)
+        """The uint8 images and labels that students see: smaller ones are taken out, enlarged."""
+        if self.partition == 1:
+            return Images(self.images, self.labels)
+        images = expand(self.images.float(), self.partition).round().to(torch.uint8)
+        return Images(images, self.labels.repeat(self.partition**2))
 
     def __repr__(self) -> str:
         method = self.provenance.get("method", "unknown method")
@@ -82,6 +89,8 @@ def save_distilled(path: Path, distilled: DistilledSet) -> None:
         "ipc": distilled.ipc,
         "provenance": distilled.provenance,
     }
+    if distilled.partition > 1:
+        record["partition"] = distilled.partition
     tensors = {"images": distilled.images, "labels": distilled.labels}
     write_tensors(path, tensors, kind=_KIND, record=record)
 
@@ -102,4 +111,5 @@ def read_set(path: Path) -> DistilledSet:
         tuple(record["class_names"]),
         Normalisation(tuple(record["mean"]), tuple(record["std"])),
         record["provenance"],
+        record.get("partition", 1),
     )

@@ -64,7 +64,7 @@ def _accuracy_panel(axes: Axes, results: Results, catalogue: Catalogue) -> list[
     ipcs = sorted({result.ipc for result in results})
     methods = [m for m in catalogue.methods if any(result.method == m for result in results)]
     for place, method in enumerate(methods):
-        look = looks(list(catalogue.methods))[method]
+        look = looks(list(catalogue.methods), methods)[method]
         points = sorted((r for r in results if r.method == method), key=lambda r: r.ipc)
         # Side by side by a hair, so that error bars stay apart.
         shift = 1.02 ** (place - (len(methods) - 1) / 2)
@@ -147,7 +147,7 @@ def learners(path: Path, learners: Sequence[LearnerResult], catalogue: Catalogue
     """
     rows = grouped(learners, "ipc")
     kinds = sorted({learner.strict for learner in learners})
-    style = looks(list(catalogue.methods))
+    style = looks(list(catalogue.methods), {learner.method for learner in learners})
     with drawn(path, WIDTH * (0.35 + 0.3 * len(kinds)), (PANEL + 0.5) * len(rows)) as figure:
         figure.set_layout_engine("constrained", w_pad=0.06, h_pad=0.06)
         panels = figure.subplots(len(rows), len(kinds), squeeze=False, sharey="row")

@@ -1,7 +1,9 @@
 """What figures share: their style, looks of methods, labels of lines, axes.
 
 Bytes are the same for the same rows: no dates, a fixed order, fonts that ship with Matplotlib. A
-method has one colour and marker in every figure, by its place in ``experiments/methods.yaml``.
+method has one colour and marker in every figure, by its place in ``experiments/methods.yaml``,
+unless another one has the colour there. Beside every PNG but pictures of images lies the figure as
+SVG.
 """
 
 import contextlib
@@ -9,7 +11,7 @@ import functools
 import re
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -65,6 +67,8 @@ _STYLE = {
     "legend.frameon": False,
     "lines.linewidth": 1.4,
     "lines.markersize": 4.5,
+    "svg.hashsalt": "teddy",  # which names of parts are made of, else random
+    "svg.fonttype": "path",  # letters as they are here, whatever fonts a reader has
 }
 
 
@@ -76,16 +80,30 @@ class Look:
     marker: str
 
 
-def looks(methods: Sequence[str]) -> dict[str, Look]:
-    """Look of every method, by its place among all that are declared."""
-    return {
-        method: Look(COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)])
-        for i, method in enumerate(methods)
-    }
+def looks(methods: Sequence[str], shown: Collection[str]) -> dict[str, Look]:
+    """Look of the methods that a figure shows.
+
+    There are fewer colours than methods: one whose colour another method of the figure has takes
+    the next that is free.
+
+    Args:
+        methods: all that are declared, in order.
+        shown: those of the figure.
+    """
+    found: dict[str, Look] = {}
+    for i, method in enumerate(methods):
+        if method in shown:
+            own = [COLOURS[(i + step) % len(COLOURS)] for step in range(len(COLOURS))]
+            taken = {look.colour for look in found.values()}
+            colour = next((colour for colour in own if colour not in taken), own[0])
+            found[method] = Look(colour, MARKERS[i % len(MARKERS)])
+    return found
 
 
 @contextlib.contextmanager
-def drawn(path: Path, width: float, height: float, *, formulas: bool = False) -> Iterator[Figure]:
+def drawn(
+    path: Path, width: float, height: float, *, formulas: bool = False, svg: bool = True
+) -> Iterator[Figure]:
     """Figure of a size in inches, written to ``path`` when the block has drawn it.
 
     Args:
@@ -93,12 +111,16 @@ def drawn(path: Path, width: float, height: float, *, formulas: bool = False) ->
         width: inches.
         height: inches.
         formulas: whether text between dollars is a formula; names of classes may have dollars.
+        svg: whether an SVG is written beside it.
     """
     with styled(formulas=formulas):
         figure = Figure(figsize=(width, height), dpi=DPI)
         yield figure
         with atomic_path(path) as temporary:
             figure.savefig(temporary, format="png", dpi=DPI, metadata={"Software": None})
+        if svg:
+            with atomic_path(path.with_suffix(".svg")) as temporary:
+                figure.savefig(temporary, format="svg", metadata={"Date": None, "Creator": None})
 
 
 @contextlib.contextmanager

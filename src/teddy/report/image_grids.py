@@ -23,7 +23,7 @@ _TEXT = 8
 
 def method_grid(path: Path, grids: Sequence[ImageGrid], catalogue: Catalogue) -> None:
     """The same classes of one dataset side by side: a block of rows per method."""
-    own = looks(list(catalogue.methods))
+    own = looks(list(catalogue.methods), {grid.method for grid in grids})
     ipcs = sorted({grid.ipc for grid in grids})
     title = f"{catalogue.datasets[grids[0].dataset].title}{_shown_classes(grids[0])}, " + (
         f"IPC {ipcs[0]}" if len(ipcs) == 1 else "IPC differs"
@@ -98,7 +98,7 @@ def _picture(
     total_width = margin + max(width + overhang, round(widths[title]) + 1 - margin) + _PAD
     total_height = header + sum(m.shape[0] + block_gap for m in mosaics) - block_gap + _PAD
     canvas = np.full((total_height, total_width, 3), 255, np.uint8)
-    with drawn(path, total_width / DPI, total_height / DPI) as figure:
+    with drawn(path, total_width / DPI, total_height / DPI, svg=False) as figure:
         axes = figure.add_axes((0, 0, 1, 1))
         axes.text(_PAD, _PAD, title, va="top", fontsize=_TEXT + 0.5)
         y = header

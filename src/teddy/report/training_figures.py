@@ -50,7 +50,7 @@ def teachers(
 
 
 def _pool_colours(pools: Sequence[PoolFacts], catalogue: Catalogue) -> dict[str, str]:
-    own = looks(list(catalogue.methods))
+    own = looks(list(catalogue.methods), {pool.method for pool in pools if pool.method})
     return {pool.name: own[pool.method].colour if pool.method else GREY for pool in pools}
 
 
@@ -137,11 +137,15 @@ def _largest(histories: Sequence[History], methods: Sequence[str]) -> list[Histo
 
 def _loss_panel(axes: Axes, histories: Sequence[History], term: str, catalogue: Catalogue) -> None:
     ends = []
+    own = looks(list(catalogue.methods), {history.method for history in histories})
     for history in histories:
-        colour = looks(list(catalogue.methods))[history.method].colour
+        colour = own[history.method].colour
         batches = history.batches if len(history.batches) > 1 else ()
         for one in batches[:: max(1, len(batches) // 20)]:
-            axes.plot(one.iterations, _values(one, term), color=colour, linewidth=0.4, alpha=0.3)
+            axes.plot(
+                one.iterations, _values(one, term), color=colour, linewidth=0.4, alpha=0.3,
+                rasterized=True,  # in an SVG, where so many points would be most of the file
+            )  # fmt: skip
         mean = history.mean()
         axes.plot(mean.iterations, _values(mean, term), color=colour, linewidth=1.2)
         name = f"{catalogue.methods[history.method].title}\nIPC {history.ipc}, {_count(history)}"

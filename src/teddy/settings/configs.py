@@ -5,7 +5,7 @@ concerns several fields is checked in ``__post_init__``.
 """
 
 import math
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
 
@@ -464,43 +464,6 @@ class NoConfig:
     """Settings of an algorithm that has none: random real images."""
 
 
-class Algorithm(NamedTuple):
-    """What is to be known of an algorithm before its code is loaded."""
-
-    code: str
-    """Module and class, ``teddy.synthesis.teddy:Teddy``, or file and class of the user's own."""
-    config: type
-    """Its settings."""
-    section: str
-    """Section of the parameter files that has them, or "" if there is none."""
-    by_pool: bool
-    """Whether teachers have a part in its images."""
-    real: bool
-    """Whether its images are real ones."""
-
-
-ALGORITHMS = {
-    "teddy": Algorithm(
-        "teddy.synthesis.teddy:Teddy", SynthesizeConfig, "synthesize", by_pool=True, real=False
-    ),
-    "dm": Algorithm(
-        "teddy.synthesis.distribution_matching:DistributionMatching", DmConfig, "dm",
-        by_pool=False, real=False,
-    ),
-    "plus": Algorithm(
-        "teddy.synthesis.class_matching:ClassMatching", PlusConfig, "plus",
-        by_pool=True, real=False,
-    ),
-    "coreset": Algorithm(
-        "teddy.synthesis.coresets:Coreset", CoresetConfig, "coreset", by_pool=True, real=True
-    ),
-    "random": Algorithm(
-        "teddy.synthesis.real_images:RandomReal", NoConfig, "", by_pool=False, real=True
-    ),
-}  # fmt: skip
-"""Algorithms that make images, by the name that a row of ``methods`` gives."""
-
-
 @settings
 class RelabelConfig:
     """Views of the distilled images that students train on, and their soft labels (§4.3)."""
@@ -522,6 +485,21 @@ class RelabelConfig:
     """Autocast dtype of the teachers that label."""
     store: bool
     """Keep the labels in the file, or compute them while training; the students are the same."""
+    label_epochs: Whole
+    """Epochs that have views and labels of their own, after which these come again; 0 gives every
+    epoch its own."""
+    label_bits: Literal[8, 16]
+    """Bits of a logit in the stored labels."""
+    label_top_k: Whole
+    """Classes whose logits are stored for a view, the largest; the others share their mean. 0
+    stores all."""
+
+    def __post_init__(self) -> None:
+        check(
+            self.label_epochs <= self.epochs,
+            f"label_epochs must be epochs at most, {self.epochs}, or 0 for all; got "
+            f"{self.label_epochs}",
+        )
 
 
 @settings

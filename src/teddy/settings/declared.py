@@ -10,7 +10,8 @@ from pathlib import Path
 
 from teddy.core import user_code
 from teddy.core.errors import TeddyError
-from teddy.settings.configs import ALGORITHMS, STAGES
+from teddy.settings.algorithms import ALGORITHMS
+from teddy.settings.configs import STAGES
 from teddy.settings.parameters import Parameters
 from teddy.settings.places import AXES, PLACES, SOFT_ALONE
 from teddy.settings.rows import parents
@@ -48,6 +49,7 @@ class Declared(Parameters):
             "prepared": self.prepare,
             "bases": self.train_teacher,
             "pools": self._check_pool,
+            "experts": self.experts_config,
             "sets": self._check_set,
             "evaluations": self._check_evaluation,
             "step_teachers": self._check_step_teachers,
@@ -67,6 +69,8 @@ class Declared(Parameters):
         row, where = getattr(self, section)[name], self.where(section, name)
         for key, above in parents(type(row)).items():
             parent = getattr(row, key)
+            if above == "pools" and parent in self.experts:  # which are pools too
+                above = "experts"
             self._parent(where, above, parent)
             if above not in ("prepared", "methods"):
                 self._check_same(where, above, parent, self.dataset_of(row.data))
@@ -135,6 +139,25 @@ class Declared(Parameters):
             f"synthesize.draw is {draw}, but the pool {row.pool!r} has {size} "
             f"member{'s' if size > 1 else ''}",
         )  # fmt: skip
+        algorithm, by_experts = self.algorithm(row.method), row.pool in self.experts
+        check(
+            by_experts or not algorithm.by_experts,
+            f"{self.where('sets', name)}: pool must be a row of experts, whose trajectories "
+            f"{row.method} matches; got {row.pool!r}",
+        )
+        if algorithm.by_experts:
+            last = config.max_start - 1 + config.expert_epochs
+            epochs = self.experts_config(row.pool).epochs
+            self._check_fit(
+                last <= epochs, "sets", name,
+                f"max_start {config.max_start} and expert_epochs {config.expert_epochs} need "
+                f"{last} epochs of an expert, but those of {row.pool!r} end at epoch {epochs}",
+            )  # fmt: skip
+        elif by_experts and algorithm.by_pool and not user_code.is_reference(algorithm.code):
+            raise TeddyError(
+                f"{self.where('sets', name)}: pool {row.pool!r} has experts without BatchNorm, "
+                f"which {row.method} cannot use; name a row of pools"
+            )
 
     def _check_evaluation(self, name: str) -> None:
         row, where = self.evaluations[name], self.where("evaluations", name)
@@ -155,6 +178,7 @@ class Declared(Parameters):
         self._check_labels("learners", name, row.labels)
         if not row.strict:
             return
+        check(row.pool in self.pools, f"{where}: strict teachers need a pool of checkpoints")
         if row.teachers not in self.step_teachers:
             raise TeddyError(
                 f"{where}: teachers must be its pool {row.pool!r} or a row of step_teachers, got "
@@ -190,7 +214,7 @@ class Declared(Parameters):
     def _check_names(self) -> None:
         """Outputs must not lie in each other, which DVC would refuse without naming the rows."""
         folders = {
-            "models": ("bases", "pools", "step_teachers"),
+            "models": ("bases", "pools", "experts", "step_teachers"),
             "sets": ("sets", "evaluations", "learners"),
             "prepared": ("prepared",),
         }
@@ -317,17 +341,23 @@ class Declared(Parameters):
     def _facts(self, name: str) -> dict[str, object]:
         """What the place of an evaluation in a table depends on, apart from the labels."""
         row, size = self.evaluation(name), self.pool_size(self.evaluation(name).pool)
-        config, pool = self.algorithm_config(row.set), self.pools[row.pool]
-        base, stages = self.train_teacher(pool.base), self.prior_epochs(row.pool)
-        if pool.kind == "converged":
-            stages = (1 if base.checkpoint else base.epochs,)
+        config = self.algorithm_config(row.set)
         return {
             "arch": self.evaluate(name).network.arch, "method": row.method, "data": row.data,
             "ipc": row.ipc, "init": getattr(config, "initialise", None),
             "precision": getattr(config, "precision", None),
             "teachers_drawn": getattr(config, "draw", None), "members": row.members or size,
-            "pool_size": size, "stages": None if pool.kind == "post" else (stages[0], stages[-1]),
+            "pool_size": size, "stages": self._stages(row.pool),
         }  # fmt: skip
+
+    def _stages(self, pool: str) -> tuple[int, int] | None:
+        """First and last epoch of a pool of checkpoints; None of pruned copies and of experts."""
+        if pool in self.experts or self.pools[pool].kind == "post":
+            return None
+        if self.pools[pool].kind == "prior":
+            return self.prior_epochs(pool)[0], self.prior_epochs(pool)[-1]
+        base = self.train_teacher(self.pools[pool].base)
+        return (1 if base.checkpoint else base.epochs,) * 2
 
     def _used(self, name: str) -> bool:
         """Whether something that is shown is made of a set."""

@@ -17,12 +17,12 @@ from typing import Any, Self, TypeVar
 
 from teddy.core import user_code
 from teddy.core.errors import TeddyError
+from teddy.settings.algorithms import ALGORITHMS, Algorithm
+from teddy.settings.baselines import ExpertsConfig
 from teddy.settings.configs import (
-    ALGORITHMS,
     SOURCES,
     STAGES,
     WITH_DSA,
-    Algorithm,
     ContinualConfig,
     Count,
     DsaConfig,
@@ -41,6 +41,7 @@ from teddy.settings.rows import (
     DatasetRow,
     Evaluation,
     EvaluationRow,
+    ExpertsRow,
     LearnerRow,
     MethodRow,
     PoolRow,
@@ -112,6 +113,7 @@ class Parameters:
         self.prepared = self._all("prepared", PreparedRow)
         self.bases = self._all("bases", BaseRow)
         self.pools = self._all("pools", PoolRow)
+        self.experts = self._all("experts", ExpertsRow)
         self.sets = self._all("sets", SetRow)
         self.evaluations = self._all("evaluations", EvaluationRow)
         self.step_teachers = self._all("step_teachers", StepTeachersRow)
@@ -210,7 +212,7 @@ class Parameters:
         given: set[Any] = set(raw)
         method = self.methods.get(str(raw.get("method")))
         if stage != "algorithm":
-            known |= config_keys(STAGES[stage])
+            known |= config_keys(STAGES.get(stage, ExpertsConfig))
         elif method is None:
             known |= {key for made in ALGORITHMS.values() for key in config_keys(made.config)}
         elif method.algorithm in ALGORITHMS:
@@ -337,10 +339,17 @@ class Parameters:
 
     def pool_size(self, pool: str) -> int:
         """Members of a pool."""
+        if pool in self.experts:
+            return self.experts_config(pool).count
         kind, post = self.pools[pool].kind, self.pool(pool).post
         assert post is not None, "params.yaml has all settings of a pool"
         sizes = {"converged": 1, "prior": len(self.prior_epochs(pool)), "post": post.size}
         return sizes[kind]
+
+    def experts_config(self, name: str) -> ExpertsConfig:
+        """Settings of some experts."""
+        own = self._overrides("experts", name, "experts")
+        return from_json(ExpertsConfig, own, self.where("experts", name))
 
     def algorithm(self, method: str) -> Algorithm:
         """What is to be known of the algorithm of a method.

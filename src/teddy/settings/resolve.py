@@ -20,6 +20,7 @@ def stage_files(declared: Declared) -> Iterator[tuple[str, str, Any]]:
         "prepare": ("prepare", "prepared", _prepare),
         "train_teacher": ("train_teacher", "bases", _train_teacher),
         "build_pool": ("build_pool", "pools", _build_pool),
+        "train_experts": ("train_experts", "experts", _train_experts),
         "synthesize": ("synthesize", "sets", _synthesize),
         "relabel": ("relabel", "sets", _relabel),
         "evaluate": ("evaluate", "sets", _evaluate),
@@ -96,6 +97,13 @@ def _build_pool(declared: Declared, name: str) -> stages.BuildPoolSettings:
     )
     return stages.BuildPoolSettings(
         name=name, seed=declared.seed, kind=kind, config=read, code=_code(_arch(declared, name))
+    )
+
+
+def _train_experts(declared: Declared, name: str) -> stages.ExpertsSettings:
+    config = declared.experts_config(name)
+    return stages.ExpertsSettings(
+        name=name, seed=declared.seed, config=config, code=_code(config.network.arch)
     )
 
 
@@ -232,6 +240,8 @@ def _epochs(declared: Declared, pool: str) -> int:
 
 def _arch(declared: Declared, pool: str) -> str:
     """Architecture of a pool's teachers."""
+    if pool in declared.experts:
+        return declared.experts_config(pool).network.arch
     return declared.train_teacher(declared.pools[pool].base).network.arch
 
 

@@ -76,7 +76,7 @@ class MethodRow:
     title: str
     """Name shown in tables and figures."""
     algorithm: str
-    """What makes its images: a name in :data:`~teddy.settings.configs.ALGORITHMS`, or a class of
+    """What makes its images: a name in :data:`~teddy.settings.algorithms.ALGORITHMS`, or a class of
     your own, ``path/to/file.py:Name``."""
     labels: Labels
     """Kinds of labels that students are trained with."""
@@ -99,6 +99,17 @@ class PreparedRow:
 @settings
 class BaseRow:
     """A base training run, ``models/<name>``; further keys override ``train_teacher``."""
+
+    data: Data
+    """Key of ``prepared``: the images to train on."""
+
+
+@settings
+class ExpertsRow:
+    """A pool of experts with their trajectories, ``models/<name>``.
+
+    Further keys override the defaults of :class:`~teddy.settings.baselines.ExpertsConfig`.
+    """
 
     data: Data
     """Key of ``prepared``: the images to train on."""
@@ -132,7 +143,8 @@ class SetRow:
     method: Annotated[str, RowOf("methods")]
     """Key of ``methods``."""
     pool: Pool
-    """Key of ``pools``: the teachers that make the images and label them."""
+    """Key of ``pools``, or of ``experts`` for methods that match trajectories: the teachers that
+    make the images and label them."""
     ipc: Count
     """Images per class."""
     syntheses: Whole = 0
@@ -223,6 +235,7 @@ ROWS: dict[str, tuple[type, str, tuple[str, ...]]] = {
     "prepared": (PreparedRow, "prepare", ()),
     "bases": (BaseRow, "train_teacher", ()),
     "pools": (PoolRow, "pool", ()),
+    "experts": (ExpertsRow, "experts", ()),
     "sets": (SetRow, "algorithm", ("relabel", "evaluate")),
     "evaluations": (EvaluationRow, "", ("relabel", "evaluate")),
     "step_teachers": (StepTeachersRow, "train_teacher", ()),

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 from annotated_types import Len
 
-from teddy.settings.configs import Positive, Whole
+from teddy.settings.configs import Count, Positive, Whole
 from teddy.settings.schema import check, config_keys, from_json, settings
 
 KIND = "teddy.distilled.v1"
@@ -32,6 +32,8 @@ class SetRecord:
     """Images per class."""
     provenance: dict[str, Any]
     """How the set was made."""
+    partition: Count = 1
+    """Smaller images along a side of each image."""
 
     def __post_init__(self) -> None:
         check(

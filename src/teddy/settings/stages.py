@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeVar
 
 from teddy.core.errors import TeddyError
 from teddy.core.files import Json, read_json
+from teddy.settings.baselines import ExpertsConfig
 from teddy.settings.configs import (
     ContinualConfig,
     Count,
@@ -106,6 +107,15 @@ class BuildPoolSettings(Stage):
     seed: Seed
     kind: Literal["converged", "prior", "post"]
     config: PoolConfig
+
+
+@settings
+class ExpertsSettings(Stage):
+    """Of a row of ``experts``."""
+
+    name: str
+    seed: Seed
+    config: ExpertsConfig
 
 
 @settings

@@ -19,6 +19,7 @@ from teddy.core.errors import TeddyError
 from teddy.core.files import check_writable
 from teddy.settings import stages
 from teddy.settings.stages import read_settings
+from teddy.sharing.commands import add_to
 
 _TABLE = "folder to write the table, its rows and verdicts to"
 
@@ -95,6 +96,10 @@ COMMANDS = {
         {"out": "folder for the members and their manifest",
          "facts": "JSON to write with a copy of the manifest, for the report"},
         parallel=True,
+    ),
+    "train_experts": Command(
+        stages.ExpertsSettings, _DATA,
+        {"out": "folder for the experts, their trajectories and their manifest"}, parallel=True,
     ),
     "synthesize": Command(
         stages.SynthesizeSettings, _DATA | _POOL,
@@ -192,6 +197,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the stage that the command line names."""
     parser = _parser()
     args, rest = parser.parse_known_args(argv)
+    if args.stage not in COMMANDS:
+        if rest:
+            parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        args.run(args)
+        return
     name, command = args.stage, COMMANDS[args.stage]
     if rest and name != "resolve":  # which files are switched on; DVC runs it if these change
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
@@ -216,9 +226,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="teddy", description="Run one stage of the pipeline; `dvc repro` runs all of them."
+        prog="teddy",
+        description="Run one stage of the pipeline (`dvc repro` runs all of them), or share a set.",
     )
-    commands = parser.add_subparsers(dest="stage", metavar="STAGE", required=True)
+    commands = parser.add_subparsers(dest="stage", metavar="COMMAND", required=True)
     for name, command in COMMANDS.items():
         about = _docstring(name)
         own = commands.add_parser(
@@ -236,6 +247,7 @@ def _parser() -> argparse.ArgumentParser:
         if command.split:
             text = "real images that accuracy is measured on (default: %(default)s)"
             own.add_argument("--split", choices=("val", "test"), default="test", help=text)
+    add_to(commands)
     return parser
 
 

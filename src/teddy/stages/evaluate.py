@@ -22,6 +22,7 @@ from teddy.settings.schema import to_json
 from teddy.settings.sets import synthesis_file
 from teddy.settings.stages import EvaluateSettings
 from teddy.students.evaluation import train_student
+from teddy.students.label_budget import label_bytes
 from teddy.students.labels import (
     MANIFEST,
     FixedLabels,
@@ -30,7 +31,6 @@ from teddy.students.labels import (
     SoftLabels,
     StoredLabels,
     TrainingViews,
-    label_bytes,
 )
 from teddy.students.sets import check_of_dataset, load
 from teddy.teachers.pools import Pool, evenly, open_pool
@@ -76,8 +76,8 @@ def main(settings: EvaluateSettings, args: Namespace) -> str:
             work,
         )  # fmt: skip
         waiting.append(students)
-        size = label_bytes(views, dataset.num_classes)
-        fixed = size // settings.relabel.epochs
+        size = label_bytes(settings.relabel, len(views), dataset.num_classes)
+        fixed = 2 * len(views) * dataset.num_classes
         record["bytes"] = {"images": distilled.images.numel(), "labels": size, "fixed": fixed}
         record["synthesis"] = distilled.provenance.get("settings")
     for students in waiting:  # all were checked before the first is trained
@@ -176,7 +176,7 @@ def _labels_of_views(
         shape = (settings.relabel.epochs, len(views), dataset.num_classes)
         return found | {"soft": StoredLabels(folder, own, device, shape)}
     labels = OnlineLabels(views, _members(evaluation, pool, device))
-    keep = label_bytes(views, dataset.num_classes) <= _KEEP_BYTES
+    keep = label_bytes(settings.relabel, len(views), dataset.num_classes) <= _KEEP_BYTES
     return found | {"soft": KeptLabels(labels) if keep else labels}
 
 

@@ -8,6 +8,7 @@ a process of its own, so that peaks of memory are its own.
 import argparse
 import dataclasses
 import multiprocessing
+import os
 import resource
 import statistics
 import time
@@ -113,6 +114,7 @@ def _alone(measure: Callable[..., float], *arguments: Any) -> Json:
 
 
 def _measured(send: Any, measure: Callable[..., float], arguments: tuple[Any, ...]) -> None:
+    os.environ.pop("TEDDY_LIVE", None)  # it would be measured too
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
     seconds = measure(*arguments)
     on_gpu = torch.cuda.is_initialized()

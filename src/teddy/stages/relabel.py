@@ -10,6 +10,7 @@ from teddy.core.seeding import of_synthesis
 from teddy.settings.schema import to_json
 from teddy.settings.sets import synthesis_file
 from teddy.settings.stages import RelabelSettings
+from teddy.students.label_budget import check_fits
 from teddy.students.labels import MANIFEST, OnlineLabels, TrainingViews, store_labels
 from teddy.students.sets import load
 from teddy.teachers.pools import open_pool
@@ -35,6 +36,7 @@ def _label(settings: RelabelSettings, args: Namespace, number: int, works: list[
     distilled, pool, device = load(path), open_pool(args.pool), pick_device()
     if config.store:
         pool.check(distilled.images.shape[1:], distilled.num_classes, path)
+        check_fits(config, len(distilled.as_images()), distilled.num_classes, args.out)
     manifest: Json = {
         "set": digest(path),
         "pool": manifest_digest(args.pool),

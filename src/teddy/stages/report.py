@@ -4,9 +4,9 @@ from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-import teddy
 from teddy.core.files import read_json, write_json
 from teddy.core.tables import write_text
+from teddy.core.version import VERSION
 from teddy.report.page import Part, Picture, Section, render
 from teddy.report.records import (
     read_bases,
@@ -57,7 +57,7 @@ def _head(results: Results) -> str:
         "students": sum(result.n for result in results),
     }
     lines = [
-        f"- Teddy {teddy.__version__}: "
+        f"- Teddy {VERSION}: "
         + ", ".join(f"{n} {what if n != 1 else what[:-1]}" for what, n in counts.items()),
         f"- Students trained on: {'; '.join(machines) or 'not recorded'}",
         "- Date and commit of the newest record: `git log -1 metrics/evaluations`",

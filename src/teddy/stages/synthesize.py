@@ -7,18 +7,19 @@ from typing import Any
 
 import torch
 
-import teddy
 from teddy.core.artifacts import WorkDir
 from teddy.core.distributed import first_alone, leave_to_first
 from teddy.core.files import Json, manifest_digest, write_json
 from teddy.core.runtime import pick_device
 from teddy.core.seeding import of_synthesis
+from teddy.core.version import VERSION
 from teddy.data.datasets import ImageDataset, read_dataset, without_repeats
 from teddy.data.distilled import DistilledSet, save_distilled
 from teddy.settings.schema import from_json
 from teddy.settings.sets import synthesis_file
 from teddy.settings.stages import SynthesizeSettings
 from teddy.synthesis.methods import Ingredients, method_class
+from teddy.teachers.experts import check_data
 from teddy.teachers.pools import open_pool, training_views
 
 
@@ -56,7 +57,7 @@ def _synthesis(
         "pool": manifest_digest(args.pool) if cls.by_pool else None,
         "settings": settings.config,
         "small_classes": settings.small_classes,
-        "software": {"teddy": teddy.__version__, "torch": torch.__version__},
+        "software": {"teddy": VERSION, "torch": torch.__version__},
     }
     config: Any = from_json(cls.Config, settings.config, f"{args.settings}: config")
     given = _ingredients(dataset, args.data, args.pool if cls.by_pool else None, seed)
@@ -68,8 +69,9 @@ def _synthesis(
         kept = without_repeats(made.labels, dataset.train.labels.cpu())
         made = dataclasses.replace(made, images=made.images[kept], labels=made.labels[kept])
     distilled = DistilledSet(
-        made.images, made.labels, dataset.class_names, dataset.normalisation, provenance
-    )
+        made.images, made.labels, dataset.class_names, dataset.normalisation, provenance,
+        made.partition,
+    )  # fmt: skip
     return distilled, made.records
 
 
@@ -78,4 +80,5 @@ def _ingredients(dataset: ImageDataset, data: Path, pool: Path | None, seed: int
         return Ingredients(dataset, seed, pick_device())
     teachers = open_pool(pool)
     teachers.check(dataset.image_shape, dataset.num_classes, data)
+    check_data(teachers, data)
     return Ingredients(dataset, seed, pick_device(), teachers, training_views(pool))

@@ -24,6 +24,7 @@ from teddy.data.images import Images, Normalisation
 from teddy.objectives import ensemble_logits
 from teddy.settings.configs import RelabelConfig
 from teddy.settings.schema import shown
+from teddy.students.label_budget import decode, encode, form, stored_epochs
 
 _KIND = "teddy.labels.v1"
 MANIFEST = "manifest.json"
@@ -70,7 +71,7 @@ class TrainingViews:
         self.config, self.seed = config, seed
         self._size = (images.images.shape[-2], images.images.shape[-1])
         # Several students see the same views: keep them where all epochs fit.
-        fits = config.epochs * images.images.numel() * 4 <= _KEEP_BYTES
+        fits = stored_epochs(config) * images.images.numel() * 4 <= _KEEP_BYTES
         self._keep = fits and config.augmentation == "views"
         self._kept: dict[int, Batch] = {}
 
@@ -81,8 +82,9 @@ class TrainingViews:
         """Batches of the images ``parts``, index tensors, as they look in an epoch.
 
         An image looks the same in whatever part it comes, but for DSA's operation, which belongs
-        to the position of the part.
+        to the position of the part. With ``label_epochs`` the views of the first epochs come again.
         """
+        epoch %= stored_epochs(self.config)
         if self._keep:
             if epoch not in self._kept:
                 self._kept[epoch] = self._whole(epoch)
@@ -95,7 +97,7 @@ class TrainingViews:
         """Boxes and partners of the images in an epoch, if they have such."""
         if not self.config.cutmix:
             return None
-        device = self.images.labels.device
+        epoch, device = epoch % stored_epochs(self.config), self.images.labels.device
         return draw_cutmix(len(self), *self._size, self.seed, "cutmix", epoch, device=device)
 
     def forget(self) -> None:
@@ -174,7 +176,8 @@ class OnlineLabels:
                 f"is 65504: logits of teacher {teacher} reach {largest[teacher]:.3g}. Its training "
                 "diverged; lower train_teacher.optimizer.lr or choose other epochs of the pool"
             )
-        return labels
+        kept = encode(labels[None], self.views.config)  # as if they had been stored
+        return decode(kept, labels.shape[1])[0]
 
 
 def _chunk(images: Images) -> int:
@@ -220,20 +223,16 @@ class FixedLabels:
 class KeptLabels:
     """Soft labels kept in memory when they have been computed, for students that share them."""
 
-    def __init__(self, labels: SoftLabels) -> None:
+    def __init__(self, labels: OnlineLabels) -> None:
         self._labels = labels
         self._kept: dict[int, Tensor] = {}
 
     def epoch(self, epoch: int) -> Tensor:
         """Labels of an epoch."""
+        epoch %= stored_epochs(self._labels.views.config)
         if epoch not in self._kept:
             self._kept[epoch] = self._labels.epoch(epoch)
         return self._kept[epoch]
-
-
-def label_bytes(views: TrainingViews, num_classes: int) -> int:
-    """Size of the soft labels of all epochs, float16; bytes."""
-    return 2 * views.config.epochs * len(views) * num_classes
 
 
 class StoredLabels:
@@ -241,7 +240,7 @@ class StoredLabels:
 
     Args:
         folder: of the files.
-        record: their manifest.
+        record: their manifest, whose ``settings`` say how they are kept.
         device: that labels are asked for on.
         shape: epochs, images and classes that are asked for.
 
@@ -256,20 +255,27 @@ class StoredLabels:
         device: torch.device | str,
         shape: tuple[int, int, int],
     ) -> None:
-        self._folder, self._device = folder, device
-        self._shards = _checked_shards(folder, record.get("shards"), shape)
+        self._folder, self._device, self._classes = folder, device, shape[2]
+        settings = record.get("settings") or {}
+        bits, top_k = settings.get("label_bits", 16), settings.get("label_top_k", 0)
+        self._epochs = settings.get("label_epochs") or shape[0]
+        shape = (min(self._epochs, shape[0]), *shape[1:])
+        self._shards = _checked_shards(folder, record.get("shards"), shape, bits, top_k)
         self._open: tuple[str, Tensor] | None = None
 
     def epoch(self, epoch: int) -> Tensor:
         """Labels of an epoch; shards are read as epochs reach them."""
+        epoch %= self._epochs
         shard = next(s for s in self._shards if s["first"] <= epoch <= s["last"])
         if self._open is None or self._open[0] != shard["file"]:
             tensors, _ = read_tensors(self._folder / shard["file"], kind=_KIND)
-            self._open = (shard["file"], tensors["logits"])
+            self._open = (shard["file"], decode(tensors, self._classes))
         return self._open[1][epoch - shard["first"]].to(self._device)
 
 
-def _checked_shards(folder: Path, shards: Any, shape: tuple[int, int, int]) -> list[Json]:
+def _checked_shards(
+    folder: Path, shards: Any, shape: tuple[int, int, int], bits: int, top_k: int
+) -> list[Json]:
     """Shards of a manifest, which must be there and have all epochs; their headers alone are read.
 
     Raises:
@@ -294,8 +300,8 @@ def _checked_shards(folder: Path, shards: Any, shape: tuple[int, int, int]) -> l
                 f"{key} must begin with epoch {reached} and end at it or later; got first "
                 f"{shown(first)}, last {shown(last)}; {again}"
             )
-        expected = (last - first + 1, images, classes)
-        check_tensors(folder / file, {"logits": ("F16", expected)}, kind=_KIND, again=again)
+        expected = form(bits, top_k, (last - first + 1, images, classes))
+        check_tensors(folder / file, expected, kind=_KIND, again=again)
         reached = last + 1
     if reached < epochs:
         raise TeddyError(f"{where}: labels of {reached} epochs, expected {epochs}; {again}")
@@ -310,7 +316,8 @@ def store_labels(
     Returns:
         The shards: ``file`` and its 0-based ``first`` and ``last`` epoch.
     """
-    epochs = labels.views.config.epochs
+    config = labels.views.config
+    epochs = stored_epochs(config)
     fitting = max(1, shard_bytes // (2 * len(labels.views) * num_classes))
     per_shard = min(fitting, -(-epochs // _LEAST_SHARDS))
     shards: list[Json] = []
@@ -323,7 +330,7 @@ def store_labels(
         shard = shards[index]
         if not (work / shard["file"]).exists():
             stacked = _stack(labels.epoch, range(shard["first"], shard["last"] + 1))
-            write_tensors(work / shard["file"], {"logits": stacked}, kind=_KIND, record={})
+            write_tensors(work / shard["file"], encode(stacked, config), kind=_KIND, record={})
 
     for_each(len(shards), finish, labels.views.images.labels.device)
     return shards

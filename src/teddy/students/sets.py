@@ -36,6 +36,11 @@ def load(path: str | Path) -> DistilledSet:
         )
     if images.numel() == 0:
         raise TeddyError(f"{path}: images must be some; got {' × '.join(map(str, images.shape))}")
+    if any(side % record.partition for side in images.shape[2:]):
+        raise TeddyError(
+            f"{path}: partition must divide the sides of the images; got {record.partition}; "
+            f"{AGAIN}"
+        )
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= classes:
         raise TeddyError(

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from sklearn.cluster import KMeans
+from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
 from teddy.core.artifacts import WorkDir
@@ -189,7 +190,8 @@ def nearest_to_centres(features: Tensor, count: int, seed: int) -> list[int]:
         seed: of the first centres.
     """
     points = features.double().numpy()
-    means = KMeans(count, n_init=3, random_state=seed % 2**32).fit(points)
+    with threadpool_limits(1):  # four threads and more add up in the order in which they finish
+        means = KMeans(count, n_init=3, random_state=seed % 2**32).fit(points)
     distances = np.linalg.norm(points[None] - means.cluster_centers_[:, None], axis=2)
     chosen: list[int] = []
     for row in distances:

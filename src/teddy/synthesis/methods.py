@@ -20,7 +20,8 @@ from teddy.core.errors import TeddyError
 from teddy.core.files import Json
 from teddy.core.seeding import rng
 from teddy.data.datasets import ImageDataset, select_random
-from teddy.settings.configs import ALGORITHMS, SmallClasses, ViewConfig
+from teddy.settings.algorithms import ALGORITHMS
+from teddy.settings.configs import SmallClasses, ViewConfig
 from teddy.synthesis.engine.batches import Batch
 from teddy.synthesis.engine.runs import optimise_all, run_alone
 from teddy.synthesis.engine.state import State
@@ -55,6 +56,8 @@ class Made:
     """int64 ``(ipc·K,)``, IPC of every class, ordered by index, then class."""
     records: list[Json]
     """For the set's history: what is worth keeping of every batch, its loss curve say."""
+    partition: int = 1
+    """Smaller images along a side of each image, which students see enlarged."""
 
 
 class Method(ABC):

@@ -18,6 +18,7 @@ from teddy.core.artifacts import read_tensors, write_tensors
 from teddy.core.distributed import ALONE, Team
 from teddy.core.errors import TeddyError
 from teddy.core.files import Json
+from teddy.core.live import Live
 from teddy.core.runtime import autocast, progress, save_interval
 from teddy.core.seeding import derive, permutation
 from teddy.data.datasets import LabelledImages
@@ -109,7 +110,7 @@ def fit(network: nn.Module, config: OptimizerConfig, run: Run, device: torch.dev
     network.to(device).to(memory_format=torch.channels_last)
     optimizer = make_optimizer(network, config)
     history = _restore(network, optimizer, run.resume) if run.resume.exists() else []
-    saved = time.monotonic()
+    saved, live = time.monotonic(), Live(run.resume, len(history))
     with progress(run.epochs, run.name, "epoch", len(history)) as bar:
         while len(history) < run.epochs and not run.stop(history):
             epoch = len(history)
@@ -117,11 +118,13 @@ def fit(network: nn.Module, config: OptimizerConfig, run: Run, device: torch.dev
             run.team.take_buffers_of_first(network)
             record = {"epoch": epoch + 1, "loss": _mean_finite(losses, run.name, epoch)}
             history.append(record | run.after_epoch(epoch))
+            live.numbers(epoch + 1, {k: v for k, v in history[-1].items() if k != "epoch"})
             bar.update()
             bar.set_postfix(loss=f"{record['loss']:.3f}")
             if run.team.rank == 0 and time.monotonic() - saved >= run.save_every_seconds:
                 _save(network, optimizer, history, run.resume)
                 saved = time.monotonic()
+    live.close()
     network.to(memory_format=torch.contiguous_format)
     return history
 

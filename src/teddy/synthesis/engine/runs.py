@@ -20,6 +20,7 @@ from teddy.core.artifacts import WorkDir, read_tensors, write_tensors
 from teddy.core.distributed import leave_to_first, world_size
 from teddy.core.errors import TeddyError
 from teddy.core.files import Json
+from teddy.core.live import IMAGES_SHOWN, Live
 from teddy.core.runtime import (
     append_log,
     for_each,
@@ -47,6 +48,7 @@ class Optimised(Protocol):
     data: ImageDataset
     device: torch.device
     rate: ClassVar[str]
+    terms: ClassVar[tuple[str, ...]]
     kept: Json
     facts: Json
 
@@ -248,6 +250,7 @@ class Watch:
         self._first = state.done
         self._finite, self._finite_at = state.images.detach().clone(), state.done
         self._began = self._saved = time.monotonic()
+        self._live = Live(resume, state.done)
 
     def bar(self, place: Place | None) -> "tqdm[Any]":
         """Progress bar of the batch."""
@@ -270,6 +273,8 @@ class Watch:
             self._refuse(self._finite_at + bad)
         if not state.images.detach().isfinite().all():  # of a finite loss's gradient
             self._refuse(state.done - 1)
+        if self._live:
+            self._show(self._finite_at)
         self._finite.copy_(state.images.detach())
         self._finite_at = state.done
         if place:
@@ -278,6 +283,18 @@ class Watch:
         if time.monotonic() - self._saved >= self._save_every:
             state.save(self._resume)
             self._saved = time.monotonic()
+
+    def _show(self, since: int) -> None:
+        """Means of the loss's terms over the steps since a look; images ten times a batch."""
+        state, method, live = self._state, self._method, self._live
+        done, total = state.done, len(state.losses)
+        terms = method.combine(state.losses[since:done].cpu()).mean(0).tolist()
+        live.numbers(done, {"loss": sum(terms), **dict(zip(method.terms, terms, strict=True))})
+        if 10 * done // total > 10 * since // total:
+            images = state.images.detach()[:IMAGES_SHOWN].cpu()  # no memory of the device is taken
+            live.images(done, method.data.normalisation.to_uint8(images), 10)
+        if done == total:
+            live.close()
 
     def speed(self) -> Json:
         """How the batch ran; steps of an earlier, interrupted run are not counted."""

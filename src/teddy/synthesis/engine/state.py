@@ -27,6 +27,8 @@ class State:
     """Steps that are done."""
     kept: Json = field(default_factory=dict)
     """What was chosen for the batch that its bytes depend on; recorded with the set."""
+    more: dict[str, Tensor] = field(default_factory=dict)
+    """Further tensors that the next step needs, written in place."""
     lane: Lane = field(default_factory=Lane)
     whole: bool = True
     """False while an update is under way, from which nothing can go on."""
@@ -46,6 +48,7 @@ class State:
         """Write everything the next step needs."""
         tensors = {"images": self.images, "losses": self.losses}
         tensors |= {f"optimizer.{i}": value for i, value in enumerate(self.optimizer.state())}
+        tensors |= {f"more.{name}": value for name, value in self.more.items()}
         write_tensors(path, tensors, kind=_KIND, record={"done": self.done, "kept": self.kept})
 
     def restore(self, path: Path) -> None:
@@ -54,6 +57,8 @@ class State:
         with torch.no_grad():
             self.images.copy_(tensors["images"])
             self.losses.copy_(tensors["losses"])
+            for name, value in self.more.items():
+                value.copy_(tensors[f"more.{name}"])
         restore(
             self.optimizer,
             [tensors[f"optimizer.{i}"] for i in range(len(self.optimizer.state()))],
