@@ -22,7 +22,7 @@ help:  ## Show the targets
 # Stages at a time; each gets its share of the cores.
 JOBS ?= 2
 
-repro: install  ## Install, then make every table and figure on the digits (half an hour or more)
+repro: install  ## Install, then make every table and figure on the digits (an hour or more)
 	python -m tools.repro --jobs $(JOBS)
 	@echo
 	@sed '/^## Best-epoch/,$$d' metrics/tables/digits/table1/table.md
@@ -48,7 +48,7 @@ report: install  ## Write plots/report.html from the tables and figures that are
 	dvc repro --single-item resolve report
 
 # Stages that only read what is in Git; the others compute, or read what a clone does not have.
-RECORDED := table1 table2 table3 table4 table5 fig2c fig3a fig3b fig3c ablations precision \
+RECORDED := table1 table2 table3 table4 table5 recipes fig2c fig3a fig3b fig3c ablations precision \
 	fig3d fig3e report
 CHECKED := work/checked
 

@@ -11,7 +11,16 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import evaluation, input, matching, scaling, sets, synthesis
+from benchmarks import (
+    evaluation,
+    input,
+    matching,
+    residual,
+    scaling,
+    selection,
+    sets,
+    synthesis,
+)
 from benchmarks.command import environment, load, positive, write_figure
 from teddy.core.files import write_json
 from teddy.core.runtime import run_stage
@@ -24,6 +33,8 @@ BENCHMARKS = {
     "scaling": scaling.BENCHMARK,
     "sets": sets.BENCHMARK,
     "matching": matching.BENCHMARK,
+    "selection": selection.BENCHMARK,
+    "residual": residual.BENCHMARK,
 }
 """Sub-commands by name. Add a benchmark here."""
 

@@ -88,6 +88,19 @@ class _InMemory(Pool):
         return network.to(memory_format=torch.channels_last)
 
 
+def ingredients(
+    workload: Workload, networks: Sequence[nn.Module], config: SynthesizeConfig,
+    device: torch.device,
+) -> Ingredients:  # fmt: skip
+    """What a method works with: no real images, and a pool of some networks."""
+    nothing = torch.empty(0, 3, workload.size, workload.size, dtype=torch.uint8)
+    images = Images(nothing, torch.empty(0, dtype=torch.int64))
+    names = tuple(map(str, range(workload.classes)))
+    data = ImageDataset(images, images, images, names, NORMALISATION)
+    pool = _InMemory(Path(), [{"file": f"network {n}"} for n in range(len(networks))], networks)
+    return Ingredients(data, SEED, device, pool, config.views)
+
+
 def engine(
     workload: Workload,
     networks: Sequence[nn.Module],
@@ -104,15 +117,10 @@ def engine(
         device: where to work.
         passes: how teachers are run (default: what pays).
     """
-    nothing = torch.empty(0, 3, workload.size, workload.size, dtype=torch.uint8)
-    images = Images(nothing, torch.empty(0, dtype=torch.int64))
-    names = tuple(map(str, range(workload.classes)))
-    data = ImageDataset(images, images, images, names, NORMALISATION)
     own = replace(
         config, draw=len(networks), draw_per="index", initialise="noise", iterations=_ITERATIONS
     )
-    pool = _InMemory(Path(), [{"file": f"network {n}"} for n in range(len(networks))], networks)
-    return Teddy(own, Ingredients(data, SEED, device, pool, config.views), passes)
+    return Teddy(own, ingredients(workload, networks, config, device), passes)
 
 
 class Batches:

@@ -3,6 +3,7 @@
 :class:`RecoverLoop` is the leanest synthesis loop of the field, SRe2L's for Tiny-ImageNet: float32,
 NCHW, one model, a hook on every BatchNorm layer that copies its input to take the variance, one
 crop, flip and roll for the whole batch, ``torch.optim.Adam``, clipping channel by channel.
+:class:`ResidualLoop` is FADRM's, which adds phases to it.
 """
 
 import contextlib
@@ -12,8 +13,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, interpolate
 
+from teddy.settings.baselines import ResidualMatchingConfig
 from teddy.settings.configs import SynthesizeConfig
 
 
@@ -75,14 +77,21 @@ class RecoverLoop:
         self, network: nn.Module, images: Tensor, labels: Tensor, config: SynthesizeConfig,
         bounds: tuple[Tensor, Tensor], mode: Mode,
     ) -> None:  # fmt: skip
-        from torchvision import transforms
-
         self.network, self.labels, self.config, self.mode = network, labels, config, mode
         self.hooks = [
             FeatureHook(layer) for layer in network.modules() if isinstance(layer, nn.BatchNorm2d)
         ]
-        self.images = images.clone().requires_grad_()
         self.low, self.high = (bound.flatten().tolist() for bound in bounds)
+        self._loss = torch.compile(recover_loss) if mode.compiled else recover_loss
+        self._iteration = 0
+        self.begin(images.clone())
+
+    def begin(self, images: Tensor) -> None:
+        """Go on with these images, with a fresh optimiser."""
+        from torchvision import transforms
+
+        config = self.config
+        self.images = images.requires_grad_()
         self.optimizer = torch.optim.Adam(
             [self.images], lr=config.lr, betas=config.betas, eps=config.eps
         )
@@ -90,8 +99,6 @@ class RecoverLoop:
             transforms.RandomResizedCrop(images.shape[-1], (config.views.crop_scale, 1.0)),
             transforms.RandomHorizontalFlip(0.5 if config.views.hflip else 0.0),
         ])  # fmt: skip
-        self._loss = torch.compile(recover_loss) if mode.compiled else recover_loss
-        self._iteration = 0
 
     def step(self) -> None:
         """One iteration, from images to updated images."""
@@ -118,6 +125,41 @@ class RecoverLoop:
         with torch.no_grad():
             for channel, (low_, high_) in enumerate(zip(self.low, self.high, strict=True)):
                 self.images[:, channel] = self.images[:, channel].clamp(low_, high_)
+
+
+class ResidualLoop(RecoverLoop):
+    """A batch of images by FADRM: in phases, between which they are resized and blended.
+
+    Args:
+        network: as of :class:`RecoverLoop`.
+        crops: normalised start, which images return to.
+        labels: likewise.
+        config: with FADRM's phases.
+        bounds: likewise.
+        mode: likewise.
+    """
+
+    def __init__(
+        self, network: nn.Module, crops: Tensor, labels: Tensor, config: ResidualMatchingConfig,
+        bounds: tuple[Tensor, Tensor], mode: Mode,
+    ) -> None:  # fmt: skip
+        super().__init__(network, crops, labels, config, bounds, mode)
+        self._crops, self._phases = crops, config
+
+    def run(self) -> None:
+        """All phases."""
+        config, images = self._phases, self._crops.clone()
+        self._iteration = 0
+        for phase, iterations in enumerate(config.phases):
+            side = config.sizes[phase] or self._crops.shape[-1]
+            images = interpolate(images, size=(side, side), mode="bilinear")
+            if phase:
+                crops = interpolate(self._crops, size=(side, side), mode="bilinear")
+                images = config.alpha * images + (1 - config.alpha) * crops
+            self.begin(images)
+            for _ in iterations:
+                self.step()
+            images = self.images.detach()
 
 
 @contextlib.contextmanager

@@ -145,6 +145,8 @@ _SMALL = {
     "evaluate.network.width": 4,
     "evaluate.seeds": [0, 1],
     "evaluate.eval_epochs": 4,
+    "recipes.dm.relabel.epochs": 8,
+    "recipes.dm.evaluate.eval_epochs": 4,
 }
 _ROWS = """
 on: {digits: true}
@@ -172,8 +174,7 @@ sets:
   digits/main/ipc3/prior: &prior {<<: *random, method: teddy-prior, syntheses: 2}
   digits/fig3a/draw1: {<<: *prior, draw: 1}
   digits/table5/dm:
-    {<<: *random, method: dm, initialise: real,
-     relabel: {augmentation: dsa, cutmix: false, store: false}}
+    {<<: *random, method: dm, initialise: real, recipe: dm}
   digits/table5/mtt:
     {<<: *random, method: mtt, pool: digits/experts, iterations: 3, student_steps: 2,
      expert_epochs: 1, max_start: 2, relabel: {augmentation: dsa, cutmix: false, store: false}}

@@ -154,6 +154,8 @@ def synthesis_config(view_config: ViewConfig, dsa_config: DsaConfig) -> Synthesi
         views=view_config,
         dsa=dsa_config,
         views_per="batch",
+        curriculum="none",
+        milestone=1.0,
         clip=True,
         class_statistics="none",
         gradient="two_pass",

@@ -3,6 +3,9 @@
 No GPU, no downloads.
 """
 
+import itertools
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,11 +20,23 @@ from torch import Tensor
 from teddy.core.artifacts import WorkDir
 from teddy.core.errors import TeddyError
 from teddy.core.seeding import permutation
-from teddy.data.augmentation import draw_views
+from teddy.data.augmentation import Views, draw_views
 from teddy.data.datasets import ImageDataset
 from teddy.settings.configs import CoresetConfig, PlusConfig, ViewConfig
 from teddy.synthesis.class_matching import ClassMatching, class_distance
-from teddy.synthesis.coresets import Coreset, Embedding, Judge, herding, nearest_to_centres
+from teddy.synthesis.coresets import (
+    Coreset,
+    Embedding,
+    Judge,
+    Score,
+    el2n,
+    farthest_first,
+    forgetting,
+    herding,
+    highest,
+    lowest,
+    nearest_to_centres,
+)
 from teddy.synthesis.engine.batches import Batch
 from teddy.synthesis.methods import Ingredients
 from teddy.teachers.networks import classifier
@@ -29,9 +44,15 @@ from teddy.teachers.pools import Pool
 
 CPU = torch.device("cpu")
 CONFIG = CoresetConfig(
-    choose="random", easiest=1.0, crops=4,
+    choose="random", scores="lowest", easiest=1.0, crops=4,
     views=ViewConfig(crop_scale=0.3, hflip=False, roll=(0, 0)),
 )  # fmt: skip
+
+
+@pytest.fixture
+def trajectory(pool: Pool) -> Pool:
+    """The same teachers as checkpoints of one run."""
+    return Pool(pool.folder, [{**entry, "epoch": 1 + i} for i, entry in enumerate(pool.entries)])
 
 
 def chosen(
@@ -84,6 +105,109 @@ def test_kmeans_of_equal_images_takes_different_ones() -> None:
     assert sorted(nearest_to_centres(torch.zeros(3, 2), 3, 0)) == [0, 1, 2]
 
 
+def test_farthest_first_is_a_greedy_search_whatever_the_order() -> None:
+    features = torch.randn(30, 4, generator=torch.Generator().manual_seed(2))
+    points = features.double().tolist()
+    taken = [min(range(30), key=lambda i: math.dist(points[i], features.double().mean(0)))]
+    for _ in range(5):
+        others = [i for i in range(30) if i not in taken]
+        taken.append(max(others, key=lambda i: min(math.dist(points[i], points[j]) for j in taken)))
+    assert farthest_first(features, 6, 0) == taken
+    order = permutation(30, 3)
+    assert order[farthest_first(features[order], 6, 1)].tolist() == taken
+
+
+def test_farthest_first_leaves_nothing_farther_than_twice_the_least_radius() -> None:
+    points = torch.randn(9, 2, generator=torch.Generator().manual_seed(4)).double()
+    distances = torch.cdist(points, points)
+
+    def radius(chosen: Sequence[int]) -> float:
+        return float(distances[list(chosen)].min(0).values.max())
+
+    least = min(map(radius, itertools.combinations(range(9), 3)))
+    assert radius(farthest_first(points, 3, 0)) <= 2 * least
+
+
+def test_farthest_first_of_equal_images_takes_different_ones() -> None:
+    assert sorted(farthest_first(torch.zeros(3, 2), 3, 0)) == [0, 1, 2]
+
+
+def test_el2n_by_hand_and_by_definition() -> None:
+    sure, undecided = [50.0, -50.0], [1.0, 1.0]
+    logits = torch.tensor([[sure, undecided], [sure, sure]])
+    torch.testing.assert_close(el2n(logits, 0), torch.tensor([0.0, 0.5**0.5 / 2]))
+    torch.testing.assert_close(el2n(logits, 1), torch.tensor([2**0.5, (2**0.5 + 0.5**0.5) / 2]))
+    logits = torch.randn(3, 5, 4, generator=torch.Generator().manual_seed(0))
+    for image in range(5):
+        lengths = []
+        for teacher in range(3):
+            odds = [math.exp(float(x)) for x in logits[teacher, image]]
+            errors = [odd / sum(odds) - (k == 2) for k, odd in enumerate(odds)]
+            lengths.append(math.hypot(*errors))
+        assert el2n(logits, 2)[image].item() == pytest.approx(sum(lengths) / 3, rel=1e-5)
+
+
+def test_forgetting_counts_from_right_to_wrong() -> None:
+    table = {"11111": 0, "01111": 0, "10111": 1, "10101": 2, "01010": 2, "00010": 1, "00000": 5}
+    right = torch.tensor([[int(x) for x in text] for text in table]).T
+    logits = torch.stack([1 - 2 * right, torch.zeros_like(right), 2 * right - 1], dim=2).float()
+    assert forgetting(logits, 2).tolist() == list(table.values())
+
+
+def test_lowest_and_highest_keep_the_order_of_equal_scores() -> None:
+    scores = torch.tensor([2, 0, 1, 0, 2])
+    assert lowest(scores, 3, 0) == [1, 3, 2] and highest(scores, 3, 0) == [0, 4, 2]
+
+
+@pytest.mark.parametrize(("choose", "of"), [("el2n", el2n), ("forgetting", forgetting)])
+@pytest.mark.parametrize("scores", ["lowest", "highest"])
+def test_images_of_extreme_scores_are_chosen(
+    choose: str, of: Score, scores: str, dataset: ImageDataset, trajectory: Pool, workplace: Path
+) -> None:
+    """No image that was left out is better, by scores of one image and teacher at a time."""
+    found = places(dataset, chosen(dataset, trajectory, workplace, choose=choose, scores=scores))
+    members = [trajectory.member(i, CPU) for i in range(3)]
+    sign = 1 if scores == "lowest" else -1
+    for label in range(3):
+        own = torch.nonzero(dataset.train.labels == label)[:, 0].tolist()
+        values = {}
+        for image in own:
+            inputs = dataset.normalisation.apply(dataset.train.pick(torch.tensor([image])))
+            with torch.no_grad():
+                logits = torch.stack([member(inputs) for member in members])
+            values[image] = sign * float(of(logits, label))
+        inside = found[label::3]
+        outside = [image for image in own if image not in inside]
+        assert len(set(inside)) == 2 and set(inside) <= set(own)
+        assert max(values[i] for i in inside) <= min(values[i] for i in outside) + 1e-5
+
+
+def test_equal_scores_are_decided_by_the_images_own_numbers(
+    dataset: ImageDataset, pool: Pool
+) -> None:
+    judge = Judge(dataset, pool, CPU)
+
+    def same(logits: Tensor, label: int) -> Tensor:
+        return torch.zeros(logits.shape[1])
+
+    def take(ipc: int, share: float, seed: int) -> list[int]:
+        return judge.choose(1, ipc, share, lowest, seed, score=same).tolist()
+
+    assert take(3, 1.0, 0) == take(5, 1.0, 0)[:3]
+    assert take(16, 1.0, 0) != take(16, 1.0, 1)
+    some = take(8, 0.5, 0)
+    assert some == [image for image in take(16, 1.0, 0) if image in some], "in the same order"
+
+
+def test_forgetting_needs_checkpoints_of_one_run(
+    dataset: ImageDataset, pool: Pool, trajectory: Pool, workplace: Path
+) -> None:
+    turned = Pool(pool.folder, trajectory.entries[::-1])
+    for other in (pool, turned, Pool(pool.folder, trajectory.entries[:1])):
+        with pytest.raises(TeddyError, match="choose forgetting expected a pool of kind prior"):
+            chosen(dataset, other, workplace, choose="forgetting")
+
+
 def test_easiest_images_are_those_of_least_loss(dataset: ImageDataset, pool: Pool) -> None:
     judge, last = Judge(dataset, pool, CPU), pool.member(2, CPU)
     members, features = judge.easiest(1, 0.25, 1)
@@ -102,15 +226,15 @@ def test_easiest_images_are_those_of_least_loss(dataset: ImageDataset, pool: Poo
     assert len(judge.easiest(1, 1.0, 99)[0]) == 16
 
 
-@pytest.mark.parametrize("choose", ["random", "kmeans", "herding"])
+@pytest.mark.parametrize("choose", ["random", "kmeans", "herding", "kcentre", "el2n", "forgetting"])
 def test_chosen_images_are_of_their_class_and_distinct(
-    choose: str, dataset: ImageDataset, pool: Pool, workplace: Path
+    choose: str, dataset: ImageDataset, trajectory: Pool, workplace: Path
 ) -> None:
-    images = chosen(dataset, pool, workplace, ipc=3, choose=choose, easiest=0.5)
+    images = chosen(dataset, trajectory, workplace, ipc=3, choose=choose, easiest=0.5)
     found = places(dataset, images)
     assert len(set(found)) == 9
     assert dataset.train.labels[found].tolist() == [0, 1, 2] * 3
-    judge = Judge(dataset, pool, CPU)
+    judge = Judge(dataset, trajectory, CPU)
     easy = {i for label in range(3) for i in judge.easiest(label, 0.5, 3)[0].tolist()}
     assert set(found) <= easy
 
@@ -132,13 +256,17 @@ def test_crops_are_the_easiest_of_the_drawn_ones(
     images = dataset.train.pick(torch.nonzero(dataset.train.labels == 2)[:5, 0])
     members = [pool.member(i, CPU) for i in range(3)]
 
+    def drawn(number: int) -> Iterator[Views]:
+        for first in range(0, 5 * number, 5):
+            yield draw_views(CONFIG.views, 8, 8, 7, indices=torch.arange(first, first + 5))
+
     def losses(crops: Tensor) -> Tensor:
         with torch.no_grad():
             inputs = dataset.normalisation.apply(crops)
             logits = torch.stack([member(inputs) for member in members]).mean(0)
         return -logits.log_softmax(1)[:, 2]
 
-    single = [judge.easiest_crops(images, 2, replace(CONFIG, crops=n), 7) for n in range(1, 9)]
+    single = [judge.easiest_crops(images, torch.full((5,), 2), drawn(n)) for n in range(1, 9)]
     found = torch.stack([losses(crops) for crops in single])
     assert (found[1:] <= found[:-1] + 0.02).all(), "more crops to choose from, none harder"
     assert (found[-1] < found[0] - 0.1).any()

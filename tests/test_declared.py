@@ -20,10 +20,12 @@ from hypothesis import strategies as st
 from teddy.core.errors import TeddyError
 from teddy.core.files import write_json
 from teddy.data import sources
+from teddy.settings.baselines import ResidualMatchingConfig
 from teddy.settings.configs import (
     SOURCES,
     STAGES,
     DmConfig,
+    EvaluateConfig,
     NetworkConfig,
     OptimizerConfig,
     PriorConfig,
@@ -102,8 +104,9 @@ PARAMS: dict[str, Any] = {
         "indices_per_batch": 10, "lr": 0.1, "betas": [0.5, 0.9], "eps": 1e-8, "weight_decay": 0,
         "alpha_bn": 0.1, "first_bn_weight": 10, "norm": "l2", "variance": "biased",
         "over_teachers": "mean", "ensemble": "logits", "draw": 3, "draw_per": "index",
-        "augmentation": "views", "views": VIEWS, "views_per": "batch", "clip": True,
-        "class_statistics": "none", "gradient": "two_pass", "precision": "float32",
+        "augmentation": "views", "views": VIEWS, "views_per": "batch",
+        "curriculum": "none", "milestone": 1, "clip": True, "class_statistics": "none",
+        "gradient": "two_pass", "precision": "float32",
     },
     "dm": DM,
     "plus": {
@@ -111,7 +114,7 @@ PARAMS: dict[str, Any] = {
         "real_images": 32, "views_per_image": 2, "views": VIEWS, "classifier_weight": 1,
         "lr": 0.05, "betas": [0.5, 0.9], "eps": 1e-8, "clip": True,
     },
-    "coreset": {"choose": "kmeans", "easiest": 1, "crops": 10, "views": VIEWS},
+    "coreset": {"choose": "kmeans", "scores": "lowest", "easiest": 1, "crops": 10, "views": VIEWS},
     "dsa": DSA,
     "relabel": {
         "epochs": 150, "augmentation": "views", "views": VIEWS, "cutmix": True,
@@ -255,6 +258,111 @@ def test_dataset_overrides_default_and_row_overrides_dataset(read: Read) -> None
     assert config.views == ViewConfig(crop_scale=0.5, hflip=True, roll=(-4, 4))
     other = declared.algorithm_config(SRE2L)
     assert (other.lr, other.draw) == (0.2, 1)
+
+
+RECIPES = {
+    "long": {"relabel": {"epochs": 400}, "evaluate": {"batch_size": 50, "temperature": 3}},
+    "hard": {
+        "relabel": {"augmentation": "dsa", "cutmix": False, "store": False},
+        "evaluate": {"optimizer": {"lr": 0.01, "schedule": "half_cosine"}},
+    },
+}
+
+
+def students(declared: Declared, name: str) -> tuple[int, int, float]:
+    """What recipes of these tests change: epochs, batch size and temperature."""
+    config = declared.evaluate(name)
+    return declared.relabel(name).epochs, config.batch_size, config.temperature
+
+
+def test_recipe_lies_between_a_dataset_and_its_rows(read: Read) -> None:
+    own = {"relabel": {"epochs": 20}, "evaluate": {"batch_size": 30}}
+    edits = {
+        "recipes": RECIPES, "datasets:toy:relabel": own["relabel"],
+        "datasets:toy:evaluate": own["evaluate"], f"sets:{PRIOR}:recipe": "long",
+    }  # fmt: skip
+    assert students(read(edits), SRE2L) == (20, 30, 20)
+    assert students(read(edits), PRIOR) == students(read(edits), AGAIN) == (400, 50, 3)
+    assert students(read(edits), LEARNER) == (20, 30, 20), "what its set says does not hold for it"
+    edits |= {
+        f"sets:{PRIOR}:evaluate": {"batch_size": 70},
+        f"evaluations:{AGAIN}:relabel": own["relabel"],
+    }
+    assert students(read(edits), PRIOR) == (400, 70, 3)
+    assert students(read(edits), AGAIN) == (20, 70, 3)
+    edits |= {"datasets:toy:recipes": {"long": {"relabel": {"epochs": 40}}}}
+    assert students(read(edits), PRIOR) == (40, 70, 3), "what the dataset changes of the recipe"
+    named = [read(edits).evaluation(name).recipe for name in (PRIOR, AGAIN, SRE2L)]
+    assert named == ["long", "long", ""]
+
+
+def test_evaluation_with_a_recipe_does_not_take_what_its_set_says(read: Read) -> None:
+    edits: dict[str, Any] = {
+        "recipes": RECIPES, "methods:teddy:labels": ["hard"], f"sets:{PRIOR}:recipe": "hard",
+        f"sets:{PRIOR}:evaluate": {"batch_size": 70}, f"evaluations:{AGAIN}:recipe": "long",
+        f"learners:{LEARNER}:recipe": "long",
+    }  # fmt: skip
+    declared = read(edits)
+    assert declared.relabel(PRIOR).augmentation == "dsa"
+    assert declared.evaluate(PRIOR).optimizer.schedule == "half_cosine"
+    assert declared.relabel(AGAIN).augmentation == "views"
+    assert declared.evaluate(AGAIN).optimizer == declared.evaluate(SRE2L).optimizer
+    assert students(declared, AGAIN) == students(declared, LEARNER) == (400, 50, 3)
+
+
+def test_recipe_of_a_dataset_holds_for_rows_that_name_none(read: Read) -> None:
+    declared = read(
+        {"recipes": RECIPES, "datasets:toy:recipe": "long", f"sets:{RANDOM}:relabel": {"epochs": 9}}
+    )
+    for name in (PRIOR, SRE2L, AGAIN, LEARNER):
+        assert students(declared, name) == (400, 50, 3)
+        assert declared.recipe(name) == "long"
+    assert students(declared, RANDOM) == (9, 50, 3)
+    files = {path: made for _, path, made in stage_files(declared)}
+    assert files[f"evaluate/{PRIOR}"].evaluation.recipe == "long"
+    assert files[f"continual/{LEARNER}"].recipe == "long"
+    assert {row.recipe for row in files["table1/toy"].evaluations} == {"long"}
+    assert declared.recipes_used() == declared.recipes_used("toy") == ["long"]
+
+
+@pytest.mark.parametrize(
+    ("edits", "words"),
+    [
+        ({"recipes:long:evaluate:batch_size": 1},
+         ["params.yaml: recipes.long.evaluate.batch_size must be at least 2; got 1"]),
+        ({"recipes:long:evaluate:optimizer": {"schedule": "half"}},
+         ["params.yaml: recipes.long.evaluate.optimizer.schedule must be one of", "half_cosine"]),
+        ({"recipes:long:relabel:epoch": 3},
+         ["params.yaml: recipes.long.relabel: unknown key 'epoch'", "'epochs'"]),
+        ({"recipes:long:evaluate": 3}, ["recipes.long.evaluate must be keys; got 3"]),
+        ({"recipes:long:synthesize": {}}, ["recipes.long: unknown key 'synthesize'"]),
+        ({"recipes:long": None}, ["recipes.long must be keys; got None"]),
+        ({"recipes": []}, ["params.yaml: recipes must be keys; got []"]),
+        ({"recipes:a.b": {}}, ["recipes: the name 'a.b' must be letters"]),
+        ({"datasets:toy:recipes": {"lnog": {}}},
+         ["datasets.toy.recipes: unknown key 'lnog'; did you mean 'long'?"]),
+        ({"datasets:toy:recipes": {"long": {"relabel": {"epochs": 0}}}},
+         ["params.yaml: datasets.toy.recipes.long.relabel.epochs must be at least 1; got 0"]),
+        ({"datasets:toy:recipe": "lnog"},
+         ["datasets.toy.recipe must be '' or a key of recipes in params.yaml (hard, long)",
+          "got 'lnog'; did you mean 'long'?"]),
+        ({"datasets:toy:recipe": None}, ["datasets.toy.recipe must be", "got None"]),
+        ({f"sets:{PRIOR}:recipe": "lnog"}, [f"{TOY}: sets.{PRIOR}.recipe must be", "'long'?"]),
+        ({f"evaluations:{AGAIN}:recipe": "x"}, [f"evaluations.{AGAIN}.recipe", "got 'x'"]),
+        ({f"learners:{LEARNER}:recipe": "x"}, [f"learners.{LEARNER}.recipe", "got 'x'"]),
+        ({f"sets:{PRIOR}:recipe": 3}, [f"sets.{PRIOR}.recipe must be text; got 3"]),
+        ({f"sets:{PRIOR}:recipe": "hard"}, [f"sets.{PRIOR}", "which has no soft labels"]),
+    ],
+)  # fmt: skip
+def test_wrong_recipes_are_refused_by_name(
+    read: Read, edits: dict[str, Any], words: list[str]
+) -> None:
+    refusal(read, {"recipes": copy.deepcopy(RECIPES), **edits}, *words)
+
+
+def test_without_recipes_a_row_cannot_name_one(read: Read) -> None:
+    assert read().recipes() == {}
+    refusal(read, {f"sets:{PRIOR}:recipe": "long"}, "params.yaml (which has none); got 'long'")
 
 
 def test_settings_of_a_dataset_stand_in_any_one_place(read: Read, tmp_path: Path) -> None:
@@ -757,6 +865,64 @@ def test_draw_beyond_the_pool_is_refused(read: Read) -> None:
     assert not refusal(read, {f"sets:{SRE2L}:draw": MISSING}, draw).endswith("members")
 
 
+CORESET = "toy/main/ipc1/coreset"
+
+
+@pytest.mark.parametrize("kind", ["converged", "post", "prior"])
+def test_forgetting_asks_for_checkpoints_of_one_run(read: Read, kind: str) -> None:
+    edits: dict[str, Any] = {
+        "methods:coreset": {"title": "C", "algorithm": "coreset", "labels": ["soft"]},
+        f"sets:{CORESET}": {
+            **SET, "method": "coreset", "pool": f"toy/{kind}", "choose": "forgetting",
+        },
+    }  # fmt: skip
+    if kind == "prior":
+        assert not read(edits).unfit
+        edits["pools:toy/prior:prior"] = {"first": 4}
+        edits[f"sets:{PRIOR}:draw"] = 1
+    refusal(read, edits, f"sets.{CORESET}: choose is forgetting, which needs", f"is {kind} and has")
+
+
+def test_gradient_matching_without_loops_is_refused_by_name(read: Read) -> None:
+    edits: dict[str, Any] = {
+        "methods:dc": {"title": "D", "algorithm": "gradient", "labels": ["hard"]},
+        f"sets:{CORESET}": {**SET, "method": "dc", "pool": "toy/prior", "ipc": 10},
+    }
+    assert not read(edits).unfit
+    edits[f"sets:{CORESET}"]["ipc"] = 7
+    words = f"sets.{CORESET}: outer_loops and inner_loops must be set for ipc 7; the papers have"
+    refusal(read, edits, words)
+    edits[f"sets:{CORESET}"] |= {"outer_loops": 1, "inner_loops": 1}
+    assert not read(edits).unfit
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"factor": 3}, "factor must divide the sides of the images, 8 pixels"),
+        ({"factor": 4}, "leave 4 pixels or more of each crop; got 4"),
+        ({"factor": 2, "ipc": 80}, "candidates must be at least the crops of 80 images per class, "
+         "320 with factor 2; got 300"),
+        ({"crop_scale": 0}, "crop_scale must be above 0"),
+        ({"tiles": 2}, "unknown key 'tiles'"),
+    ],
+)  # fmt: skip
+def test_mosaics_that_do_not_fit_are_refused_by_name(
+    read: Read, changes: dict[str, Any], words: str
+) -> None:
+    edits: dict[str, Any] = {
+        "methods:rded": {"title": "M", "algorithm": "mosaic", "labels": ["soft"]},
+        f"sets:{CORESET}": {**SET, "method": "rded", "pool": "toy/prior", "factor": 2},
+    }
+    declared = read(edits)
+    assert not declared.unfit
+    files = {path: made for _, path, made in stage_files(declared)}
+    assert files["prepare/toy"].demand.images == 4
+    for key, value in changes.items():
+        edits[f"sets:{CORESET}:{key}"] = value
+    refusal(read, edits, f"sets.{CORESET}", words)
+
+
 def test_a_row_that_does_not_fit_refuses_no_other(
     read: Read, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -790,6 +956,22 @@ EXPERTS: dict[str, Any] = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize("name", ["gradient", "idm", "trajectory"])
+def test_methods_of_others_and_experts_have_the_datasets_dsa(read: Read, name: str) -> None:
+    no_flips = ["color", "crop"]
+    edits = {"methods:mtt:algorithm": name, "datasets:toy:dsa": {"operations": no_flips}}
+    own = {} if name == "trajectory" else {f"sets:{MTT}": {
+        "data": "toy", "method": "mtt", "pool": "toy/prior", "ipc": 1,
+    }}  # fmt: skip
+    declared = read({**EXPERTS, **own, **edits, f"sets:{MTT}:dsa": {"rotate": 0}})
+    found = declared.algorithm_config(MTT).dsa
+    assert list(found.operations) == no_flips and found.rotate == 0 and found.scale == DSA["scale"]
+    experts = declared.experts_config("toy/experts").dsa
+    assert list(experts.operations) == no_flips and experts.rotate == DSA["rotate"]
+    wrong = {**EXPERTS, **own, **edits, f"sets:{MTT}:dsa": {"rotation": 0}}
+    refusal(read, wrong, f"sets.{MTT}.dsa: unknown key 'rotation'")
+
+
 def test_experts_are_a_pool_of_their_own_kind(read: Read) -> None:
     declared = read(EXPERTS)
     assert not declared.unfit and declared.pool_size("toy/experts") == 2
@@ -817,6 +999,55 @@ def test_experts_that_do_not_fit_are_refused_by_name(
     read: Read, key: str, value: object, words: str
 ) -> None:
     refusal(read, {**EXPERTS, key: value}, words)
+
+
+FADRM = "toy/main/ipc1/fadrm"
+RESIDUAL: dict[str, Any] = {
+    "methods:fadrm": {"title": "F", "algorithm": "residual", "labels": ["hard"]},
+    f"sets:{FADRM}": {
+        "data": "toy", "method": "fadrm", "pool": "toy/converged", "ipc": 1, "draw": 1,
+        "initialise": "real", "crop_views": {"hflip": True},
+    },
+}  # fmt: skip
+
+
+def test_residual_matching_has_the_section_of_eq7_and_keys_of_its_own(read: Read) -> None:
+    declared = read(RESIDUAL)
+    config = declared.algorithm_config(FADRM)
+    assert isinstance(config, ResidualMatchingConfig) and not declared.unfit
+    smaller = {f"sets:{FADRM}:sizes": [4, 7, 8]}  # padded to 8, 11 and 12 pixels
+    assert not read(RESIDUAL | smaller).unfit
+    assert (config.sizes, config.alpha, config.lr) == ((0, 0, 0, 0), 0.5, 0.1)
+    assert config.crop_views == ViewConfig(crop_scale=0.5, hflip=True, roll=(0, 0))
+    assert type(declared.algorithm_config(PRIOR)) is SynthesizeConfig
+    files = {path: made for _, path, made in stage_files(declared)}
+    made = files[f"synthesize/{FADRM}"]
+    assert made.config["crops"] == 10 and made.small_classes == "refuse"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("initialise", "noise", "initialise must be real: images begin with real crops"),
+        ("sizes", [9, 0], "sizes must be at most 8, the side of the images, and end with it or 0"),
+        ("sizes", [0, 6], "sizes must be at most 8, the side of the images, and end with it or 0"),
+        ("sizes", [3, 8], "sizes must have as many pixels after convnet3's three halvings"),
+        ("sizes", [], "sizes must be those of 1 to 400 phases"),
+        ("sizes", [-1], "sizes[0] must be at least 0; got -1"),
+        ("alpha", 1.5, "alpha must be at most 1; got 1.5"),
+        ("crops", 0, "crops must be at least 1; got 0"),
+        ("size", [0], "unknown key 'size'; did you mean 'sizes'?"),
+    ],
+)
+def test_phases_that_do_not_fit_are_refused_by_name(
+    read: Read, key: str, value: object, words: str
+) -> None:
+    refusal(read, {**RESIDUAL, f"sets:{FADRM}:{key}": value}, f"sets.{FADRM}", words)
+
+
+def test_keys_of_residual_matching_are_no_keys_of_eq7(read: Read) -> None:
+    refusal(read, {f"sets:{PRIOR}:alpha": 0.5}, f"sets.{PRIOR}: unknown key 'alpha'")
+    refusal(read, {"synthesize:sizes": [0]}, "params.yaml: synthesize: unknown key 'sizes'")
 
 
 def test_epochs_beyond_the_trajectory_are_refused(read: Read) -> None:
@@ -1096,6 +1327,27 @@ def test_rows_that_would_share_a_place_in_a_table_are_refused(
     refusal(read, added | edits, f"{TOY}: {words}")
     apart = {"sets:toy/main/other": {**ROWS["sets"][PRIOR], "ipc": 2}}
     assert read(apart).shown("table1", "toy")[-1] == "toy/main/other"
+
+
+def test_rows_of_the_one_recipe_differ_in_their_images_alone(read: Read) -> None:
+    def unfit(**changes: Any) -> dict[tuple[str, str], str]:
+        one = {**ROWS["evaluations"][AGAIN], "members": 0, "recipe": "long"}
+        return read(
+            {
+                "recipes": RECIPES,
+                "targets:recipes": {"toy": {}},
+                "evaluations:toy/recipes/random": {**one, "set": RANDOM},
+                "evaluations:toy/recipes/prior": {**one, **changes},
+            }
+        ).unfit
+
+    other_network = {"evaluate": {"network": {"arch": "resnet18"}}}  # a table of its own
+    assert unfit() == unfit(**other_network) == {}
+    for change in ({"pool": "toy/post"}, {"members": 1}, {"relabel": {"epochs": 6}}):
+        assert (
+            f"{TOY}: targets.recipes/toy: toy/recipes/random and toy/recipes/prior have the recipe "
+            "long, but differ in pool, members or settings of labels and students"
+        ) in unfit(**change)["targets", "recipes/toy"]
 
 
 def test_a_row_that_nobody_shows_is_refused(read: Read) -> None:
@@ -1521,6 +1773,14 @@ def test_small_classes_concern_only_sets_that_need_real_images(read: Read) -> No
     refusal(read, {"prepared:toy:small_classes": "all"}, "small_classes", "refuse", "repeat")
 
 
+def test_images_that_hold_smaller_ones_need_so_many_more_real_ones(read: Read) -> None:
+    row = {"data": "toy", "method": "idm", "pool": "toy/prior", "ipc": 3, "partition": 2}
+    method = {"title": "I", "algorithm": "idm", "labels": ["hard"]}
+    declared = read({"methods:idm": method, "sets:toy/main/ipc3/idm": row})
+    (demand,) = (s.demand for _, path, s in stage_files(declared) if path == "prepare/toy")
+    assert (demand.row, demand.images) == ("toy/main/ipc3/idm", 12)
+
+
 def test_a_network_of_the_users_own_is_part_of_what_stages_run(read: Read, own: str) -> None:
     declared = read({f"sets:{PRIOR}:evaluate": {"network": {"arch": f"{own}:Net"}}})
     files = {path: settings for _, path, settings in stage_files(declared)}
@@ -1598,6 +1858,18 @@ def test_settings_of_the_repository_are_valid() -> None:
     declared = Declared(ROOT)
     assert declared.sets
     assert len(list(stage_files(declared))) > 200
+
+
+@pytest.mark.parametrize("name", sorted(REAL["recipes"]))
+def test_recipes_of_the_repository_fit_every_dataset(tmp_path: Path, name: str) -> None:
+    declared = repository(tmp_path, FILES)
+    for dataset in declared.datasets:
+        layers = declared._layers_of(name, dataset)
+        relabel = declared._resolved(RelabelConfig, "relabel", dataset, *layers)
+        evaluate = declared._resolved(EvaluateConfig, "evaluate", dataset, *layers)
+        wanted = REAL["recipes"][name]["evaluate"]["optimizer"]["schedule"]
+        assert evaluate.optimizer.schedule == wanted, dataset
+        assert (relabel.augmentation == "dsa") == (name == "dm")
 
 
 @pytest.mark.parametrize("file", [*FILES, *EXAMPLES])

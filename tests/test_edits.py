@@ -137,6 +137,36 @@ def test_a_key_that_no_row_reads_is_said(root: Path) -> None:
     )
 
 
+def test_an_edited_recipe_that_no_row_has_is_said(root: Path) -> None:
+    assert said(root, {"recipes:rd3:evaluate:batch_size": 20}) == [
+        "params.yaml: recipes.rd3.evaluate.batch_size = 20 changes nothing: no row that is "
+        "switched on has the recipe rd3"
+    ]
+    assert said(root, {"recipes:own": {"relabel": {"epochs": 3}}})[1:] == [], "it is new"
+
+
+def test_a_recipe_may_be_given_to_a_dataset_and_hides_its_settings(root: Path) -> None:
+    assert said(root, {"datasets:digits:recipe": "rd3"}) == []
+    assert Declared(root).evaluate("digits/main/ipc3/prior").optimizer.schedule == "half_cosine"
+    hidden = {"datasets:digits:evaluate:temperature": 3, "evaluate:optimizer:weight_decay": 0.5}
+    assert said(root, hidden) == [
+        f"params.yaml: {key} = {value} changes nothing: the recipe {recipe} says it; try "
+        f"-S recipes.{recipe}.{key.removeprefix('datasets.digits.')}={value}"
+        for key, value, recipe in (
+            ("evaluate.optimizer.weight_decay", 0.5, "rd3"),
+            ("datasets.digits.evaluate.temperature", 3, "rd3"),
+        )
+    ]
+    assert said(root, {"recipes:rd3:relabel:epochs": 3})[2:] == [], "which acts"
+
+
+def test_a_recipe_that_a_dataset_changes_is_said_with_the_key_that_acts(root: Path) -> None:
+    assert said(root, {"recipes:dm:relabel:epochs": 900}) == [
+        "params.yaml: recipes.dm.relabel.epochs = 900 changes nothing: what the dataset says "
+        "wins; try -S datasets.digits.recipes.dm.relabel.epochs=900"
+    ]
+
+
 def test_rows_that_an_edit_breaks_are_no_sign_that_it_does_nothing(root: Path) -> None:
     assert said(root, {"datasets:digits:synthesize:draw": 9}) == []
     assert Declared(root).unfit

@@ -3,6 +3,7 @@
 No GPU, no downloads.
 """
 
+import contextlib
 import dataclasses
 import shutil
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from teddy.core.artifacts import WorkDir, read_tensors, write_tensors
 from teddy.core.errors import TeddyError
-from teddy.core.files import write_json
+from teddy.core.files import read_json, write_json
 from teddy.core.seeding import permutation
 from teddy.data.datasets import ImageDataset
 from teddy.settings.baselines import ExpertsConfig
@@ -68,7 +69,7 @@ def test_a_trajectory_is_that_of_a_plain_loop(
             torch.nn.functional.cross_entropy(logits, images.labels[part]).backward()
             optimizer.step()
         way.append(flat(list(network.parameters())).detach())
-    opened = open_experts(open_pool(work.path))
+    opened = open_experts(open_pool(work.path), dataset.image_shape, dataset.num_classes)
     assert opened.epochs == 3 and opened.network == config.network and len(opened.files) == 2
     for epoch, expected in enumerate(way):
         torch.testing.assert_close(opened.at(1, epoch), expected, rtol=1e-4, atol=1e-6)
@@ -165,18 +166,43 @@ def test_other_pools_and_changed_trajectories_are_refused(
     dataset: ImageDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TEDDY_WORK", str(tmp_path / "work"))
+    of = dataset.image_shape, dataset.num_classes
     write_json(tmp_path / "pool" / MANIFEST, {"kind": "prior", "members": []})
     with pytest.raises(TeddyError, match="expected experts, whose trajectories are kept, got a"):
-        open_experts(Pool(tmp_path / "pool", []))
+        open_experts(Pool(tmp_path / "pool", []), *of)
     work = made(SMALL, dataset, tmp_path)
     path = work / trajectory_name(1)
     tensors, record = read_tensors(path, kind="teddy.trajectory.v1")
     write_tensors(path, {"way": tensors["way"] + 1}, kind="teddy.trajectory.v1", record=record)
     with pytest.raises(TeddyError, match=r"trajectory01\.safetensors: checksum differs"):
-        open_experts(open_pool(work.path))
+        open_experts(open_pool(work.path), *of)
     write_tensors(path, {"way": tensors["way"][:2]}, kind="teddy.trajectory.v1", record=record)
     with pytest.raises(TeddyError, match=r"trajectory01\.safetensors: the tensor 'way'"):
-        open_experts(open_pool(work.path))
+        open_experts(open_pool(work.path), *of)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("trajectories", [], r"must have epochs and trajectories.* got 3 and \[\]"),
+        ("trajectories", ["trajectory00.safetensors"], "must have epochs and trajectories"),
+        ("trajectories", [{}], "None: expected a teddy.trajectory.v1 file"),
+        ("epochs", "3", "must have epochs and trajectories"),
+        ("epochs", 4, "the tensor 'way' must be F32 of 5"),
+        ("network", {"arch": "convnet3", "width": 8, "norm": "instance"},
+         r"the tensor 'way' must be F32 of 4 × \d+; got F32 of 4 × 375"),
+    ],
+)  # fmt: skip
+def test_a_manifest_that_does_not_fit_is_refused(
+    dataset: ImageDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str,
+    value: object, message: str,
+) -> None:  # fmt: skip
+    monkeypatch.setenv("TEDDY_WORK", str(tmp_path / "work"))
+    pool = open_pool(made(SMALL, dataset, tmp_path).path)
+    record = read_json(pool.folder / MANIFEST)
+    write_json(pool.folder / MANIFEST, record | {key: value})
+    with pytest.raises(TeddyError, match=message):
+        open_experts(pool, dataset.image_shape, dataset.num_classes)
 
 
 def test_experts_of_other_images_are_refused(
@@ -196,15 +222,22 @@ def test_a_disk_that_is_too_small_is_refused(
     parameters = sum(
         p.numel() for p in build(SMALL.network, dataset.image_shape, 3, seed=0).parameters()
     )
-    size = 4 * parameters * 2 * 5
+    size, work, out = 4 * parameters * 2 * 5, tmp_path / "work", tmp_path / "models" / "x"
     usage = shutil.disk_usage(tmp_path)
-    for free, ok in ((2 * size, True), (2 * size - 1, False)):
-        monkeypatch.setattr(shutil, "disk_usage", lambda _, n=free: usage._replace(free=n))
-        if ok:
-            check_room(SMALL, dataset, tmp_path / "models" / "x")
-        else:
-            with pytest.raises(TeddyError, match=f"experts of 3 epochs take {size:,} bytes"):
-                check_room(SMALL, dataset, tmp_path / "models" / "x")
+
+    def has_room(free: int) -> bool:
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=free))
+        with contextlib.suppress(TeddyError):
+            check_room(SMALL, dataset, work, out)
+            return True
+        return False
+
+    assert has_room(2 * size) and not has_room(2 * size - 1)
+    with pytest.raises(TeddyError, match=f"experts of 3 epochs take {size:,} bytes"):
+        check_room(SMALL, dataset, work, out)
+    work.mkdir()
+    (work / trajectory_name(0)).write_bytes(bytes(size // 2))  # of a killed run
+    assert has_room(2 * size - size // 2) and not has_room(2 * size - size // 2 - 1)
 
 
 def test_an_expert_that_diverges_is_refused(

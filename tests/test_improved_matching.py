@@ -18,10 +18,7 @@ from teddy.data.datasets import ImageDataset, select_random
 from teddy.data.partition import compose, expand
 from teddy.settings.baselines import ImprovedMatchingConfig
 from teddy.settings.configs import NetworkConfig
-from teddy.synthesis.improved_matching import (
-    ImprovedMatching,
-    Queue,
-)
+from teddy.synthesis.improved_matching import ImprovedMatching, Queue
 from teddy.synthesis.methods import Ingredients
 
 CPU = torch.device("cpu")
@@ -118,6 +115,15 @@ def test_queue_lets_networks_in_and_the_oldest_out(matcher: ImprovedMatching) ->
     assert seen == [[0, 1, 2, 3]] * 2 + [[1, 2, 3, 4]] * 2 + [[2, 3, 4, 5]] * 2 + [[3, 4, 5, 6]]
 
 
+@pytest.mark.parametrize("most", [1, 2, 3])
+def test_queue_never_has_more_networks_than_it_may(matcher: ImprovedMatching, most: int) -> None:
+    queue = Queue(changed(matcher, networks=most))
+    for iteration in range(7):
+        queue.begin(iteration)
+        assert len(queue) == most
+    assert queue.numbers[-1] == most + 3
+
+
 def test_networks_of_the_queue_learn_by_sgd_of_the_settings(matcher: ImprovedMatching) -> None:
     queue = Queue(changed(matcher, trained=3))
     expected = [matcher.network(number) for number in queue.numbers]
@@ -146,18 +152,21 @@ def test_a_killed_run_goes_on_to_the_same_images(
     whole, _, records = synthesise(matcher, 2, WorkDir("synthesize", "whole"))
     assert len(records[0]["curve"]) == SMALL.iterations
     (batch,), again, original = matcher.batches(2), changed(matcher), Queue.train
+    trained = list[int]()
 
     def killed(self: Queue, iteration: int) -> None:
-        if iteration == 3:
+        trained.append(iteration)
+        if trained == [0, 1, 2, 3]:
             raise KeyboardInterrupt
         original(self, iteration)
 
+    monkeypatch.setattr("teddy.synthesis.engine.runs.CHECK_EVERY", 1)
     monkeypatch.setattr(Queue, "train", killed)
     resume = workplace / "resume.safetensors"
     with pytest.raises(KeyboardInterrupt):
         again.run(batch, resume, save_every_seconds=0)
-    monkeypatch.setattr(Queue, "train", original)
     found = changed(matcher).run(batch, resume, save_every_seconds=0)
+    assert trained == [0, 1, 2, 3, 3, 4]
     assert torch.equal(found["images"], whole)
 
 

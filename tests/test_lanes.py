@@ -1,6 +1,7 @@
 """Batches beside each other give the bytes of batches alone, however many fit and pay."""
 
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +17,9 @@ from teddy.core.artifacts import WorkDir
 from teddy.core.errors import TeddyError
 from teddy.core.memory import OutOfMemory
 from teddy.data.augmentation import Resampling
+from teddy.settings.algorithms import ALGORITHMS
 from teddy.settings.configs import DmConfig
+from teddy.settings.schema import config_keys
 from teddy.synthesis import teddy as synthesis
 from teddy.synthesis.distribution_matching import DistributionMatching
 from teddy.synthesis.engine import lanes
@@ -25,7 +28,7 @@ from teddy.synthesis.engine.cuda_graphs import Graphs
 from teddy.synthesis.engine.lanes import Lane, Lanes, Search
 from teddy.synthesis.engine.state import State
 from teddy.synthesis.gradient import losses_of_teachers
-from teddy.synthesis.methods import OptimisedMethod
+from teddy.synthesis.methods import OptimisedMethod, method_class
 from teddy.synthesis.teddy import Teddy
 
 CPU = torch.device("cpu")
@@ -42,6 +45,7 @@ class FakeJob:
 
     steps: Callable[[Lane], Iterator[None]]
     name: str = "a job"
+    size: str = "its batch"
     can_go_on: bool = True
 
     def free(self, lanes: Callable[[int], bool]) -> bool:
@@ -389,3 +393,11 @@ def test_batches_beside_each_other_on_a_gpu_have_the_bytes_of_batches_alone(
     got, same = at_a_time(on_gpu(), 3, monkeypatch)
     assert torch.equal(got, want)
     assert same == records
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_exhausted_memory_is_blamed_on_settings_that_a_method_has(name: str) -> None:
+    cls = method_class(name)
+    if issubclass(cls, OptimisedMethod):
+        named = set(re.findall(r"\w+", cls.size.removeprefix(f"{ALGORITHMS[name].section}.")))
+        assert named - {"or"} and named - {"or"} <= config_keys(cls.Config)

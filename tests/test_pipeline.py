@@ -119,6 +119,32 @@ def test_accuracies_are_in_the_summary(whole_run: Path) -> None:
     assert (whole_run / "plots/report.html").is_file()
 
 
+def test_records_have_the_recipe_and_the_settings_of_students(tiny_run: Path) -> None:
+    for folder, name, recipe in (
+        ("evaluations", DM, "dm"), ("evaluations", PRIOR, ""), ("learners", "digits/fig3e/all", ""),
+    ):  # fmt: skip
+        of_record = read_json(tiny_run / f"metrics/{folder}/{name}.json")["recipe"]
+        stage = "evaluate" if folder == "evaluations" else "continual"
+        settings = read_json(tiny_run / f"inputs/{stage}/{name}.json")
+        assert of_record["name"] == recipe
+        del settings["relabel"]["store"]  # on which no student depends
+        assert of_record["relabel"] == settings["relabel"]
+        assert of_record["evaluate"] == settings["config" if stage == "evaluate" else "evaluate"]
+    of_dm = read_json(tiny_run / f"metrics/evaluations/{DM}.json")["recipe"]
+    assert (of_dm["relabel"]["augmentation"], of_dm["relabel"]["epochs"]) == ("dsa", 8)
+    assert of_dm["evaluate"]["optimizer"]["name"] == "sgd"
+
+
+def test_tables_say_which_recipe_their_students_share(whole_run: Path) -> None:
+    folder = whole_run / "metrics/tables/digits"
+    table1, table5 = (
+        " ".join((folder / target / "table.md").read_text().split())
+        for target in ("table1", "table5")
+    )
+    assert "Recipes of the rows differ: none, dm." in table5
+    assert "ecipe" not in table1
+
+
 def test_learners_test_every_order_and_step_on_seen_classes_alone(tiny_run: Path) -> None:
     for name, kinds in (("all", 1), ("strict", 1), ("dm-strict", 2)):
         record = read_json(tiny_run / f"metrics/learners/digits/fig3e/{name}.json")

@@ -12,13 +12,15 @@ from teddy.settings.places import PLACES, SOFT_ALONE
 OTHER: dict[str, Any] = {
     "arch": "resnet18", "data": "digits-keep60", "method": "sre2l", "ipc": 50, "labels": "hard",
     "stages": (1, 4), "teachers_drawn": 1, "members": 2, "pool_size": 2, "init": "real",
-    "precision": "bfloat16",
+    "precision": "bfloat16", "recipe": "sre2l",
 }  # fmt: skip
 
 
 def both_shown(target: str, **changes: Any) -> bool:
     """Whether a target shows two results, of which one differs."""
-    same: dict[str, Any] = {"method": "teddy-prior", "ipc": 10, "init": "noise", "keep": (1.0, 1.0)}
+    same: dict[str, Any] = {
+        "method": "teddy-prior", "ipc": 10, "init": "noise", "keep": (1.0, 1.0), "recipe": "rd3"
+    }  # fmt: skip
     results = [result(**same, top1=40.0), result(**{**same, **changes}, name="b", top1=60.0)]
     try:
         made = targets.target_tables(target, results, printed(), catalogue())

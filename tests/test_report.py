@@ -649,6 +649,22 @@ def test_table3_has_both_metrics_beside_the_papers() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("recipes", "note"),
+    [
+        ((None, ""), ""), (("rd3", "rd3"), " Recipe: rd3."),
+        (("rd3", ""), " Recipes of the rows differ: none, rd3."),
+    ],
+)  # fmt: skip
+def test_tables_name_the_recipe_that_rows_share(recipes: tuple[str | None, ...], note: str) -> None:
+    results = [
+        result(method, 10, 20.0, arch="resnet50", recipe=recipe)
+        for method, recipe in zip(("sre2l", "teddy-prior"), recipes, strict=True)
+    ]
+    (table,) = report.target_tables("table4", results, printed(), catalogue("ImageNet-1K"))
+    assert table.notes[0].partition("(soft).")[2] == note
+
+
 def test_table4_has_the_papers_number_per_ipc() -> None:
     results = [result("sre2l", ipc, 20.0 + ipc, arch="resnet50") for ipc in (5, 10)]
     (table,) = report.target_tables("table4", results, printed(), catalogue("ImageNet-1K"))

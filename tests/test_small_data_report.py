@@ -144,8 +144,8 @@ def learner_of(method: str, last: float, strict: bool = False, std: float = 1.0)
     """An invented curve of two steps."""
     return LearnerResult(
         name=f"digits/{method}", dataset="digits", method=method, ipc=10, arch="convnet3",
-        strict=strict, labels="soft", split="test", epochs=30, orders=5, seeds=1, classes=(2, 4),
-        top1_mean=(90.0, last), top1_std=(1.0, std),
+        strict=strict, labels="soft", split="test", epochs=30, recipe="", orders=5, seeds=1,
+        classes=(2, 4), top1_mean=(90.0, last), top1_std=(1.0, std),
     )  # fmt: skip
 
 

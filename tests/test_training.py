@@ -152,6 +152,23 @@ def test_cosine_schedule_is_constant_within_an_epoch(optimizer_config: Optimizer
     assert learning_rate(config, 5, 0.0, 10) == pytest.approx(config.lr / 2)
 
 
+def test_half_cosine_is_the_cosine_of_a_run_twice_as_long(
+    optimizer_config: OptimizerConfig,
+) -> None:
+    """EDC's definition with st = 2: ½(1 + cos(π·epoch / (st·epochs))), which ends at one half."""
+    half = replace(optimizer_config, lr=0.2, schedule="half_cosine", warmup_epochs=0)
+    for epoch, share in ((0, 1), (100, 0.853553), (150, 0.691342), (200, 0.5)):
+        assert learning_rate(half, epoch, 0.0, 200) == pytest.approx(0.2 * share, abs=1e-6)
+    for warmup in (0, 5):
+        half, whole = (
+            replace(half, schedule="half_cosine", warmup_epochs=warmup),
+            replace(half, schedule="cosine", warmup_epochs=warmup),
+        )
+        for epoch in range(50):
+            twice = learning_rate(whole, epoch, 0.3, 2 * 50 - warmup)
+            assert learning_rate(half, epoch, 0.3, 50) == pytest.approx(twice, rel=1e-12)
+
+
 def test_step_schedule_is_that_of_torchvision(optimizer_config: OptimizerConfig) -> None:
     config = replace(
         optimizer_config, lr=0.1, schedule="step", step_epochs=30, step_factor=0.1, warmup_epochs=0

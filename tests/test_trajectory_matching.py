@@ -14,12 +14,14 @@ from test_experts import CPU, SMALL, made
 from torch import Tensor
 
 from teddy.core.artifacts import WorkDir
+from teddy.core.errors import TeddyError
 from teddy.core.seeding import permutation
 from teddy.data.datasets import ImageDataset
 from teddy.settings.baselines import TrajectoryMatchingConfig
 from teddy.synthesis.engine.batches import Batch
 from teddy.synthesis.methods import Ingredients
 from teddy.synthesis.trajectory_matching import TrajectoryMatching
+from teddy.synthesis.unrolling import in_constant_memory
 from teddy.teachers.experts import flat
 from teddy.teachers.networks import build
 from teddy.teachers.pools import Pool, open_pool
@@ -94,10 +96,9 @@ def test_soft_labels_are_what_the_experts_end_says(dataset: ImageDataset, expert
     end = soft._experts.at(expert, epoch + CONFIG.expert_epochs)
     torch.nn.utils.vector_to_parameters(end, network.parameters())
     labels = network(images).detach().softmax(1)
-    loss_of = soft._loss_of(0, labels)
     start = soft._experts.at(expert, epoch)
-    own = loss_of(0, start, images)
-    torch.testing.assert_close(own, soft._loss_of(0, labels.clone())(0, start, images))
+    given = soft._loss_of(0, labels), images, rate, start, end, CONFIG.student_steps
+    torch.testing.assert_close(in_constant_memory(*given)[0], losses[1], rtol=1e-5, atol=0)
 
 
 def test_every_expert_has_its_turn_and_starts_are_within_bounds(
@@ -181,6 +182,25 @@ def test_a_killed_run_ends_with_the_same_bytes(
     for _ in own.optimise(batch, again):
         pass
     assert torch.equal(dataset.normalisation.to_uint8(again.images.detach()), whole["images"])
+
+
+def test_a_run_killed_after_its_last_step_has_all_that_it_records(
+    dataset: ImageDataset, experts: Pool, tmp_path: Path
+) -> None:
+    own = method(dataset, experts)
+    batch, images, _ = first(own)
+    state, again = (own.start(batch, images.clone().requires_grad_()) for _ in range(2))
+    steps = own.optimise(batch, state)
+    for _ in range(CONFIG.iterations):
+        next(steps)
+    state.save(tmp_path / "state")
+    again.restore(tmp_path / "state")
+    assert again.kept == {"student_lr": state.more["student_lr"].item()}
+
+
+def test_experts_that_end_too_early_are_refused(dataset: ImageDataset, experts: Pool) -> None:
+    with pytest.raises(TeddyError, match=r"need 5 epochs of an expert, but these end at epoch 3"):
+        method(dataset, experts, dataclasses.replace(CONFIG, max_start=3, expert_epochs=3))
 
 
 def test_exhausted_memory_takes_one_step_at_a_time(dataset: ImageDataset, experts: Pool) -> None:

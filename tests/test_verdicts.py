@@ -27,7 +27,7 @@ RESULT = EvaluationResult(
     name="digits/main/ipc10/prior", set="digits/main/ipc10/prior", dataset="digits", data="digits",
     method="teddy-prior", ipc=10, arch="convnet3", pool="digits/prior", labels="soft",
     split="test", images_held_out=450, num_classes=10, largest_class=None, machine=None,
-    keep=(1.0, 1.0), epochs=150, n=3, syntheses=3,
+    keep=(1.0, 1.0), epochs=150, recipe="", n=3, syntheses=3,
     top1_mean=90.0, top1_std=1.0, top1_best_mean=91.0, f1_mean=89.0, f1_std=1.0,
     kl_student_teacher=0.5, kl_teacher_student=0.4, members=8, pool_size=8, stages=(2, 16),
     teachers_drawn=3, ensemble="logits", first_bn_weight=10.0, precision="float32",

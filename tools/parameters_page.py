@@ -21,7 +21,7 @@ from annotated_types import BaseMetadata, Ge, Gt, Le, Len, Lt
 from teddy.core.console import parser, run_command
 from teddy.core.tables import Column, Table, write_text
 from teddy.settings.configs import STAGES, WITH_DSA, ContinualConfig, DsaConfig
-from teddy.settings.rows import ROWS, DatasetRow, MethodRow, TargetRow
+from teddy.settings.rows import OF_STUDENTS, ROWS, DatasetRow, MethodRow, TargetRow
 from teddy.settings.schema import read_yaml
 from teddy.settings.theory import Fig1Config, Fig5Config, TheoryConfig
 
@@ -55,6 +55,11 @@ _OF_ROWS = """## Keys of rows
 A row of an experiment file has these keys. Further keys override the settings of the stage that is
 named behind the section; keys of the names in brackets hold settings of those stages."""
 
+_OF_RECIPES = """Named settings of labels and students, which a row or a dataset takes by its key
+`recipe` and a dataset changes under its own `recipes`
+([experiments.md](experiments.md#recipes)). A key that a recipe does not name stays the
+dataset's."""
+
 _LARGE = 10**9  # bounds that only keep numbers within what PyTorch can hold
 _ROLE = re.compile(r":\w+:`~?([\w.]+)`")
 _KEY = re.compile(
@@ -77,7 +82,7 @@ def page(params: Path) -> str:
             for key, value, meaning in _fields(cls)
         ]
         parts.append(_section(name, cls, rows, ("default", "source or remark")))
-    parts.append(_OF_ROWS)
+    parts += [_recipes(defaults["recipes"], remarks), _OF_ROWS]
     for name, cls in ROW_SECTIONS.items():
         keys = [(key, value, _given(cls, key), meaning) for key, value, meaning in _fields(cls)]
         _, stage, nested = ROWS.get(name, (cls, "", ()))
@@ -91,6 +96,28 @@ def page(params: Path) -> str:
         _section("a dataset's file, beside its sections", DatasetRow, facts, ("default",), "###")
     )
     return "\n\n".join(parts) + "\n"
+
+
+def _recipes(recipes: Mapping[str, Mapping[str, Any]], remarks: Mapping[str, str]) -> str:
+    """A column for each recipe, and where it is from."""
+    keys = (f"{stage}.{key}" for stage in OF_STUDENTS for key, _, _ in _fields(STAGES[stage]))
+    rows = []
+    for key in (key.replace("`", "") for key in keys):
+        found = [_at(recipe, key) for recipe in recipes.values()]
+        if any(value is not None and not isinstance(value, Mapping) for value in found):
+            cells = ("" if value is None else f"`{_value(value)}`" for value in found)
+            rows.append((f"`{key}`", *cells))
+    columns = tuple(Column(name, text=True) for name in ("key", *recipes))
+    table = Table("recipes", columns, tuple(rows), marked_up=True)
+    sources = (f"- `{name}`: {remarks.get(f'recipes.{name}', '')}" for name in recipes)
+    return f"## recipes\n\n{_OF_RECIPES}\n\n{table.body()}\n\n" + "\n".join(sources)
+
+
+def _at(tree: Any, key: str) -> Any:
+    """What stands at a dotted key; None if nothing does."""
+    for part in key.split("."):
+        tree = tree.get(part) if isinstance(tree, Mapping) else None
+    return tree
 
 
 def _section(

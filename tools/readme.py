@@ -12,7 +12,9 @@ from teddy.core.console import parser, run_command
 from teddy.core.errors import TeddyError
 from teddy.core.files import atomic_path
 
-FILES = [Path("README.md"), Path("docs/experiments.md"), Path("docs/sharing.md")]
+FILES = [
+    Path("README.md"), Path("docs/experiments.md"), Path("docs/gpu.md"), Path("docs/sharing.md")
+]  # fmt: skip
 """Those that have blocks."""
 _BLOCK = re.compile(r"(<!-- results of ([^\s,]+)[^>]*-->\n).*?(<!-- /results -->)", re.DOTALL)
 

@@ -3,15 +3,20 @@
 ``python -m tools.repro -j 2 [targets]`` does what ``dvc repro [targets]`` does, in less time on
 several cores: DVC runs one stage after another, this starts ``dvc repro --single-item`` for every
 stage that has changed as soon as those before it are done, each with its share of the cores. Stages
-that most others wait for come first. What each takes goes to ``logs/``, which
-:mod:`tools.target_costs` reads. A second run in the same checkout waits for the first.
+that most others wait for come first. PyTorch and DVC are imported once for all of them
+(:mod:`tools.server`), unless ``$TEDDY_LAUNCH`` says what starts a stage. What each takes goes to
+``logs/``, which :mod:`tools.target_costs` reads. A second run in the same checkout waits for the
+first.
 """
 
 import contextlib
 import fcntl
 import os
+import re
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -24,10 +29,16 @@ from teddy.core.errors import TeddyError
 from teddy.core.files import read_json
 from teddy.settings.schema import suggest
 from teddy.settings.stages import refuse_row
+from teddy.stages.commands import COMMANDS
+from tools.launch import SOCKET, Process
 
 Graph = Mapping[str, Set[str]]
 """Stages, and those that each depends on directly."""
 _LOCK = Path("work/repro.lock")
+_MODULES = ("dvc.cli.parser", "dvc.repo.reproduce", "dvc.scm", "dvc.data_cloud")
+"""That DVC imports to reproduce a stage."""
+_LONGEST = 100
+"""Bytes of a socket's path, of which Linux takes 107; beyond, stages start without a server."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -61,7 +72,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         share = str(max(1, cores // args.jobs))
         environment = os.environ | {"TEDDY_WORKERS": share, "TEDDY_REPRO": str(os.getpid())}
         start = time.monotonic()
-        seconds = _run(Plan(parents, todo), len(todo), args.jobs, environment)
+        with _server(environment):
+            seconds = _run(Plan(parents, todo), len(todo), args.jobs, environment)
         append_line(
             "repro-runs",
             {
@@ -178,24 +190,78 @@ def _heights(waits: Graph) -> dict[str, int]:
     return heights
 
 
+@contextlib.contextmanager
+def _server(environment: dict[str, str]) -> Iterator[None]:
+    """Have stages and DVC started by a server, where there can be one, by their environment."""
+    python, launcher = shutil.which("python"), str(Path(__file__).with_name("launch.py"))
+    if (
+        "TEDDY_LAUNCH" in environment
+        or not hasattr(os, "pidfd_open")
+        or re.search(r"[^\w./-]", launcher)  # which a shell would take apart
+        or not (python and Path(python).parent.samefile(Path(sys.executable).parent))
+    ):
+        yield
+        return
+    stages = [f"teddy.stages.{name}" for name, command in COMMANDS.items() if command.computes]
+    with tempfile.TemporaryDirectory(prefix="teddy-", ignore_cleanup_errors=True) as folder:
+        path = Path(folder) / "server"
+        if len(os.fsencode(path)) > _LONGEST:
+            yield
+            return
+        command = [sys.executable, "-m", "tools.server", str(path), *_MODULES, *stages]
+        with subprocess.Popen(  # apart from this process group, as DVC is
+            command, stdin=subprocess.PIPE, env=environment, process_group=0, close_fds=False
+        ) as server:
+            environment |= {SOCKET: str(path), "TEDDY_LAUNCH": f"python -S {launcher}"}
+            while not path.exists() and server.poll() is None:
+                time.sleep(0.01)
+            yield
+
+
 def _reproduce(name: str, environment: Mapping[str, str]) -> float | None:
     """Bring one stage up to date; seconds it took, None if DVC had its results already."""
-    start, ran = time.monotonic(), False
-    command = ["dvc", "--wait-for-lock", "repro", "--single-item", name]
-    # Apart from this process group, so that neither Ctrl-C nor the end of a terminal reaches DVC:
-    # interrupted while it writes dvc.lock, it leaves half of that file. It ends after its stage,
-    # which ends with this process.
-    with subprocess.Popen(
-        command, env=dict(environment), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True,
-        process_group=0, close_fds=False,
-    ) as process:  # fmt: skip
-        assert process.stdout is not None
-        for line in process.stdout:
-            ran = ran or line.startswith("Running stage")
-            print(line, end="", flush=True)
-    if process.returncode:
+    start, arguments = time.monotonic(), ["--wait-for-lock", "repro", "--single-item", name]
+    ran, status = _through_server(arguments, environment)
+    if status is None:
+        # Apart from this process group, so that neither Ctrl-C nor the end of a terminal reaches
+        # DVC: interrupted while it writes dvc.lock, it leaves half of that file. It ends after its
+        # stage, which ends with this process.
+        with subprocess.Popen(
+            ["dvc", *arguments], env=dict(environment), stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, text=True, process_group=0, close_fds=False,
+        ) as process:  # fmt: skip
+            assert process.stdout is not None
+            ran = _pass_on(process.stdout) or ran
+        status = process.returncode
+    if status:
         raise TeddyError(f"the stage {name} failed; its message stands above")
     return time.monotonic() - start if ran else None
+
+
+def _through_server(
+    arguments: Sequence[str], environment: Mapping[str, str]
+) -> tuple[bool, int | None]:
+    """Whether DVC ran its stage, and its exit status; None if there is no server, or no more."""
+    read, write = os.pipe()
+    with os.fdopen(read) as lines, Path(os.devnull).open() as nothing:
+        try:
+            process = Process(
+                "dvc", arguments, environment, (nothing.fileno(), write, 2), stays=True
+            )
+        except OSError:
+            return False, None
+        finally:
+            os.close(write)
+        return _pass_on(lines), process.wait()
+
+
+def _pass_on(lines: Iterable[str]) -> bool:
+    """Print what DVC prints until its end; whether it ran a stage."""
+    ran = False
+    for line in lines:
+        ran = ran or line.startswith("Running stage")
+        print(line, end="", flush=True)
+    return ran
 
 
 def _say(name: str, done: int, count: int, seconds: float) -> None:

@@ -178,6 +178,28 @@ def cosine_lr(lr: float, step: int, steps: int) -> float:
     return lr * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
+def smallest_crop(final: float, curriculum: str, progress: Tensor) -> Tensor:
+    """Smallest area fraction of a crop, from 1 (easy) down to ``final`` (hard), by CDA.
+
+    Args:
+        final: the fraction from the milestone on.
+        curriculum: ``cosine``, ``linear`` or ``step``, which keeps 1 until the milestone.
+        progress: iterations, counted from 0, over those until the milestone; any shape.
+
+    Returns:
+        Of the shape of ``progress``.
+
+    Source: Yin & Shen, "Dataset distillation via curriculum data synthesis in large data era" (TMLR
+    2024), and the authors' code.
+    """
+    left = {
+        "cosine": 0.5 * (1 + (math.pi * progress).cos()),
+        "linear": 1 - progress,
+        "step": torch.ones_like(progress),
+    }[curriculum]
+    return final + (1 - final) * torch.where(progress < 1, left, 0.0)
+
+
 def _wide(x: Tensor) -> Tensor:
     """float32, or float64 where it came in as that."""
     return x if x.dtype == torch.float64 else x.float()

@@ -1,9 +1,9 @@
 """Processes that are killed at random times, which loses nothing and changes no byte.
 
 A small pipeline is killed again and again until it ends by itself: a stage, a process of torchrun,
-torchrun, DVC, or :mod:`tools.repro`, which starts DVC. ``TEDDY_CAMPAIGN=100`` kills so often with
-and without torchrun, not once and twice, all along the pipeline and not in training alone,
-and ``TEDDY_CAMPAIGN_SEED`` at other times; both are printed with what happened.
+torchrun, DVC, or :mod:`tools.repro`, which starts DVC, and its server. ``TEDDY_CAMPAIGN=100`` kills
+so often with and without torchrun, not once and thrice, all along the pipeline and not in training
+alone, and ``TEDDY_CAMPAIGN_SEED`` at other times; both are printed with what happened.
 """
 
 import os
@@ -32,7 +32,7 @@ pytestmark = [
 ]
 SEED = int(os.environ.get("TEDDY_CAMPAIGN_SEED", "0"))
 LARGE = "TEDDY_CAMPAIGN" in os.environ
-KILLS = {n: int(os.environ.get("TEDDY_CAMPAIGN", kills)) for n, kills in ((1, 2), (2, 1))}
+KILLS = {n: int(os.environ.get("TEDDY_CAMPAIGN", kills)) for n, kills in ((1, 3), (2, 1))}
 GONE_SECONDS = 5
 """No stage may outlive by more what has started it."""
 LAST_SECONDS = 300
@@ -43,6 +43,7 @@ DVC = ("dvc", "repro", TARGET)
 KINDS: dict[int, dict[str, tuple[tuple[str, ...], str, tuple[str, ...]]]] = {
     1: {
         "repro": (RUNNER, "tools.repro", ("KILL", "TERM", "INT")),
+        "server or what it forked": (RUNNER, "tools.server", ("KILL", "TERM")),
         "dvc": (DVC, "bin/dvc", ("KILL", "TERM")),
         "stage": (DVC, "-m teddy", ("KILL", "TERM", "INT")),
     },
@@ -54,6 +55,8 @@ KINDS: dict[int, dict[str, tuple[tuple[str, ...], str, tuple[str, ...]]]] = {
 }  # fmt: skip
 """Whom signals meet, by number of processes of a stage: what is run, and words of their command
 lines."""
+STAGES = ("-m teddy", "tools.server")
+"""Words of their command lines."""
 _ROWS = """
 on: {digits: true}
 prepared: {digits: {dataset: digits}}
@@ -98,11 +101,13 @@ class Pipeline:
         return other
 
     def start(self, command: tuple[str, ...], processes: int = 1) -> "subprocess.Popen[bytes]":
-        launch = "torchrun --standalone --nproc-per-node 2" if processes > 1 else "python"
+        launch = {} if command == RUNNER else {"TEDDY_LAUNCH": "python"}  # or no server
+        if processes > 1:
+            launch["TEDDY_LAUNCH"] = "torchrun --standalone --nproc-per-node 2"
         with (self.folder.parent / f"{self.folder.name}.log").open("ab") as log:
             return subprocess.Popen(
                 command, cwd=self.folder, stdout=log, stderr=log, start_new_session=True,
-                env=self.clone.environment | {"TEDDY_LAUNCH": launch},
+                env=self.clone.environment | launch,
             )  # fmt: skip
 
     def end(self, process: "subprocess.Popen[bytes]") -> None:
@@ -110,8 +115,8 @@ class Pipeline:
         log = self.folder.parent / f"{self.folder.name}.log"
         assert process.wait(LAST_SECONDS) == 0, log.read_text(errors="replace")[-3000:]
 
-    def running(self, words: str) -> dict[int, str]:
-        """Processes in this clone with these words in their command line, and when they began."""
+    def running(self, *words: str) -> dict[int, str]:
+        """Processes in this clone with some words in their command line, and when they began."""
         found = {}
         for folder in Path("/proc").glob("[0-9]*"):
             try:
@@ -120,8 +125,8 @@ class Pipeline:
                 inside = (folder / "cwd").readlink() == self.folder
             except OSError:
                 continue
-            launcher = "torchrun" in line and words != "torchrun"  # has the words of a stage too
-            if inside and words in line and not launcher:
+            launcher = "torchrun" in line and words != ("torchrun",)  # has a stage's words too
+            if inside and any(word in line for word in words) and not launcher:
                 found[int(folder.name)] = began
         return found
 
@@ -153,7 +158,7 @@ def victim(
     while process.poll() is None and not (
         time.monotonic() - begin > wait
         if anywhere
-        else list((pipeline.folder / "work").glob("*/*/resume*")) and pipeline.running("-m teddy")
+        else list((pipeline.folder / "work").glob("*/*/resume*")) and pipeline.running(*STAGES)
     ):
         time.sleep(0.05)
     time.sleep(chance.uniform(0, 0.5))
@@ -166,7 +171,7 @@ def victim(
 def outlived(pipeline: Pipeline, before: dict[int, str]) -> int:
     """Stages that go on for long after what started them was killed."""
     last = time.monotonic() + GONE_SECONDS
-    while left := set(before.items()) & set(pipeline.running("-m teddy").items()):
+    while left := set(before.items()) & set(pipeline.running(*STAGES).items()):
         if time.monotonic() > last:
             return len(left)
         time.sleep(0.05)
@@ -194,7 +199,9 @@ def test_killed_pipeline_goes_on_to_the_same_bytes(prepared: Pipeline, processes
             name = chance.choice(signals)
             os.kill(pid, getattr(signal, f"SIG{name}"))
             seen[f"{kind} {name}"] += 1
-            orphans += outlived(pipeline, pipeline.running("-m teddy"))
+            if words == "tools.server":  # the run goes on without it, or fails
+                process.wait(LAST_SECONDS)
+            orphans += outlived(pipeline, pipeline.running(*STAGES))
             process.wait(LAST_SECONDS)
             try:
                 COMPILED_LOCKFILE_SCHEMA(read_yaml(pipeline.folder / "dvc.lock"))

@@ -29,12 +29,12 @@ FROM_ZERO = {
     "weight_decay", "alpha_bn", "first_bn_weight", "max_epochs", "num_classes", "test_fraction",
     "warmup_epochs", "claimed_top1", "members", "seed", "seeds", "orders", "momentum",
     "betas", "rotate", "crop", "cutout", "brightness", "saturation", "contrast", "pruning_ratio",
-    "classifier_weight", "syntheses",
+    "classifier_weight", "syntheses", "factor",
 }  # fmt: skip
 """Keys that may be 0. Any other number must be above it, but for those that have a sign."""
 SHARES = {
     "crop_scale", "val_fraction", "test_fraction", "pruning_ratio", "keep", "momentum", "betas",
-    "easiest",
+    "easiest", "milestone",
 }  # fmt: skip
 """Keys that must not be above 1."""
 WHOLE = {
@@ -44,6 +44,7 @@ WHOLE = {
     "channels", "inner_steps", "real_images", "draws", "repeats", "depth", "real_per_class",
     "law_steps", "measured_inits", "num_steps", "lengths", "segment_steps", "bound_draws",
     "isotropic_draws", "members", "roll", "syntheses", "crops", "views_per_image",
+    "candidates", "factor",
 }  # fmt: skip
 
 
@@ -157,7 +158,8 @@ def _at(tree: Any, path: Path_) -> Any:
 
 def _takes_keys(path: Path_) -> bool:
     """Whether what stands there has keys of its own, not names of rows or datasets."""
-    return len(path) > 1 if path[0] in ROW_SECTIONS else path != ("datasets",)
+    names = path[-1] in ("datasets", "recipes")  # which may be new
+    return len(path) > 1 if path[0] in ROW_SECTIONS else not names
 
 
 ROW_SECTIONS = {

@@ -83,6 +83,7 @@ def draw_views(
     seed: int,
     *item: str | int,
     indices: Tensor,
+    crop_scale: Tensor | None = None,
 ) -> Views:
     """Draw one view per index; index ``i`` gets the same view in whatever batch it appears.
 
@@ -93,12 +94,14 @@ def draw_views(
         seed: experiment seed.
         item: purpose and whatever else the views belong to, an epoch say.
         indices: int64 ``(N,)``, one counter per view; its device is where the views are.
+        crop_scale: float64 ``(N,)``, smallest area fraction of each instead of the settings'.
 
     Returns:
         ``N`` views. A box depends on the size of its image, flip and shift do not.
     """
     u = uniforms(derive(seed, *item), indices, 2 * _CROP_ATTEMPTS + 5)
-    box = _crop_boxes(u, _sides(height, u), _sides(width, u), config.crop_scale)
+    scale = config.crop_scale if crop_scale is None else crop_scale[:, None]
+    box = _crop_boxes(u, _sides(height, u), _sides(width, u), scale)
     u = u[:, 2 * _CROP_ATTEMPTS + 2 :]
     flip = (u[:, 0] < 0.5) if config.hflip else torch.zeros_like(u[:, 0], dtype=torch.bool)
     low, high = config.roll
@@ -113,7 +116,7 @@ def _sides(side: int | Tensor, u: Tensor) -> Tensor:
     return side.to(u.device).expand(len(u))
 
 
-def _crop_boxes(u: Tensor, height: Tensor, width: Tensor, scale: float) -> Tensor:
+def _crop_boxes(u: Tensor, height: Tensor, width: Tensor, scale: float | Tensor) -> Tensor:
     """Boxes of torchvision's RandomResizedCrop: top, left, height, width; int64 ``(N, 4)``.
 
     In float64: sides are rounded to whole pixels, and the last bit of a float32 ``exp`` differs

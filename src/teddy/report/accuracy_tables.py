@@ -6,7 +6,13 @@ from typing import Any
 from teddy.core.errors import TeddyError
 from teddy.core.tables import Cell, Column, Table, percent
 from teddy.report.paper import marked, paper_result, paper_table, quoted
-from teddy.report.results import EvaluationResult, PaperResult, Results, grouped
+from teddy.report.results import (
+    EvaluationResult,
+    LearnerResult,
+    PaperResult,
+    Results,
+    grouped,
+)
 from teddy.settings.rows import KINDS
 from teddy.settings.stages import Catalogue
 
@@ -21,7 +27,7 @@ def comparison(results: Results, paper: Sequence[PaperResult], catalogue: Catalo
     tables = []
     for own in grouped(results, "arch").values():
         tables += [_last_epoch(own, paper, catalogue), _best_epoch(own, catalogue)]
-    return [*tables, _sizes(results, catalogue), paper_table(paper)]
+    return [*tables, sizes(results, catalogue), paper_table(paper)]
 
 
 def _last_epoch(results: Results, paper: Sequence[PaperResult], catalogue: Catalogue) -> Table:
@@ -113,7 +119,7 @@ def _by_cell(
     return {method: placed(own, "ipc", "labels") for method, own in groups.items()}
 
 
-def _sizes(results: Results, catalogue: Catalogue) -> Table:
+def sizes(results: Results, catalogue: Catalogue) -> Table:
     """Bytes of images and of labels, which is what a distilled set costs to keep."""
     rows: list[tuple[Cell, ...]] = []
     for (method, ipc), own in grouped(results, "method", "ipc").items():
@@ -334,7 +340,15 @@ def students_note(results: Results) -> str:
         f"({distinct(results, 'images_held_out')} images held out). Students learn "
         "from classes (hard), from one soft label for each image (fixed) or for each of its views "
         "(soft)."
-    )
+    ) + recipe_note(results)
+
+
+def recipe_note(results: Results | Sequence[LearnerResult]) -> str:
+    """Recipe that the students of a table share, or that rows differ; nothing if none has one."""
+    names = sorted({result.recipe or "" for result in results})
+    if len(names) > 1:
+        return f" Recipes of the rows differ: {', '.join(name or 'none' for name in names)}."
+    return f" Recipe: {names[0]}." if names[0] else ""
 
 
 def distinct(results: Results, attribute: str) -> str:

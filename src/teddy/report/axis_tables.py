@@ -13,6 +13,7 @@ from teddy.report.accuracy_tables import (
     dataset_title,
     ipcs_and_labels,
     placed,
+    recipe_note,
     split_title,
     students_note,
     top1_cell,
@@ -181,7 +182,7 @@ def learner_tables(learners: Sequence[LearnerResult], catalogue: Catalogue) -> l
             "images and soft labels of a pool that was trained on all classes, future ones "
             "included. Strict: images and labels of teachers that were trained on the classes of "
             "one step; random and DM images do not depend on teachers, their labels do (§8-24)."
-        )
+        ) + recipe_note(own)
         dataset = catalogue.datasets[first.dataset].title
         title = f"Continual learning, {dataset}, IPC {ipc}, {arch} students: top-1 (%)"
         tables.append(Table(title, columns, tuple(rows), (note,)))

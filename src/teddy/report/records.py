@@ -90,6 +90,7 @@ def _evaluated(record: Json, row: ShownEvaluation, labels: str) -> EvaluationRes
         num_classes=record.get("num_classes"),
         largest_class=record.get("largest_class"),
         machine=record.get("machine"),
+        recipe=_recipe(record),
         n=len(students),
         syntheses=len(top1),
         top1_mean=statistics.fmean(map(statistics.fmean, top1)),
@@ -109,6 +110,10 @@ def _evaluated(record: Json, row: ShownEvaluation, labels: str) -> EvaluationRes
         image_bytes=record["bytes"]["images"],
         label_bytes=_label_bytes(record["bytes"], labels),
     )
+
+
+def _recipe(record: Json) -> str | None:
+    return record["recipe"]["name"] if "recipe" in record else None
 
 
 def _label_bytes(sizes: Json, labels: str) -> int:
@@ -158,6 +163,7 @@ def _learnt(record: Json, row: ShownLearner, labels: str) -> LearnerResult:
         **{key: getattr(row, key) for key in ("name", "dataset", "strict")},
         **{key: record[key] for key in ("method", "ipc", "arch", "split", "epochs")},
         labels=labels,
+        recipe=_recipe(record),
         orders=len(orders),
         seeds=len({result["seed"] for result in own}),
         classes=tuple(len(results[0]["classes"]) for results in by_step),

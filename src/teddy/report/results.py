@@ -42,6 +42,8 @@ class EvaluationResult:
     machine: str | None
     """Processor or GPU and version of PyTorch; None in runs from before it was recorded."""
     epochs: int
+    recipe: str | None
+    """That students follow, "" for none; None in runs from before it was recorded."""
     n: int
     """Students: seeds of all syntheses."""
     syntheses: int
@@ -239,6 +241,8 @@ class LearnerResult:
     labels: str
     split: str
     epochs: int
+    recipe: str | None
+    """That students follow, "" for none; None in runs from before it was recorded."""
     orders: int
     """Orders of the classes, each a run."""
     seeds: int

@@ -21,6 +21,7 @@ from teddy.report.accuracy_tables import (
 )
 from teddy.report.axis_tables import ablations, along, axis_value, precision
 from teddy.report.paper import paper_result
+from teddy.report.recipe_tables import one_recipe
 from teddy.report.results import Kept, PaperResult, Results
 from teddy.report.verdicts import Verdict, to_record
 from teddy.settings.stages import Catalogue
@@ -31,6 +32,7 @@ MAKERS: dict[str, Maker] = {
     "table3": imbalanced,
     "table4": larger_network,
     "table5": small_data,
+    "recipes": one_recipe,
     "fig2c": along("fig2c"),
     "fig3a": along("fig3a"),
     "fig3b": along("fig3b"),
@@ -46,6 +48,7 @@ TITLES: dict[str, str] = {
     "table3": "Table 3: imbalanced data",
     "table4": "Table 4, left: ResNet50",
     "table5": "Table 5: small data, no soft labels",
+    "recipes": "One recipe: what the images are worth",
     "fig1": "Figure 1: cost of the unrolled objective",
     "fig2c": "Figure 2c: stage of the teachers",
     "fig3a": "Figure 3a: teachers drawn for synthesis",

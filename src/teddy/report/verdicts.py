@@ -13,6 +13,7 @@ from scipy import stats
 
 from teddy.core.files import Json
 from teddy.report.results import Cost, EvaluationResult, LearnerResult, Results, grouped
+from teddy.settings.places import the_recipe
 from teddy.settings.stages import Catalogue
 
 Outcome = Literal["reproduced", "contradicted", "inconclusive", "not run"]
@@ -29,7 +30,9 @@ comparison by itself. A claim whose target has no record is *not run*."""
 T = TypeVar("T")
 Pair = tuple[T, T]
 
-CORESETS = ("herding", "kmeans", "easiest", "crops")
+CORESETS = (
+    "herding", "kmeans", "easiest", "kcentre", "el2n", "forgetting", "crops", "rded",
+)  # fmt: skip
 """Methods that choose real images by teachers."""
 
 _STANDARD_ERRORS = 3
@@ -51,6 +54,10 @@ CLAIMS: dict[str, tuple[str, ...]] = {
     ),
     "table4": ("Teddy is more accurate than SRe2L with ResNet50.",),
     "table5": ("Teddy is more accurate than DM and SRe2L on small data without soft labels.",),
+    "recipes": (
+        "Methods differ less under one recipe than under their own (RD3's claim).",
+        "Optimised images are more accurate than random real ones under one recipe (ours).",
+    ),
     "fig1": ("The unrolled objective costs memory and time that grow with the inner steps.",),
     "fig2c": (
         "The closer students are to their teachers (KL), the more accurate they are.",
@@ -66,8 +73,8 @@ CLAIMS: dict[str, tuple[str, ...]] = {
     "fig3e": ("In continual learning Teddy is more accurate than random images and SRe2L.",),
     "fig5": ("The error of the Taylor approximation is negligible.",),
 }
-"""Claims of each table and figure, the paper's but where they say "ours"; a verdict begins with one
-of them."""
+"""Claims of each table and figure, the paper's but where they name others or say "ours"; a verdict
+begins with one of them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -185,7 +192,8 @@ def of_target(target: str, results: Results, catalogue: Catalogue) -> list[Verdi
     """Verdicts on the claims of a table or figure, from the results it shows."""
     rule, labels = _RULES.get(target), "hard" if target == "table5" else "soft"
     found = rule([r for r in results if r.labels == labels], catalogue) if rule else []
-    return found + (_plus(results, catalogue) if target == "table1" else [])
+    every = {"table1": _plus, "recipes": _recipes}.get(target)
+    return found + (every(results, catalogue) if every else [])
 
 
 def _where(result: EvaluationResult, catalogue: Catalogue, *more: str) -> str:
@@ -245,6 +253,44 @@ def _plus(results: Results, catalogue: Catalogue) -> list[Verdict]:
                     more.append(catalogue.methods[other.method].title)
                 found.append(compare(claim, _where(ours, catalogue, *more), ours, other))
     return found
+
+
+def _recipes(results: Results, catalogue: Catalogue) -> list[Verdict]:
+    """Whether the recipe makes the difference, and images against random ones of every label."""
+    (less, over_random), found = CLAIMS["recipes"], []
+    one = the_recipe((r.method, r.recipe or "") for r in results)
+    for (_, _, labels), own in grouped(results, "ipc", "arch", "labels").items():
+        under = {r.method: r for r in own if r.recipe == one}
+        theirs = {r.method: r for r in own if r.recipe not in (None, "", one) and r.method in under}
+        names = sorted({r.recipe or "" for r in theirs.values()})
+        if len(theirs) > 2 and len(names) > 1:
+            pairs = [(r.top1_mean, under[method].top1_mean) for method, r in theirs.items()]
+            where = _where(own[0], catalogue, f"{labels} labels")
+            found.append(_spread(less, where, pairs, f"{' and '.join(names)}, and {one}"))
+        random = under.get("random")
+        for method, result in under.items() if random else ():
+            if random and result.init is not None and method not in CORESETS:
+                title = catalogue.methods[method].title
+                where = _where(result, catalogue, f"{labels} labels", title)
+                found.append(compare(over_random, where, result, random))
+    return found
+
+
+def _spread(claim: str, data: str, pairs: Sequence[Pair[float]], recipes: str) -> Verdict:
+    """Verdict on "the first of each pair varies more", by Pitman's test of paired variances: the
+    sums of the pairs are correlated with their differences.
+    """
+    firsts, seconds = ([pair[i] for pair in pairs] for i in (0, 1))
+    r, p = correlation([(a + b, a - b) for a, b in pairs])
+    outcome: Outcome = "reproduced" if r > 0 else "contradicted"
+    return Verdict(
+        claim=claim,
+        data=data,
+        outcome=outcome if p < LEVEL else "inconclusive",
+        evidence=f"{len(pairs)} methods lie within {max(firsts) - min(firsts):.1f} points under "
+        f"their own recipes and within {max(seconds) - min(seconds):.1f} under the one "
+        f"({recipes}); Pitman's test of paired variances: {p_value(p)}",
+    )
 
 
 def _table2(results: Results, catalogue: Catalogue) -> list[Verdict]:

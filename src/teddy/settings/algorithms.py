@@ -5,6 +5,8 @@ from typing import NamedTuple
 from teddy.settings.baselines import (
     GradientMatchingConfig,
     ImprovedMatchingConfig,
+    MosaicConfig,
+    ResidualMatchingConfig,
     TrajectoryMatchingConfig,
 )
 from teddy.settings.configs import (
@@ -48,6 +50,9 @@ ALGORITHMS = {
     "coreset": Algorithm(
         "teddy.synthesis.coresets:Coreset", CoresetConfig, "coreset", by_pool=True, real=True
     ),
+    "mosaic": Algorithm(
+        "teddy.synthesis.mosaics:Mosaics", MosaicConfig, "", by_pool=True, real=True
+    ),
     "gradient": Algorithm(
         "teddy.synthesis.gradient_matching:GradientMatching", GradientMatchingConfig, "",
         by_pool=False, real=False,
@@ -55,6 +60,10 @@ ALGORITHMS = {
     "idm": Algorithm(
         "teddy.synthesis.improved_matching:ImprovedMatching", ImprovedMatchingConfig, "",
         by_pool=False, real=False,
+    ),
+    "residual": Algorithm(
+        "teddy.synthesis.residual_matching:ResidualMatching", ResidualMatchingConfig, "synthesize",
+        by_pool=True, real=False,
     ),
     "trajectory": Algorithm(
         "teddy.synthesis.trajectory_matching:TrajectoryMatching", TrajectoryMatchingConfig, "",

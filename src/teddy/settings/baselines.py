@@ -1,14 +1,23 @@
 """Settings of the methods of others, with their papers' defaults; rows change them.
 
-Apart from :mod:`teddy.settings.configs` because no parameter file has a section for them, and from
-the methods' own modules because these import PyTorch.
+Apart from :mod:`teddy.settings.configs` because no parameter file has a section for them, or none
+for all of their keys, and from the methods' own modules because these import PyTorch.
 """
 
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Lt
+from annotated_types import Ge, Gt, Le, Lt
 
-from teddy.settings.configs import Count, DsaConfig, Momentum, NetworkConfig, NotNegative, Positive
+from teddy.settings.configs import (
+    Count,
+    DsaConfig,
+    Momentum,
+    NetworkConfig,
+    NotNegative,
+    Positive,
+    SynthesizeConfig,
+    ViewConfig,
+)
 from teddy.settings.schema import check, settings
 
 USUAL_DSA = DsaConfig(
@@ -21,7 +30,13 @@ USUAL_DSA = DsaConfig(
     saturation=2.0,
     contrast=0.5,
 )
-"""Strengths of DSA in the code of DC, DSA, DM, IDM and MTT."""
+"""Strengths of DSA in the code of DC, DSA, DM, IDM and MTT; rows have their dataset's, section
+``dsa``, which leaves flips out where they make another class."""
+
+
+LOOPS = {1: (1, 1), 10: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40, 15), 50: (50, 10)}
+"""Of DC and DSA by images per class, as their authors' code has them: steps of the images per
+network, and epochs that it is trained after each but the last."""
 
 
 @settings
@@ -31,7 +46,8 @@ class GradientMatchingConfig:
     network: NetworkConfig = NetworkConfig(arch="convnet3", width=128, norm="instance")
     """A freshly initialised one at every iteration; never BatchNorm."""
     initialise: Literal["noise", "real"] = "real"
-    """Start from N(0, 1) in normalised space, or from random training images of the class."""
+    """Start from N(0, 1) in normalised space (DC's authors), or from random training images of the
+    class (DSA's)."""
     iterations: Count = 1000
     """Networks, each with steps of the images."""
     outer_loops: Annotated[int, Ge(0)] = 0
@@ -62,6 +78,22 @@ class GradientMatchingConfig:
             "network must have no BatchNorm, whose statistics of one class are not those of "
             f"training; got norm {self.network.norm}",
         )
+
+    def loops(self, ipc: int) -> tuple[int, int]:
+        """Steps of the images, and epochs of the network after each but the last; 0 if the papers
+        name none for so many images per class, and neither do settings.
+        """
+        outer, inner = LOOPS.get(ipc, (0, 0))
+        return self.outer_loops or outer, self.inner_loops or inner
+
+    def misfit(self, ipc: int) -> str:
+        """Why ``ipc`` images per class cannot be made, or ""."""
+        if 0 in self.loops(ipc):
+            return (
+                f"outer_loops and inner_loops must be set for ipc {ipc}; the papers have them for "
+                f"{', '.join(map(str, LOOPS))}"
+            )
+        return ""
 
 
 @settings
@@ -116,6 +148,39 @@ class ImprovedMatchingConfig:
 
 
 @settings
+class MosaicConfig:
+    """Mosaics of the easiest crops of real images (RDED)."""
+
+    candidates: Count = 300
+    """Random training images of a class that are looked at; all of a smaller class."""
+    crops: Count = 5
+    """Random crops of each, of which the easiest for the pool's last member is kept."""
+    crop_scale: Annotated[float, Gt(0), Le(1)] = 0.08
+    """Smallest area fraction of such a crop, which is square."""
+    factor: Annotated[int, Ge(0), Le(4096)] = 0
+    """Crops along a side of an image; 0 takes the paper's, 1 up to 64 pixels and 2 above."""
+
+    def factor_at(self, side: int) -> int:
+        """Crops along a side of so many pixels."""
+        return self.factor or (1 if side <= 64 else 2)
+
+    def misfit(self, ipc: int, side: int) -> str:
+        """Why ``ipc`` mosaics with sides of so many pixels cannot be made, or ""."""
+        factor = self.factor_at(side)
+        if side % factor or side // factor < 4:
+            return (
+                f"factor must divide the sides of the images, {side} pixels, and leave 4 pixels or "
+                f"more of each crop; got {factor}"
+            )
+        if self.candidates < ipc * factor**2:
+            return (
+                f"candidates must be at least the crops of {ipc} images per class, "
+                f"{ipc * factor**2} with factor {factor}; got {self.candidates}"
+            )
+        return ""
+
+
+@settings
 class ExpertsConfig:
     """Networks trained on all real images, whose parameters are kept after every epoch.
 
@@ -143,7 +208,8 @@ class ExpertsConfig:
     radius: NotNegative = 0.0
     """How far away FTD looks for the largest loss, ρ; 0 trains as usual."""
     gap_weight: NotNegative = 0.4
-    """Of the gap between that loss and the loss, α, if there is a radius."""
+    """Of the gap between that loss and the loss, α, if there is a radius; 0.4 is the default of
+    FTD's code, its Table 7 has 0.3 or 1."""
     adaptive: bool = True
     """Whether the radius is relative to the size of each parameter."""
 
@@ -184,7 +250,7 @@ class TrajectoryMatchingConfig:
     every step taken as given, which is TESLA's."""
     soft_labels: bool = False
     """Whether the student learns what the expert's end says of the images, as TESLA on
-    ImageNet-1K; otherwise classes."""
+    ImageNet-1K; otherwise classes. Labels of the set are another matter (``labels``)."""
     average: Annotated[float, Ge(0), Lt(1)] = 0.0
     """Decay of the moving average of the images that the set consists of (FTD: 0.9995); 0 takes the
     last ones."""
@@ -194,3 +260,37 @@ class TrajectoryMatchingConfig:
     """Strengths of DSA."""
     clip: bool = False
     """Clip to the valid pixel range after every step."""
+
+
+@settings
+class ResidualMatchingConfig(SynthesizeConfig):
+    """Residual matching (FADRM): the section ``synthesize``, and keys of its own.
+
+    ``initialise`` must be ``real``, and stands for crops of random training images.
+    """
+
+    sizes: tuple[Annotated[int, Ge(0), Le(4096)], ...] = (0, 0, 0, 0)
+    """Side of the images in each of the phases that the iterations are cut into, pixels; 0 is their
+    own, as the last must be. The paper has 200 and 224 in turn on ImageNet-1K."""
+    alpha: Annotated[float, Ge(0), Le(1)] = 0.5
+    """Weight of the optimised images, α, where they meet the real crops again between two phases; 1
+    leaves them as they are."""
+    crops: Count = 10
+    """Random crops of an image, of which the one that the pool finds easiest is taken."""
+    crop_views: ViewConfig = ViewConfig(crop_scale=0.5, hflip=False, roll=(0, 0))
+    """What such a crop may be."""
+
+    def __post_init__(self) -> None:
+        SynthesizeConfig.__post_init__(self)
+        check(
+            0 < len(self.sizes) <= self.iterations,
+            f"sizes must be those of 1 to {self.iterations} phases, as many as there are "
+            f"iterations; got {list(self.sizes)}",
+        )
+
+    @property
+    def phases(self) -> tuple[range, ...]:
+        """Iterations of each phase."""
+        count = len(self.sizes)
+        ends = [self.iterations * phase // count for phase in range(count + 1)]
+        return tuple(map(range, ends, ends[1:]))

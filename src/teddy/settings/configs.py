@@ -89,8 +89,9 @@ class OptimizerConfig:
     """Decoupled (AdamW) or coupled (SGD) decay."""
     decay_1d: bool
     """Whether biases and norm parameters decay too."""
-    schedule: Literal["cosine", "step", "constant"]
-    """Per epoch: cosine to 0, or ``step_factor`` every ``step_epochs``."""
+    schedule: Literal["cosine", "half_cosine", "step", "constant"]
+    """Per epoch: cosine to 0; the first half of a cosine twice as long, to ½ of ``lr`` (EDC's and
+    RDED's smoothed schedule); or ``step_factor`` every ``step_epochs``."""
     step_epochs: Count
     """Period of the step schedule; epochs."""
     step_factor: Positive
@@ -359,6 +360,11 @@ class SynthesizeConfig:
     """The alternative to ``views``; one operation per iteration."""
     views_per: Literal["batch", "image"]
     """One view shared by the batch, as SRe2L's code does, or one per image."""
+    curriculum: Literal["none", "cosine", "linear", "step"]
+    """How the smallest area fraction of crops falls from 1 to ``views.crop_scale`` (CDA); ``none``
+    has the latter from the start, as SRe2L."""
+    milestone: Annotated[float, Gt(0), Le(1)]
+    """Share of the iterations over which it falls, or after which it does by ``step``."""
     clip: bool
     """Clip to the valid pixel range after every step."""
     class_statistics: Literal["none", "per_class", "pooled"]
@@ -376,6 +382,11 @@ class SynthesizeConfig:
                 "class_statistics per_class needs classes_per_batch 1: each "
                 f"batch is matched to its own class, got {self.classes_per_batch}",
             )
+        check(
+            self.curriculum == "none" or self.augmentation == "views",
+            f"curriculum must be none with augmentation {self.augmentation}, which has no crops of "
+            f"views; got {self.curriculum}",
+        )
 
 
 @settings
@@ -446,10 +457,14 @@ class PlusConfig:
 class CoresetConfig:
     """Real images that teachers choose, the algorithm ``coreset``."""
 
-    choose: Literal["random", "kmeans", "herding", "crops"]
+    choose: Literal["random", "kmeans", "herding", "kcentre", "el2n", "forgetting", "crops"]
     """Among the easiest images of a class: at random; those nearest to the centres of k-means;
-    those whose mean is nearest to the class's (herding); or the crop of each that the pool finds
-    easiest, of images drawn at random."""
+    those whose mean is nearest to the class's (herding); those that leave none far away (k-centre);
+    by the pool's mean error (EL2N); by how often the pool's checkpoints forget them; or the crop of
+    each that the pool finds easiest, of images drawn at random."""
+    scores: Literal["lowest", "highest"]
+    """Which ``el2n`` and ``forgetting`` take: ``lowest`` are easy images, which few images per
+    class need, ``highest`` hard ones."""
     easiest: Annotated[float, Gt(0), Le(1)]
     """Share of a class's training images, those that the pool's last member finds easiest, that
     are chosen from, but never fewer than are needed."""

@@ -11,11 +11,16 @@ from pathlib import Path
 from teddy.core import user_code
 from teddy.core.errors import TeddyError
 from teddy.settings.algorithms import ALGORITHMS
-from teddy.settings.configs import STAGES
+from teddy.settings.baselines import (
+    GradientMatchingConfig,
+    MosaicConfig,
+    ResidualMatchingConfig,
+)
+from teddy.settings.configs import STAGES, CoresetConfig
 from teddy.settings.parameters import Parameters
-from teddy.settings.places import AXES, PLACES, SOFT_ALONE
-from teddy.settings.rows import parents
-from teddy.settings.schema import Section, check, shown, suggest
+from teddy.settings.places import AXES, ONE_RECIPE, PLACES, SOFT_ALONE, the_recipe
+from teddy.settings.rows import OF_STUDENTS, parents
+from teddy.settings.schema import Section, check, nearest, refuse_unknown, shown, suggest
 from teddy.settings.theory import Fig1Config, Fig5Config
 from teddy.settings.user_files import check_reference
 
@@ -44,6 +49,7 @@ class Declared(Parameters):
             self._layered(cls, stage)
             for name in self.datasets:
                 self._resolved(cls, stage, name)
+        self._check_recipes()
         of_rows = {
             "methods": self._check_method,
             "prepared": self.prepare,
@@ -87,6 +93,46 @@ class Declared(Parameters):
             its == dataset,
             f"{where} is of dataset {dataset!r}, but its parent {parent!r} is of {its!r}",
         )
+
+    def _check_recipes(self) -> None:
+        """Recipes must be right on top of the defaults, and of datasets that change them."""
+        known = self.recipes()
+        for name, recipe in known.items():
+            valid = isinstance(name, str) and re.fullmatch(r"[A-Za-z0-9][\w-]*", name, re.ASCII)
+            check(
+                bool(valid),
+                f"{self._params.where('recipes')}: the name {shown(name)} must be letters, digits, "
+                "'_' and '-', and begin with a letter or digit",
+            )
+            where = self._params.where(f"recipes.{name}")
+            self._check_recipe(where, recipe, ("recipes", name))
+        for dataset in self.datasets:
+            own = self.recipes(dataset)
+            refuse_unknown(own, known, self.where_of_dataset(dataset, "recipes"))
+            for name, changes in own.items():
+                where = self.where_of_dataset(dataset, f"recipes.{name}")
+                layers = (("datasets", dataset), *self._layers_of(name, dataset))
+                self._check_recipe(where, changes, *layers)
+            taken = self.sections_of(dataset).get("recipe", "")
+            self._check_recipe_name(self.where_of_dataset(dataset, "recipe"), taken)
+
+    def _check_recipe(self, where: str, recipe: object, *layers: tuple[str, str]) -> None:
+        """What a recipe, or a dataset, says of labels and students must fit what lies below."""
+        if not isinstance(recipe, Mapping):
+            raise TeddyError(f"{where} must be keys; got {shown(recipe)}")
+        refuse_unknown(recipe, OF_STUDENTS, where)
+        for stage in OF_STUDENTS:
+            self._layered(STAGES[stage], stage, layers)
+
+    def _check_recipe_name(self, where: str, name: object) -> None:
+        known = self.recipes()
+        if name != "" and (not isinstance(name, str) or name not in known):
+            close = nearest(str(name), known)
+            raise TeddyError(
+                f"{where} must be '' or a key of recipes in params.yaml "
+                f"({', '.join(sorted(known)) or 'which has none'}); got {shown(name)}"
+                + (f"; did you mean {close!r}?" if close else "")
+            )
 
     def _check_method(self, name: str) -> None:
         algorithm = self.methods[name].algorithm
@@ -139,6 +185,7 @@ class Declared(Parameters):
             f"synthesize.draw is {draw}, but the pool {row.pool!r} has {size} "
             f"member{'s' if size > 1 else ''}",
         )  # fmt: skip
+        self._check_chosen(name)
         algorithm, by_experts = self.algorithm(row.method), row.pool in self.experts
         check(
             by_experts or not algorithm.by_experts,
@@ -158,6 +205,49 @@ class Declared(Parameters):
                 f"{self.where('sets', name)}: pool {row.pool!r} has experts without BatchNorm, "
                 f"which {row.method} cannot use; name a row of pools"
             )
+
+        if isinstance(config, ResidualMatchingConfig):
+            self._check_phases(name, config)
+
+    def _check_chosen(self, name: str) -> None:
+        """What choosing real images, mosaics and loops ask of pool, images and their number."""
+        row, config = self.sets[name], self.algorithm_config(name)
+        if isinstance(config, CoresetConfig) and config.choose == "forgetting":
+            kind = self.pools[row.pool].kind if row.pool in self.pools else "experts"
+            self._check_fit(
+                kind == "prior" and self.pool_size(row.pool) > 1, "sets", name,
+                "choose is forgetting, which needs a pool of kind prior with two checkpoints or "
+                f"more of one run; {row.pool!r} is {kind} and has {self.pool_size(row.pool)}",
+            )  # fmt: skip
+        if isinstance(config, MosaicConfig):
+            reason = config.misfit(row.ipc, self.prepare(row.data).image_size)
+            self._check_fit(not reason, "sets", name, reason)
+        if isinstance(config, GradientMatchingConfig):
+            self._check_fit(not (reason := config.misfit(row.ipc)), "sets", name, reason)
+
+    def _check_phases(self, name: str, config: ResidualMatchingConfig) -> None:
+        """Refuse a set of residual matching whose phases do not fit its images or teachers."""
+        row = self.sets[name]
+        self._check_fit(
+            config.initialise == "real", "sets", name,
+            "initialise must be real: images begin with real crops and return to them; got "
+            f"{config.initialise}",
+        )  # fmt: skip
+        prepared, sizes = self.prepare(row.data), list(config.sizes)
+        side = prepared.image_size
+        self._check_fit(
+            max(sizes) <= side and sizes[-1] in (0, side), "sets", name,
+            f"sizes must be at most {side}, the side of the images, and end with it or 0; got "
+            f"{sizes}",
+        )  # fmt: skip
+        arch = self.train_teacher(self.pools[row.pool].base).network.arch
+        grey = 4 if prepared.channels == 1 else 0  # pixels that convnet3 pads them by more
+        halved = {((size or side) + grey) // 8 for size in (0, *sizes)}
+        self._check_fit(
+            arch != "convnet3" or len(halved) == 1, "sets", name,
+            "sizes must have as many pixels after convnet3's three halvings as the images, whose "
+            f"side is {side}; got {sizes}",
+        )  # fmt: skip
 
     def _check_evaluation(self, name: str) -> None:
         row, where = self.evaluations[name], self.where("evaluations", name)
@@ -203,6 +293,8 @@ class Declared(Parameters):
         )  # fmt: skip
 
     def _check_labels(self, section: str, name: str, labels: tuple[str, ...]) -> None:
+        recipe = getattr(self, section)[name].recipe
+        self._check_recipe_name(f"{self.where(section, name)}.recipe", recipe)
         self.evaluate(name)
         relabel = self.relabel(name)
         self._check_fit(
@@ -243,6 +335,8 @@ class Declared(Parameters):
         for target, rows in self.targets.items():
             for dataset in rows:
                 self._check_places(target, dataset)
+                if target == ONE_RECIPE:
+                    self._check_one_recipe(dataset)
         for section in ("sets", "evaluations", "learners"):
             for name, row in getattr(self, section).items():
                 dataset, where = self.dataset_of(row.data), self.where(section, name)
@@ -338,13 +432,37 @@ class Declared(Parameters):
                 )
                 taken[shown] = own
 
+    def _check_one_recipe(self, dataset: str) -> None:
+        """Rows of the one recipe must be labelled and learnt from alike, or they show more than
+        what their images are worth.
+        """
+        names = self.shown(ONE_RECIPE, dataset)
+        one = the_recipe((self.evaluation(name).method, self.recipe(name)) for name in names)
+        first = dict[tuple[int, str], str]()
+        for name in [name for name in names if self.recipe(name) == one] if one else names:
+            row, where = self.evaluation(name), ("targets", f"{ONE_RECIPE}/{dataset}")
+            self._check_fit(bool(one), *where, "it needs rows with a recipe, but none has one")
+            place = (row.ipc, self.evaluate(name).network.arch)
+            other = first.setdefault(place, name)
+            alike = self._labels_and_students(name) == self._labels_and_students(other)
+            self._check_fit(
+                alike, *where,
+                f"{other} and {name} have the recipe {one}, but differ in pool, members or "
+                "settings of labels and students, so that not their images alone would be compared",
+            )  # fmt: skip
+
+    def _labels_and_students(self, name: str) -> tuple[object, ...]:
+        row = self.evaluation(name)
+        return row.pool, row.members, self.relabel(name), self.evaluate(name)
+
     def _facts(self, name: str) -> dict[str, object]:
         """What the place of an evaluation in a table depends on, apart from the labels."""
         row, size = self.evaluation(name), self.pool_size(self.evaluation(name).pool)
         config = self.algorithm_config(row.set)
         return {
             "arch": self.evaluate(name).network.arch, "method": row.method, "data": row.data,
-            "ipc": row.ipc, "init": getattr(config, "initialise", None),
+            "ipc": row.ipc, "recipe": self.recipe(name),
+            "init": getattr(config, "initialise", None),
             "precision": getattr(config, "precision", None),
             "teachers_drawn": getattr(config, "draw", None), "members": row.members or size,
             "pool_size": size, "stages": self._stages(row.pool),

@@ -19,6 +19,7 @@ from teddy.settings.schema import Section, parse_yaml
 
 Key = tuple[str, ...]
 _ABSENT = object()
+_TAKEN = (*STAGES, "dsa", "recipe", "recipes")
 
 
 def without_effect(declared: Declared, root: Path) -> Iterator[str]:
@@ -36,7 +37,9 @@ def without_effect(declared: Declared, root: Path) -> Iterator[str]:
         )
         for key, value in _changes(before, after) if before else ():
             dataset, own = _place(file, key)
-            if own[0] in (*STAGES, "dsa") and not _acts(declared, dataset, own, _at(before, key)):
+            if not dataset and own[0] == "recipes" and _at(before, own[:2]) is _ABSENT:
+                continue  # a new recipe, for rows to come
+            if own[0] in _TAKEN and not _acts(declared, dataset, own, _at(before, key)):
                 acts = _what_acts(declared, dataset, own, value)
                 if acts:
                     yield f"{file}: {'.'.join(key)} = {_text(value)} changes nothing: {acts}"
@@ -116,25 +119,36 @@ def _what_acts(declared: Declared, dataset: str, key: Key, value: Any) -> str:
     """Where a key stands that wins over a default, or a dataset's own; "" if it has this value."""
     if dataset and dataset not in declared.datasets:
         return f"no row that is switched on is of the dataset {dataset}"
+    used = declared.recipes_used(dataset)
+    if key[0] == "recipes" and key[1] not in used:
+        return f"no row that is switched on has the recipe {key[1]}"
     above = [] if dataset else declared.datasets
     owns = {name: _at(declared.sections_of(name), key) for name in above}
     owns = {name: own for name, own in owns.items() if own is not _ABSENT}
-    places = [declared.place_of_dataset(name) for name, own in owns.items() if own != value]
+    places = [name for name, own in owns.items() if own != value]
     if owns and not places:
         return ""
     if places:
-        own = ((file, ".".join(part for part in (at, *key) if part)) for file, at in places)
-        told = (
-            f"{name} of {file} wins"
-            if file.startswith("experiments")
-            else "-S " + shlex.quote(f"{file}:{name}={_text(value)}".removeprefix("params.yaml:"))
-            for file, name in own
-        )
+        told = (_acting(declared, name, key, value) for name in places)
         return f"what the dataset says wins; try {' '.join(told)}"
-    rows = declared.rows_with(key)
+    for recipe in used:
+        for of in dict.fromkeys((dataset, "")):
+            if _at(declared.recipes(of), (recipe, *key)) is not _ABSENT:
+                told_of = _acting(declared, of, ("recipes", recipe, *key), value)
+                return f"the recipe {recipe} says it; try {told_of}"
+    rows = declared.rows_with(key[2:] if key[0] == "recipes" else key)
     if rows:
         return f"rows say it themselves, such as {rows[0]}"
     return "no row that is switched on reads it"
+
+
+def _acting(declared: Declared, dataset: str, key: Key, value: Any) -> str:
+    """The option that sets a key of a dataset, or a default; of what DVC cannot set its place."""
+    file, at = declared.place_of_dataset(dataset) if dataset else ("params.yaml", "")
+    name = ".".join(part for part in (at, *key) if part)
+    if file.startswith("experiments"):
+        return f"{name} of {file} wins"
+    return "-S " + shlex.quote(f"{file}:{name}={_text(value)}".removeprefix("params.yaml:"))
 
 
 def _text(value: Any) -> str:

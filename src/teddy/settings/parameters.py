@@ -6,6 +6,9 @@ Settings of a stage are resolved in three layers, each naming only what it chang
 1. the stage's section of ``params.yaml``, the defaults of the paper;
 2. the dataset's, ``params/<dataset>.yaml``, or ``datasets.<dataset>`` of ``params.yaml``;
 3. the row's further keys. A row of ``evaluations`` lies on top of that of its set.
+
+For labels and students a named recipe may lie between 2 and 3: ``recipes.<name>`` of
+``params.yaml``, with what the dataset changes of it, ``recipes.<name>`` of its own.
 """
 
 import copy
@@ -70,7 +73,8 @@ T = TypeVar("T")
 _NAME = re.compile(r"[A-Za-z0-9][\w-]*(/[A-Za-z0-9][\w-]*)*", re.ASCII)
 _LONGEST = 150
 _STEM = re.compile(r"[\w.-]+", re.ASCII)
-_OF_DATASETS = (*STAGES, "dsa")
+_OF_DATASETS = (*STAGES, "dsa", "recipe", "recipes")
+_STUDENTS = ("sets", "evaluations", "learners")
 OPTIONS = ("help", "out", "root")
 """Options of the stage resolve, which no experiment file may have the name of."""
 MAIN = "main"
@@ -103,8 +107,8 @@ class Parameters:
         for path in listed:
             self._take(root / path)
         params = self._params
-        known = {"seed", "syntheses", "continual", "datasets", "dsa", *STAGES, *EXPERIMENTS}
-        refuse_unknown(params.raw, known, params.where())
+        known = {"seed", "syntheses", "continual", "datasets", "dsa", "recipes", *STAGES}
+        refuse_unknown(params.raw, known | {*EXPERIMENTS}, params.where())
         self.seed: int = from_json(Seed, params.value("seed"), params.where("seed"))
         self._syntheses: int = from_json(
             Count, params.value("syntheses"), params.where("syntheses")
@@ -263,9 +267,9 @@ class Parameters:
         """Dataset of prepared images."""
         return self.prepared[data].dataset
 
-    def where_of_dataset(self, name: str) -> str:
-        """File, and key if there is one, that a dataset's settings stand in."""
-        return self._datasets[name].where()
+    def where_of_dataset(self, name: str, key: str = "") -> str:
+        """File, and key if there is one, that a dataset's settings, or one of them, stand in."""
+        return self._datasets[name].where(key)
 
     def place_of_dataset(self, name: str) -> tuple[str, str]:
         """The same file, relative to the root, and the key or ""."""
@@ -289,7 +293,12 @@ class Parameters:
         return other
 
     def rows_with(self, key: Sequence[str]) -> list[str]:
-        """File and key of rows that have a key of a stage, ``synthesize.lr`` for one."""
+        """File and key of rows that have a key of a stage, ``synthesize.lr`` for one, or ``recipe``
+        itself.
+        """
+        if key == ("recipe",):
+            rows = [(s, *row) for s in _STUDENTS for row in getattr(self, s).items()]
+            return [self.where(section, name) for section, name, row in rows if row.recipe]
         found, (stage, *path) = [], key
         of_sets = [algorithm.section for algorithm in ALGORITHMS.values()]
         for section, (_, own, nested) in ROWS.items():
@@ -348,8 +357,9 @@ class Parameters:
 
     def experts_config(self, name: str) -> ExpertsConfig:
         """Settings of some experts."""
-        own = self._overrides("experts", name, "experts")
-        return from_json(ExpertsConfig, own, self.where("experts", name))
+        own, where = self._overrides("experts", name, "experts"), self.where("experts", name)
+        own = self._with_dsa(own, self.dataset_of(self.experts[name].data), where)
+        return from_json(ExpertsConfig, own, where)
 
     def algorithm(self, method: str) -> Algorithm:
         """What is to be known of the algorithm of a method.
@@ -381,7 +391,10 @@ class Parameters:
             return self._resolved(algorithm.config, algorithm.section, dataset, ("sets", name))
         own, where = self._overrides("sets", name, ""), self.where("sets", name)
         cls, _, nested = ROWS["sets"]
-        refuse_unknown(own, config_keys(algorithm.config) | config_keys(cls) | set(nested), where)
+        keys = config_keys(algorithm.config)
+        refuse_unknown(own, keys | config_keys(cls) | set(nested), where)
+        if "dsa" in keys and algorithm in ALGORITHMS.values():
+            own = self._with_dsa(own, self.dataset_of(row.data), where)
         return from_json(algorithm.config, own, where)
 
     def synthesize_of(self, dataset: str) -> SynthesizeConfig:
@@ -405,8 +418,29 @@ class Parameters:
             name=name, dataset=self.dataset_of(row.data), data=again.data if again else row.data,
             set=again.set if again else name, method=row.method, ipc=row.ipc,
             pool=again.pool if again else row.pool, members=again.members if again else 0,
-            labels=again.labels if again else labels,
+            labels=again.labels if again else labels, recipe=self.recipe(name),
         )  # fmt: skip
+
+    def recipes(self, dataset: str = "") -> Section:
+        """Recipes of params.yaml, or what a dataset changes of them, by name."""
+        sections = self._datasets[dataset] if dataset else self._params
+        return sections.keys("recipes") if "recipes" in sections.raw else {}
+
+    def recipes_used(self, dataset: str = "") -> list[str]:
+        """Recipes that rows have, or those of a dataset."""
+        rows = [(n, row) for section in _STUDENTS for n, row in getattr(self, section).items()]
+        names = (n for n, row in rows if dataset in ("", self.dataset_of(row.data)))
+        return list(dict.fromkeys(recipe for recipe in map(self.recipe, names) if recipe))
+
+    def recipe(self, name: str) -> str:
+        """Recipe of a set, an evaluation or a learner: its own, its set's or the dataset's; "" if
+        none of these names one.
+        """
+        row = self.sets.get(name) or self.learners.get(name)
+        if row is None:
+            return self.evaluations[name].recipe or self.recipe(self.evaluations[name].set)
+        its: str = self.sections_of(self.dataset_of(row.data)).get("recipe", "")
+        return row.recipe or its
 
     def syntheses(self, name: str) -> int:
         """How often a set is made."""
@@ -450,7 +484,7 @@ class Parameters:
 
         Every layer is checked, so that a message names the file and key where the value stands.
         """
-        known = (stage, *layers)
+        known = (cls, stage, *layers)
         if known not in self._known:
             where, own = self._layer(stage, *layers[-1:])
             below = own
@@ -462,7 +496,9 @@ class Parameters:
                 refuse_unknown(own, config_keys(cls) - {"dsa"}, where)
                 below = {**own, "dsa": self._dsa({}, self._params)}
             merged = merge(below, own, where)
-            self._known[known] = merged, from_json(cls, merged, where)
+            made: Any = from_json(cls, merged, where)
+            # of a method of others keys may be missing from the section, which rows may override
+            self._known[known] = merged if layers else to_json(made), made
             self._check_references(own, where)
         found: tuple[Section, Any] = self._known[known]
         return found
@@ -470,6 +506,11 @@ class Parameters:
     def _layer(self, stage: str, row: tuple[str, str] = ("", "")) -> tuple[str, Section]:
         """What the defaults, a dataset or a row says of a stage, and file and key of that."""
         section, name = row
+        if section == "recipes":  # of params.yaml, or what a dataset changes of it
+            recipe, _, dataset = name.partition("@")
+            sections = self._datasets[dataset] if dataset else self._params
+            own = self.recipes(dataset).get(recipe, {})
+            return sections.where(f"recipes.{recipe}.{stage}"), own.get(stage, {})
         if section in ("", "datasets"):
             sections = self._datasets[name] if section else self._params
             return sections.where(stage), sections.keys(stage)
@@ -495,6 +536,11 @@ class Parameters:
         own, where = sections.keys("dsa"), sections.where("dsa")
         return to_json(from_json(DsaConfig, merge(below, own, where) if below else own, where))
 
+    def _with_dsa(self, own: Section, dataset: str, where: str) -> Section:
+        """What a row says of a stage without a section, above the dataset's strengths of DSA."""
+        below = self._dsa(self._dsa({}, self._params), self._datasets[dataset])
+        return {**own, "dsa": merge(below, own.get("dsa", {}), f"{where}.dsa")}
+
     def _overrides(self, section: str, name: str, stage: str) -> Section:
         """What a row says of a stage: by its further keys, or under the stage's name."""
         cls, own, nested = ROWS[section]
@@ -512,13 +558,21 @@ class Parameters:
         return {key: value for key, value in raw.items() if key not in identity}
 
     def _chain(self, name: str) -> tuple[Any, ...]:
-        """Dataset and rows that settings of labels and students come from."""
+        """Dataset, recipe and rows that settings of labels and students come from."""
         if name in self.learners:
-            return self.dataset_of(self.learners[name].data), ("learners", name)
-        if name in self.sets:
-            return self.dataset_of(self.sets[name].data), ("sets", name)
-        again = self.evaluations[name]
-        return self.dataset_of(again.data), ("sets", again.set), ("evaluations", name)
+            data, rows = self.learners[name].data, [("learners", name)]
+        elif name in self.sets:
+            data, rows = self.sets[name].data, [("sets", name)]
+        else:  # on top of its set, but for a recipe of its own
+            again = self.evaluations[name]
+            data, rows = again.data, [("sets", again.set), ("evaluations", name)]
+            rows = rows[1:] if again.recipe else rows
+        dataset = self.dataset_of(data)
+        return dataset, *self._layers_of(self.recipe(name), dataset), *rows
+
+    def _layers_of(self, recipe: str, dataset: str) -> tuple[tuple[str, str], ...]:
+        """Layers of a recipe: that of params.yaml, and what a dataset changes of it."""
+        return (("recipes", recipe), ("recipes", f"{recipe}@{dataset}")) if recipe else ()
 
     def _experiment(self, name: str, cls: type[T]) -> T:
         own, where = self._params.keys(name), self._params.where(name)

@@ -7,6 +7,7 @@ from typing import Any
 from teddy.core import user_code
 from teddy.core.errors import TeddyError
 from teddy.settings import stages
+from teddy.settings.baselines import MosaicConfig
 from teddy.settings.code import checksums
 from teddy.settings.configs import PoolConfig, SmallClasses, SynthesizeConfig
 from teddy.settings.declared import Declared
@@ -70,6 +71,9 @@ def _demand(declared: Declared, data: str) -> stages.Demand | None:
             config = declared.algorithm_config(name)
             size = getattr(config, "indices_per_batch", 0)
             needed = -(-row.ipc // size) * size if size else row.ipc
+            needed *= getattr(config, "partition", 1) ** 2  # smaller ones in an image of IDM
+            if isinstance(config, MosaicConfig):
+                needed *= config.factor_at(declared.prepare(data).image_size) ** 2
             found.append(stages.Demand(row=name, images=needed, indices_per_batch=size))
     return max(found, key=lambda demand: demand.images, default=None)
 
@@ -169,6 +173,7 @@ def _continual(declared: Declared, name: str) -> stages.ContinualSettings:
         set=row.set, pool=row.pool, teachers=row.teachers, method=made.method, ipc=made.ipc,
         labels=row.labels, strict=row.strict, epochs=declared.step_epochs(name),
         continual=declared.continual, relabel=declared.relabel(name), evaluate=evaluate,
+        recipe=declared.recipe(name),
         synthesize=own if isinstance(own, SynthesizeConfig) else None,
         small_classes=_small_classes(declared, row.set),
         code=_code(evaluate.network.arch, _arch(declared, row.pool)),
@@ -181,7 +186,7 @@ def _measure_costs(declared: Declared, fig: str, dataset: str) -> stages.Measure
     sets = {}
     for name in _sets_shown(declared, fig, dataset):
         row, config = declared.sets[name], declared.algorithm_config(name)
-        if not isinstance(config, SynthesizeConfig):
+        if type(config) is not SynthesizeConfig:
             raise TeddyError(f"{where}: {name} is not made by Eq. 7, whose cost is measured")
         if row.data != target.data or row.pool not in (target.converged, target.prior):
             raise TeddyError(

@@ -16,6 +16,8 @@ KINDS = ("hard", "fixed", "soft")
 """Labels that students learn from: classes, one soft label for each image, or one for each view; in
 the order of tables."""
 Labels = tuple[Literal["hard", "fixed", "soft"], ...]
+OF_STUDENTS = ("relabel", "evaluate")
+"""Sections of labels and students: what a recipe has, and rows override by keys of these names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +152,9 @@ class SetRow:
     syntheses: Whole = 0
     """How often it is made, labelled and learnt from, with other random numbers every time; 0 takes
     the key ``syntheses`` of params.yaml."""
+    recipe: str = ""
+    """Key of ``recipes``, for what it does not say itself of its own labels and students; "" takes
+    the dataset's."""
 
 
 @settings
@@ -157,7 +162,7 @@ class EvaluationRow:
     """A set evaluated again, with other labels or other students.
 
     Its only further keys are ``relabel`` and ``evaluate``, which override those stages on top of
-    what its set says.
+    what its set says; of its recipe, if it names one.
     """
 
     data: Data
@@ -170,6 +175,9 @@ class EvaluationRow:
     """Kinds of labels that students are trained with."""
     members: Whole = 0
     """Label with so many members, evenly spaced over the pool (Fig. 3b); 0 takes all."""
+    recipe: str = ""
+    """Key of ``recipes``, in place of all that its set says of labels and students; "" keeps
+    that."""
 
     def __post_init__(self) -> None:
         _check_labels(self.labels)
@@ -204,6 +212,8 @@ class LearnerRow:
     """``pool`` itself (paper-like), or a key of ``step_teachers`` (strict)."""
     labels: Labels
     """Kinds of labels that students are trained with."""
+    recipe: str = ""
+    """Key of ``recipes``, for what it does not say itself; "" takes the dataset's."""
 
     def __post_init__(self) -> None:
         _check_labels(self.labels)
@@ -236,10 +246,10 @@ ROWS: dict[str, tuple[type, str, tuple[str, ...]]] = {
     "bases": (BaseRow, "train_teacher", ()),
     "pools": (PoolRow, "pool", ()),
     "experts": (ExpertsRow, "experts", ()),
-    "sets": (SetRow, "algorithm", ("relabel", "evaluate")),
-    "evaluations": (EvaluationRow, "", ("relabel", "evaluate")),
+    "sets": (SetRow, "algorithm", OF_STUDENTS),
+    "evaluations": (EvaluationRow, "", OF_STUDENTS),
     "step_teachers": (StepTeachersRow, "train_teacher", ()),
-    "learners": (LearnerRow, "", ("relabel", "evaluate")),
+    "learners": (LearnerRow, "", OF_STUDENTS),
 }
 """Sections of rows: their type, the stage that further keys override, and the stages that keys of
 their own names override."""
@@ -259,3 +269,5 @@ class Evaluation:
     pool: str
     members: Whole
     labels: Labels
+    recipe: str = ""
+    """Key of ``recipes`` that holds for its labels and students; "" for none."""

@@ -200,6 +200,8 @@ class ContinualSettings(Stage):
     continual: ContinualConfig
     relabel: RelabelConfig
     evaluate: EvaluateConfig
+    recipe: str
+    """Key of ``recipes`` that holds for these two; "" for none."""
     synthesize: SynthesizeConfig | None
     """Where strict teachers make the images anew."""
     small_classes: SmallClasses | None

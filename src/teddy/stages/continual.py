@@ -37,7 +37,7 @@ from teddy.students.continual import (
     step_pool,
     synthesise_step,
 )
-from teddy.students.evaluation import train_student
+from teddy.students.evaluation import recipe_record, train_student
 from teddy.students.labels import KeptLabels, OnlineLabels, SoftLabels, TrainingViews
 from teddy.students.sets import check_of_dataset, load
 from teddy.synthesis.methods import Ingredients
@@ -217,6 +217,7 @@ def _identity(settings: ContinualSettings) -> Json:
         "arch": settings.evaluate.network.arch,
         "epochs": settings.relabel.epochs,
         "steps": settings.continual.steps,
+        "recipe": recipe_record(settings.recipe, settings.relabel, settings.evaluate),
     }
 
 

@@ -21,7 +21,7 @@ from teddy.settings.rows import Evaluation
 from teddy.settings.schema import to_json
 from teddy.settings.sets import synthesis_file
 from teddy.settings.stages import EvaluateSettings
-from teddy.students.evaluation import train_student
+from teddy.students.evaluation import recipe_record, train_student
 from teddy.students.label_budget import label_bytes
 from teddy.students.labels import (
     MANIFEST,
@@ -62,6 +62,7 @@ def main(settings: EvaluateSettings, args: Namespace) -> str:
         "largest_class": int(held_out.labels.bincount().max()),
         "machine": machine(device),
         "epochs": settings.relabel.epochs,
+        "recipe": recipe_record(evaluation.recipe, settings.relabel, config),
         "labels": {kind: [] for kind in evaluation.labels},
     }
     waiting = list[Students]()

@@ -28,7 +28,7 @@ def main(settings: ExpertsSettings, args: Namespace) -> str:
         "train_experts", name, settings=to_json(settings), data=manifest_digest(args.data)
     ).claim()
     with first_alone():
-        check_room(config, dataset, args.out)
+        check_room(config, dataset, work.path, args.out)
 
     def finish(index: int) -> None:
         if not (work / member_name(index)).exists():

@@ -15,7 +15,8 @@ from teddy.core.seeding import derive, permutation
 from teddy.data.datasets import LabelledImages
 from teddy.data.images import Normalisation
 from teddy.objectives import mixed_cross_entropy, soft_label_loss
-from teddy.settings.configs import EvaluateConfig
+from teddy.settings.configs import EvaluateConfig, RelabelConfig
+from teddy.settings.schema import to_json
 from teddy.students.labels import Batch, SoftLabels, TrainingViews
 from teddy.teachers.networks import build
 from teddy.teachers.training import Run, Step, accuracy, equal_parts, fit, inference_batch
@@ -81,6 +82,17 @@ def train_student(
         "curve": history,
         **measure(network, held_out, views.normalisation, config.precision, teachers),
     }
+
+
+def recipe_record(name: str, relabel: RelabelConfig, evaluate: EvaluateConfig) -> Json:
+    """What records say of how students were trained.
+
+    Returns:
+        ``name`` of the recipe, "" for none, and all settings of ``relabel`` and ``evaluate`` but
+        ``store``, on which no student depends.
+    """
+    own = {key: value for key, value in to_json(relabel).items() if key != "store"}
+    return {"name": name, "relabel": own, "evaluate": to_json(evaluate)}
 
 
 def measure(

@@ -66,6 +66,7 @@ class ClassMatching(OptimisedMethod):
     by_pool = True
     terms = ("distance", "classifier_prior")
     rate = "plus.lr"
+    size = "plus.classes_per_batch, real_images or views_per_image"
 
     def __init__(self, config: PlusConfig, given: Ingredients) -> None:
         super().__init__(config, given)

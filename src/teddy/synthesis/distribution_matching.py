@@ -53,6 +53,7 @@ class DistributionMatching(OptimisedMethod):
     config: DmConfig
     terms = ("distance",)
     rate = "dm.lr"
+    size = "dm.classes_per_batch"
 
     def __init__(self, config: DmConfig, given: Ingredients) -> None:
         super().__init__(config, given)

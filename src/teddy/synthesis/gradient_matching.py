@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from teddy.core.errors import TeddyError
 from teddy.core.seeding import derive, permutation
 from teddy.data.dsa import DsaViews, draw_dsa, draw_shared_dsa
 from teddy.settings.baselines import GradientMatchingConfig
@@ -25,9 +24,6 @@ from teddy.synthesis.methods import Ingredients, OptimisedMethod
 from teddy.teachers.networks import build
 from teddy.teachers.optimizers import Group, Sgd
 
-LOOPS = {1: (1, 1), 10: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40, 15), 50: (50, 10)}
-"""Steps of the images per network, and epochs that the network is trained after each but the last,
-by images per class; the papers' choice."""
 _CHUNK_PIXELS = 2**14  # of real images in a pass on the CPU, whose activations stay in its cache
 _TINY = 1e-6  # keeps a gradient of zero from dividing by zero, as the authors have it
 
@@ -100,6 +96,7 @@ class GradientMatching(OptimisedMethod):
     config: GradientMatchingConfig
     terms = ("distance",)
     rate = "lr"
+    size = "real_batch or train_batch"
 
     def __init__(self, config: GradientMatchingConfig, given: Ingredients) -> None:
         super().__init__(config, given)
@@ -107,24 +104,8 @@ class GradientMatching(OptimisedMethod):
         labels = given.data.train.labels.cpu()
         self._members = [torch.nonzero(labels == c)[:, 0] for c in range(given.data.num_classes)]
 
-    def loops(self, ipc: int) -> tuple[int, int]:
-        """Steps of the images, and epochs of the network after each but the last.
-
-        Raises:
-            TeddyError: the papers name none for so many images per class, and neither do settings.
-        """
-        config = self.config
-        if not (config.outer_loops and config.inner_loops) and ipc not in LOOPS:
-            raise TeddyError(
-                f"outer_loops and inner_loops must be set for ipc {ipc}: the papers have them for "
-                f"{', '.join(map(str, LOOPS))}"
-            )
-        outer, inner = LOOPS.get(ipc, (0, 0))
-        return config.outer_loops or outer, config.inner_loops or inner
-
     def batches(self, ipc: int) -> list[Batch]:
         """One: the network is trained on all images."""
-        self.loops(ipc)
         return [Batch(0, 0, range(ipc), range(self.data.num_classes))]
 
     def start(self, batch: Batch, images: Tensor) -> State:
@@ -133,12 +114,8 @@ class GradientMatching(OptimisedMethod):
         return State(images, Sgd([Group([images], 0.0)], self.config.momentum), losses)
 
     def optimise(self, batch: Batch, state: State) -> Iterator[None]:
-        """Algorithm 1, from iteration ``state.done`` on.
-
-        An iteration that is broken off begins again from its first step, with the images as far
-        as they were.
-        """
-        outer, inner = self.loops(len(batch.indices))
+        """Algorithm 1, from iteration ``state.done`` on."""
+        outer, inner = self.config.loops(len(batch.indices))
         low, high = self.data.normalisation.bounds(self.device)
         for iteration in range(state.done, self.config.iterations):
             network = self.network(iteration)

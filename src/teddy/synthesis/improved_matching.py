@@ -54,8 +54,8 @@ class Queue:
         self._optimizers: list[Sgd] = []
         self._right: list[Tensor] = []
         self._seen: list[int] = []
-        for _ in range(_FIRST):
-            self._enter()
+        for number in range(min(_FIRST, self.config.networks)):
+            self._enter(number)
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -73,6 +73,7 @@ class Queue:
             self._right = [torch.zeros_like(right) for right in self._right]
             self._seen = [0] * len(self)
         if iteration % self.config.network_every == 0:
+            number = self.numbers[-1] + 1
             if len(self) == self.config.networks:
                 for own in (
                     self.numbers,
@@ -82,7 +83,7 @@ class Queue:
                     self._seen,
                 ):
                     own.pop(0)
-            self._enter()
+            self._enter(number)
 
     def train(self, iteration: int) -> None:
         """Train some networks for a few steps."""
@@ -123,8 +124,7 @@ class Queue:
                 self._right[place].copy_(tensors[f"{place}.right"])
         self._seen = list(facts["seen"])
 
-    def _enter(self, number: int | None = None) -> None:
-        number = self.numbers[-1] + 1 if number is None and self.numbers else number or 0
+    def _enter(self, number: int) -> None:
         network = self._method.network(number)
         decayed = [Group(list(network.parameters()), self.config.network_decay)]
         self.numbers.append(number)
@@ -172,6 +172,7 @@ class ImprovedMatching(OptimisedMethod):
     config: ImprovedMatchingConfig
     terms = ("distance", "classifier")
     rate = "lr"
+    size = "real_batch or train_batch"
 
     def __init__(self, config: ImprovedMatchingConfig, given: Ingredients) -> None:
         super().__init__(config, given)

@@ -118,6 +118,8 @@ class OptimisedMethod(Method):
     """Names of what :meth:`combine` gives."""
     rate: ClassVar[str]
     """Setting that is too large where a loss is not finite."""
+    size: ClassVar[str] = "its settings"
+    """Settings that are too large where memory is exhausted."""
 
     def __init__(self, config: Any, given: Ingredients) -> None:
         super().__init__(config, given)

@@ -1,6 +1,6 @@
 """Teddy: images in which weak teachers see the training set's statistics (Algorithm 1, Eq. 7).
 
-With the converged model alone as its pool this is SRe2L.
+With the converged model alone as its pool this is SRe2L, and with a curriculum of its crops CDA.
 
 Dimensions: ``N`` images of a batch, ``C H W`` image shape, ``K`` classes, ``M`` drawn teachers.
 """
@@ -14,9 +14,9 @@ from teddy.core.errors import TeddyError
 from teddy.core.files import Json
 from teddy.core.memory import OutOfMemory, memory_watch
 from teddy.core.runtime import log
-from teddy.data.augmentation import Resampling, draw_views
-from teddy.data.dsa import DsaViews, draw_dsa, draw_shared_dsa
-from teddy.objectives import Moments, cosine_lr, pool_class_statistics
+from teddy.data.augmentation import draw_views
+from teddy.data.dsa import draw_dsa, draw_shared_dsa
+from teddy.objectives import Moments, cosine_lr, pool_class_statistics, smallest_crop
 from teddy.settings.configs import SynthesizeConfig
 from teddy.synthesis.class_statistics import class_moments
 from teddy.synthesis.engine import fused
@@ -32,7 +32,7 @@ from teddy.teachers.pools import draw_teachers
 
 _VIEW_BLOCK = 64  # shared views drawn at a time; drawing them singly costs more than using them
 
-Augmentation = Resampling | DsaViews
+Augmentation = Callable[[Tensor], Tensor]
 """What images go through before teachers see them."""
 
 
@@ -50,6 +50,7 @@ class Teddy(OptimisedMethod):
     by_pool = True
     terms = ("classifier_prior", "statistics")
     rate = "synthesize.lr"
+    size = "synthesize.classes_per_batch or indices_per_batch"
 
     def __init__(
         self, config: SynthesizeConfig, given: Ingredients, passes: MakePasses | None = None
@@ -85,6 +86,7 @@ class Teddy(OptimisedMethod):
             if config.clip:  # line 9: clip
                 with torch.no_grad():
                     torch.clamp(x, low, high, out=x)
+            self.after(i + 1, state)
             state.finish_step(losses)
             yield  # to other batches, and to who saves this one (line 10)
 
@@ -129,15 +131,24 @@ class Teddy(OptimisedMethod):
         losses = torch.zeros(config.iterations, 1 + 2 * config.draw, device=self.device)
         return State(images, optimizer, losses, kept={"gradient": self._mode(batch)})
 
+    def after(self, done: int, state: State) -> None:
+        """What else becomes of the images when so many iterations are done: nothing."""
+
     def _views(self, batch: Batch, start: int) -> Iterator[Augmentation]:
         """Views from iteration ``start`` on; each depends on its iteration alone."""
-        size = self.data.image_shape[1:]
+        height, width = self.data.image_shape[1:]
+        return self._views_of(batch, range(start, self.config.iterations), height, width)
+
+    def _views_of(
+        self, batch: Batch, iterations: range, height: int, width: int
+    ) -> Iterator[Augmentation]:
+        """Views of some iterations, of images of a size."""
         key = ("synthesis view", batch.group, batch.chunk)
         per_image = self.config.views_per == "image"
         count = len(batch.indices) * len(batch.classes) if per_image else 1
         if self.config.augmentation == "dsa":
             everyone = torch.arange(count, device=self.device)
-            for iteration in range(start, self.config.iterations):
+            for iteration in iterations:
                 moment = (self.config.dsa, self.seed, *key, iteration)
                 if per_image:
                     yield draw_dsa(*moment, indices=everyone)
@@ -145,11 +156,23 @@ class Teddy(OptimisedMethod):
                     yield draw_shared_dsa(*moment, device=self.device)
             return
         block = max(1, _VIEW_BLOCK // count)
-        for first in range(start, self.config.iterations, block):
-            counters = torch.arange(first * count, (first + block) * count, device=self.device)
-            drawn = draw_views(self.config.views, *size, self.seed, *key, indices=counters)
-            views = drawn.resampling(*size)
-            yield from (views[i * count : (i + 1) * count] for i in range(block))
+        for first in iterations[::block]:
+            last = min(first + block, iterations.stop)
+            counters = torch.arange(first * count, last * count, device=self.device)
+            drawn = draw_views(
+                self.config.views, height, width, self.seed, *key, indices=counters,
+                crop_scale=self._smallest_crops(counters // count),
+            )  # fmt: skip
+            views = drawn.resampling(height, width)
+            yield from (views[i * count : (i + 1) * count] for i in range(last - first))
+
+    def _smallest_crops(self, iterations: Tensor) -> Tensor | None:
+        """Smallest area fraction of crops at iterations; None has that of the settings."""
+        config = self.config
+        if config.curriculum == "none":
+            return None
+        progress = iterations.double() / (config.milestone * config.iterations)
+        return smallest_crop(config.views.crop_scale, config.curriculum, progress)
 
     # ---------------------------------------------------------------- teachers, and what they match
 

@@ -46,13 +46,15 @@ class TrajectoryMatching(OptimisedMethod):
     config: TrajectoryMatchingConfig
     by_pool = True
     terms = ("distance",)
-    rate = "lr"
+    rate = "lr, student_lr or student_lr_lr"
+    size = "batch"
 
     def __init__(self, config: TrajectoryMatchingConfig, given: Ingredients) -> None:
         super().__init__(config, given)
         assert given.pool is not None, "by_pool asks for one"
-        self._experts = open_experts(given.pool)
         shape, classes = self.data.image_shape, self.data.num_classes
+        self._experts = open_experts(given.pool, shape, classes)
+        self._experts.check(config.max_start, config.expert_epochs)
         self._network = build(self._experts.network, shape, classes, 0).to(self.device)
         self._named = dict(self._network.named_parameters())
 
@@ -88,11 +90,17 @@ class TrajectoryMatching(OptimisedMethod):
                     torch.clamp(state.images, low, high, out=state.images)
                 if config.average:
                     state.more[_AVERAGE].lerp_(state.images, 1 - config.average)
-                    if iteration + 1 == config.iterations:
-                        state.images.copy_(state.more[_AVERAGE])
+            if iteration + 1 == config.iterations:
+                self._finish(state)
             state.finish_step(loss[None])
             yield
-        state.kept[_RATE] = rate.item()
+
+    def _finish(self, state: State) -> None:
+        """What is made of the last step, as part of it: a run killed after it has it too."""
+        state.kept[_RATE] = state.more[_RATE].item()
+        if self.config.average:
+            with torch.no_grad():
+                state.images.copy_(state.more[_AVERAGE])
 
     def gradients(
         self, images: Tensor, rate: Tensor, batch: Batch, iteration: int, way: str

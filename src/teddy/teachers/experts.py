@@ -34,7 +34,7 @@ from teddy.data.datasets import ImageDataset
 from teddy.data.dsa import draw_dsa
 from teddy.settings.baselines import ExpertsConfig
 from teddy.settings.configs import NetworkConfig
-from teddy.settings.schema import from_json, to_json
+from teddy.settings.schema import from_json, shown, to_json
 from teddy.teachers.networks import build, count_parameters, save_network
 from teddy.teachers.optimizers import Group, Sgd, restore
 from teddy.teachers.pools import MANIFEST, Pool
@@ -61,22 +61,33 @@ def flat(parameters: Sequence[Tensor]) -> Tensor:
     return torch.cat([parameter.flatten() for parameter in parameters])
 
 
-def check_room(config: ExpertsConfig, data: ImageDataset, folder: Path) -> None:
-    """Refuse trajectories that the disk has no room for, before any expert is trained.
+def check_room(config: ExpertsConfig, data: ImageDataset, work: Path, out: Path) -> None:
+    """Refuse trajectories that a disk has no room for, before any expert is trained.
+
+    Args:
+        config: how many, and how long.
+        data: what they see.
+        work: folder where they are made, perhaps with some of a killed run.
+        out: folder that they are copied to when all are there.
 
     Raises:
         TeddyError: naming how many bytes they take, and how many there are.
     """
     parameters = count_parameters(build(config.network, data.image_shape, data.num_classes, 0))
     size = 4 * parameters * config.count * (config.epochs + 2)  # a member is one state more
-    there = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
-    free = shutil.disk_usage(there).free
-    if 2 * size > free:  # they are copied when all are there
-        raise TeddyError(
-            f"{folder}: {config.count} experts of {config.epochs} epochs take {size:,} bytes, and "
-            f"as many until they are finished, but {free:,} are left there; train fewer (count) "
-            "or smaller ones (network, epochs)"
-        )
+    made = sum(path.stat().st_size for path in work.glob("*.safetensors"))
+    needed: dict[int, int] = {}  # by disk
+    for folder, own in ((work, max(0, size - made)), (out, size)):
+        there = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
+        disk, free = there.stat().st_dev, shutil.disk_usage(there).free
+        needed[disk] = needed.get(disk, 0) + own
+        if needed[disk] > free:
+            raise TeddyError(
+                f"{folder}: {config.count} experts of {config.epochs} epochs take {size:,} bytes, "
+                f"and as many in {work} until they are finished; {needed[disk]:,} are needed on "
+                f"this disk, but {free:,} are left; train fewer (count) or smaller ones (network, "
+                "epochs)"
+            )
     log(f"  {config.count} experts of {config.epochs} epochs: {size / 1e6:,.0f} MB")
 
 
@@ -230,6 +241,7 @@ def manifest(name: str, config: ExpertsConfig, data: Path, work: WorkDir) -> Jso
 class Experts:
     """Trajectories on disk."""
 
+    folder: Path
     files: tuple[Path, ...]
     """One of each expert."""
     network: NetworkConfig
@@ -239,6 +251,19 @@ class Experts:
         """All parameters of an expert after an epoch, 0 before the first: float32 ``(P,)``."""
         with safe_open(self.files[expert], framework="pt") as file:
             return cast(Tensor, file.get_slice("way")[epoch])
+
+    def check(self, max_start: int, expert_epochs: int) -> None:
+        """Refuse experts that end before the last epoch that is matched.
+
+        Raises:
+            TeddyError: naming the settings and both epochs.
+        """
+        last = max_start - 1 + expert_epochs
+        if last > self.epochs:
+            raise TeddyError(
+                f"{self.folder}: max_start {max_start} and expert_epochs {expert_epochs} need "
+                f"{last} epochs of an expert, but these end at epoch {self.epochs}; {_AGAIN}"
+            )
 
 
 def check_data(pool: Pool, data: Path) -> None:
@@ -252,27 +277,39 @@ def check_data(pool: Pool, data: Path) -> None:
         raise TeddyError(f"{pool.folder}: has experts of other images than {data}; {_AGAIN}")
 
 
-def open_experts(pool: Pool) -> Experts:
+def open_experts(pool: Pool, image_shape: tuple[int, int, int], num_classes: int) -> Experts:
     """Open the trajectories of a pool of experts; each file is read once.
+
+    Args:
+        pool: of experts.
+        image_shape: channels, height and width of what they see.
+        num_classes: K.
 
     Raises:
         TeddyError: a pool of another kind, or a file is not the one that the manifest describes.
     """
     where = pool.folder / MANIFEST
     record = read_json(where)
-    entries, epochs = record.get("trajectories"), record.get("epochs")
-    if record.get("kind") != KIND or not isinstance(entries, list) or not isinstance(epochs, int):
+    if record.get("kind") != KIND:
         raise TeddyError(
             f"{where}: expected experts, whose trajectories are kept, got a pool of kind "
             f"{record.get('kind')!r}; name a row of experts"
         )
+    entries, epochs = record.get("trajectories"), record.get("epochs")
+    listed = isinstance(entries, list) and all(isinstance(entry, dict) for entry in entries)
+    if not entries or not listed or not isinstance(epochs, int):
+        raise TeddyError(
+            f"{where}: must have epochs and trajectories, a list of files with their sha256; got "
+            f"{shown(epochs)} and {shown(entries)}; {_AGAIN}"
+        )
     config = from_json(NetworkConfig, record.get("network"), f"{where}: network")
+    parameters = count_parameters(build(config, image_shape, num_classes, 0))
     files = []
     for entry in entries:
         path = pool.folder / Path(str(entry.get("file"))).name
-        expected = {"way": ("F32", (epochs + 1, None))}
+        expected = {"way": ("F32", (epochs + 1, parameters))}
         check_tensors(path, expected, kind=_TRAJECTORY, again=_AGAIN)
         if digest(path) != entry.get("sha256"):
             raise TeddyError(f"{path}: checksum differs from {MANIFEST}; {_AGAIN}")
         files.append(path)
-    return Experts(tuple(files), config, epochs)
+    return Experts(pool.folder, tuple(files), config, epochs)

@@ -45,8 +45,9 @@ def learning_rate(config: OptimizerConfig, epoch: int, fraction: float, epochs: 
     if epoch < config.warmup_epochs:
         gone = (epoch + fraction) / config.warmup_epochs
         return config.lr * (_WARMUP_START + (1 - _WARMUP_START) * gone)
-    if config.schedule == "cosine":
-        gone = (epoch - config.warmup_epochs) / max(1, epochs - config.warmup_epochs)
+    if config.schedule in ("cosine", "half_cosine"):
+        stretch = 2 if config.schedule == "half_cosine" else 1  # EDC's st, and ζ of its smoothing
+        gone = (epoch - config.warmup_epochs) / (stretch * max(1, epochs - config.warmup_epochs))
         return config.lr * 0.5 * (1 + math.cos(math.pi * gone))
     if config.schedule == "step":
         return float(config.lr * config.step_factor ** (epoch // config.step_epochs))

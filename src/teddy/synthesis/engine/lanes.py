@@ -50,6 +50,11 @@ class Job(Protocol):
         ...
 
     @property
+    def size(self) -> str:
+        """Settings of how many images it takes at a time, for messages."""
+        ...
+
+    @property
     def can_go_on(self) -> bool:
         """Whether exhausted memory left nothing half-done."""
         ...
@@ -203,7 +208,7 @@ class Lanes:
             return True
         raise TeddyError(
             f"synthesize: no memory left for {job.name} {reason}; take fewer images at a time by "
-            "synthesize.classes_per_batch or indices_per_batch"
+            f"{job.size}"
         )
 
     def _begin(self, job: Job, running: "list[_Running]") -> "_Running":

@@ -36,6 +36,8 @@ from teddy.synthesis.engine.state import State
 
 CHECK_EVERY = 50
 """Steps between looks at the losses, each a host–device sync."""
+LOOK_SECONDS = 30.0
+"""Most seconds between them, where steps are slow."""
 
 _KIND, _FINITE_KIND = "teddy.batch.v1", "teddy.batch-images.v1"
 _CURVE_POINTS = 100
@@ -48,6 +50,7 @@ class Optimised(Protocol):
     data: ImageDataset
     device: torch.device
     rate: ClassVar[str]
+    size: ClassVar[str]
     terms: ClassVar[tuple[str, ...]]
     kept: Json
     facts: Json
@@ -196,6 +199,11 @@ class BatchRun:
         return self.batch.name
 
     @property
+    def size(self) -> str:
+        """See :attr:`teddy.synthesis.methods.OptimisedMethod.size`."""
+        return self.method.size
+
+    @property
     def can_go_on(self) -> bool:
         """Whether exhausted memory left nothing half-done."""
         return self._state is None or self._state.whole
@@ -249,7 +257,7 @@ class Watch:
         self._resume, self._save_every = resume, save_every
         self._first = state.done
         self._finite, self._finite_at = state.images.detach().clone(), state.done
-        self._began = self._saved = time.monotonic()
+        self._began = self._saved = self._looked = time.monotonic()
         self._live = Live(resume, state.done)
 
     def bar(self, place: Place | None) -> "tqdm[Any]":
@@ -265,9 +273,11 @@ class Watch:
         Raises:
             TeddyError: a loss or an image is not finite.
         """
-        state = self._state
-        if state.done % CHECK_EVERY != 0 and state.done != len(state.losses):
+        state, now = self._state, time.monotonic()
+        due = state.done % CHECK_EVERY == 0 or now - self._looked >= LOOK_SECONDS
+        if not due and state.done != len(state.losses):
             return
+        self._looked = now
         bad = first_non_finite(state.losses[self._finite_at : state.done])
         if bad is not None:
             self._refuse(self._finite_at + bad)
