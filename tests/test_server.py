@@ -163,3 +163,27 @@ def test_a_command_starts_it_by_the_server_or_by_itself(
     assert (made.returncode, made.stderr) == (3, "")
     found = json.loads(made.stdout)
     assert (found["argv"], found["variable"], found["imported"]) == (["x"], "b", there)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_a_command_does_not_start_again_when_who_started_all_is_gone_too(
+    server: subprocess.Popen[bytes], tmp_path: Path
+) -> None:
+    command = [sys.executable, "-S", str(ROOT / "tools" / "launch.py"), "-m", "probe", "wait"]
+    text = f"""
+import os, subprocess
+mine = {{"TEDDY_REPRO": str(os.getpid()), "DVC_STAGE": "probe"}}
+subprocess.run({command}, env={{**os.environ, **mine}})
+"""
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path), SOCKET: str(tmp_path / "s")}
+    with subprocess.Popen(
+        [sys.executable, "-c", text], env=environment, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True,
+    ) as starter:  # fmt: skip
+        assert starter.stdout is not None
+        assert json.loads(starter.stdout.readline())["argv"] == ["wait"]
+        starter.kill()
+        server.kill()
+        out, err = starter.communicate(timeout=30)
+    assert (out, err) == ("", "wait: stopped, as what started it has ended; the same command "
+                              "continues from here\n")  # fmt: skip

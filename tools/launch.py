@@ -74,12 +74,14 @@ def main() -> None:
     sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
     from teddy.core.ancestors import end_with_dvc
 
-    end_with_dvc(argv[0] if argv else module)
+    name = argv[0] if argv else module
+    end_with_dvc(name)
     try:
         status = Process(module, argv, os.environ).wait()
     except OSError:
         status = None
     if status is None:
+        end_with_dvc(name)  # at once if the server is not all that has gone, and not after imports
         os.execvp("python", ["python", "-m", module, *argv])
     os._exit(status)
 
