@@ -29,7 +29,7 @@ repro: install  ## Install, then make every table and figure on the digits (an h
 	@echo
 	@echo "Everything: plots/report.html   Tables: metrics/tables   Figures: plots/figures"
 
-table1: install  ## Install, then make Table 1 alone (10 minutes)
+table1: install  ## Install, then make Table 1 alone (a quarter of an hour)
 	python -m tools.repro --jobs $(JOBS) table1
 	@echo
 	@sed '/^## Best-epoch/,$$d' metrics/tables/digits/table1/table.md
